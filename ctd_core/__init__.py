@@ -1,0 +1,1 @@
+"""Cross-tokenizer distillation: everything that calculates. Nothing here imports Ray."""

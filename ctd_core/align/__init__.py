@@ -1,0 +1,1 @@
+"""Where two tokenizations of the same bytes agree."""

@@ -1,0 +1,1 @@
+"""Text to token ids and the exact bytes that they stand for."""

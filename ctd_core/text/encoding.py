@@ -1,0 +1,116 @@
+"""Encoding texts with two tokenizers, each verified to spell the text byte for byte."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.text.normalisation import canonical_form, content_normaliser
+from ctd_core.text.spelling import spell_vocabulary
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One side of a text: `ids` [S] int32, `byte_ends` [S] int64, the position in the text after each token.
+
+    A leading space that the tokenizer invented lies before the text: a token that is nothing else ends at 0.
+    """
+
+    ids: npt.NDArray[np.int32]
+    byte_ends: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A text in its canonical form and its two encodings, student before teacher; both spell `text_bytes`."""
+
+    text_bytes: bytes
+    student: EncodedText
+    teacher: EncodedText
+
+
+class TextEncoder:
+    """A tokenizer made ready to encode plain text and to check every result.
+
+    The names of special tokens are encoded as the text that they are; no special token is added.
+    Raises TokenizerError, naming the tokenizer by `name`, where it cannot spell its input.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
+        self.spelling = spell_vocabulary(tokenizer.backend_tokenizer, name)
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        self._bytes = [raw or b"" for raw in self.spelling.token_bytes]
+        self._invents_space = self._find_invented_space()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
+        """The encoding of each of `texts`, or the reason why there is none that spells it."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._checked(text.encode(), encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _checked(self, text_bytes: bytes, ids: list[int]) -> EncodedText | DocumentError:
+        spelled = b"".join([self._bytes[token_id] for token_id in ids])
+        invented = 0
+        if spelled != text_bytes:
+            if not (self._invents_space and spelled == b" " + text_bytes):
+                return self._misspelled(text_bytes, spelled, ids)
+            invented = 1
+        array = np.array(ids, dtype=np.int32)
+        return EncodedText(array, np.cumsum(self.spelling.lengths_bytes[array]) - invented)
+
+    def _misspelled(self, text_bytes: bytes, spelled: bytes, ids: list[int]) -> DocumentError:
+        at = next(
+            (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
+            min(len(text_bytes), len(spelled)),
+        )
+        unknown = any(self.spelling.is_special[ids])
+        return DocumentError(
+            "no token for a character" if unknown else "tokens spell another text",
+            f"{self.name}: the tokens spell {spelled[at : at + 24]!r} where the text has "
+            f"{text_bytes[at : at + 24]!r}, at byte {at}",
+        )
+
+    def _find_invented_space(self) -> bool:
+        """Whether the tokenizer begins a text with a space of its own; raises where it loses even plain letters."""
+        ids = self._backend.encode("a", add_special_tokens=False).ids
+        spelled = b"".join(self._bytes[token_id] for token_id in ids)
+        if spelled not in (b"a", b" a"):
+            raise TokenizerError(
+                f"{self.name}: the tokens of 'a' spell {spelled!r}, so this tokenizer cannot spell its input. "
+                "Take a model whose tokenizer keeps its text."
+            )
+        return spelled == b" a"
+
+
+def encode_pairs(student: TextEncoder, teacher: TextEncoder, texts: Sequence[str]) -> list[EncodedPair | DocumentError]:
+    """Each of `texts` encoded by both sides in the form that both leave alone, or why it has to be dropped."""
+    normalise = [side.normalise for side in (student, teacher) if side.normalise is not None]
+    results: list[EncodedPair | DocumentError | None] = [None] * len(texts)
+    canonical: dict[int, str] = {}
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+            canonical[row] = canonical_form(text, normalise) if normalise else text
+        except UnicodeEncodeError:
+            results[row] = DocumentError("not Unicode text", f"a lone surrogate in {text[:80]!r}")
+        except DocumentError as error:
+            results[row] = error
+    forms = list(canonical.values())
+    sides = zip(canonical, forms, student.encode_batch(forms), teacher.encode_batch(forms), strict=True)
+    for row, form, student_text, teacher_text in sides:
+        if isinstance(student_text, DocumentError):
+            results[row] = student_text
+        elif isinstance(teacher_text, DocumentError):
+            results[row] = teacher_text
+        else:
+            results[row] = EncodedPair(form.encode(), student_text, teacher_text)
+    return [result for result in results if result is not None]

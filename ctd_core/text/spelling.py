@@ -1,0 +1,141 @@
+"""The exact bytes of every token id of a fast tokenizer."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from ctd_core.errors import TokenizerError
+
+PRETOKEN_STARTS = (b" ", b"\t", b"\n", b"\r")
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What each token id stands for, for V ids.
+
+    token_bytes: V byte strings; empty for a special token, None for an id that no token has.
+    lengths_bytes: [V] int64, the lengths of `token_bytes`.
+    is_special: [V] bool, control tokens, which stand for no text.
+    begins_pretoken: [V] bool, special tokens and those whose bytes begin with a space, tab, LF or CR
+        (outcome chunk debiasing, arXiv 2503.20083).
+    """
+
+    token_bytes: tuple[bytes | None, ...]
+    lengths_bytes: npt.NDArray[np.int64]
+    is_special: npt.NDArray[np.bool_]
+    begins_pretoken: npt.NDArray[np.bool_]
+
+
+def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
+    """The spelling of every id of `tokenizer`, read off its own description.
+
+    Covers byte-level BPE (tiktoken conversions too), and BPE or Unigram with metaspace, with or without byte
+    fallback: `spell_vocabulary(gpt2).token_bytes[262] == b" the"`.
+
+    Raises TokenizerError, naming the tokenizer by `name`, where tokens do not keep the text between them
+    (WordPiece, suffixes and prefixes that mark parts of words).
+    """
+    description = json.loads(tokenizer.to_str())
+    model = description["model"]
+    _refuse_lossy_models(model, name)
+    space = _metaspace(description)
+    byte_level = any(part["type"] == "ByteLevel" for part in _parts(description))
+    if not byte_level and space is None and model["type"] != "Unigram" and not model.get("byte_fallback"):
+        raise TokenizerError(
+            f"{name}: neither a byte-level nor a metaspace tokenizer, so what it does with spaces is unknown. "
+            "Take a byte-level BPE, or a SentencePiece tokenizer with metaspace."
+        )
+    ids = tokenizer.get_vocab(with_added_tokens=False)
+    added = {token["id"]: token for token in description["added_tokens"]}
+    size = max([*ids.values(), *added], default=-1) + 1
+    spelled: list[bytes | None] = [None] * size
+    special = np.zeros(size, dtype=np.bool_)
+    for token, token_id in ids.items():
+        if byte_level:
+            spelled[token_id] = _from_byte_level(token)
+        else:
+            spelled[token_id] = _from_metaspace(token, space, bool(model.get("byte_fallback")))
+    for token_id, token in added.items():
+        if token["special"]:
+            special[token_id] = True
+            spelled[token_id] = b""
+        elif token["normalized"] and not byte_level and space:
+            spelled[token_id] = token["content"].replace(space, " ").encode()
+        elif byte_level or token["content"] not in ids:
+            # Matched in the text itself, before any pre-tokenization: it stands for what it says.
+            spelled[token_id] = token["content"].encode()
+    starts = np.array([raw is not None and raw.startswith(PRETOKEN_STARTS) for raw in spelled], dtype=np.bool_)
+    return Spelling(
+        token_bytes=tuple(spelled),
+        lengths_bytes=np.array([len(raw or b"") for raw in spelled], dtype=np.int64),
+        is_special=special,
+        begins_pretoken=starts | special,
+    )
+
+
+def _refuse_lossy_models(model: dict[str, Any], name: str) -> None:
+    if model["type"] not in {"BPE", "Unigram"}:
+        raise TokenizerError(
+            f"{name}: a {model['type']} tokenizer drops the white space between its tokens, so its tokens do not "
+            "spell the text. Take a model with a BPE or Unigram tokenizer."
+        )
+    for mark in ("end_of_word_suffix", "continuing_subword_prefix"):
+        if model.get(mark):
+            raise TokenizerError(
+                f"{name}: its tokens carry the {mark} {model[mark]!r} in place of white space, so they do not spell "
+                "the text. Take a model with a byte-level or metaspace tokenizer."
+            )
+
+
+def _parts(description: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every normaliser, pre-tokenizer and decoder of a tokenizer's description, sequences flattened."""
+    todo = [description.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
+    while todo:
+        part = todo.pop(0)
+        if part is None:
+            continue
+        inner = next((part[key] for key in ("normalizers", "pretokenizers", "decoders") if key in part), None)
+        if inner is None:
+            yield part
+        else:
+            todo = list(inner) + todo
+
+
+def _metaspace(description: dict[str, Any]) -> str | None:
+    """The character that stands for a space inside the tokens, None where there is none."""
+    for part in _parts(description):
+        if part["type"] == "Metaspace":
+            return str(part["replacement"])
+        if part["type"] == "Replace" and part["pattern"].get("String") == " " and part["content"] != " ":
+            return str(part["content"])
+    return None
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The characters that byte-level tokenizers write for bytes: printable ones for themselves, the rest from 256."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _bytes_of_characters()
+
+
+def _from_byte_level(token: str) -> bytes:
+    if all(character in BYTE_OF_CHARACTER for character in token):
+        return bytes(BYTE_OF_CHARACTER[character] for character in token)
+    return token.encode()  # never produced from text; kept for vocabularies that list added tokens in the model
+
+
+def _from_metaspace(token: str, space: str | None, byte_fallback: bool) -> bytes:
+    if byte_fallback and (match := BYTE_FALLBACK.fullmatch(token)):
+        return bytes([int(match[1], 16)])
+    return (token.replace(space, " ") if space else token).encode()

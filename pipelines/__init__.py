@@ -1,0 +1,1 @@
+"""Commands and schedules around ctd_core."""

@@ -1,0 +1,5 @@
+"""`python -m pipelines` is `ctd`."""
+
+from pipelines.cli import main
+
+main()

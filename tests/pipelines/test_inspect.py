@@ -1,0 +1,61 @@
+"""`ctd inspect`, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ctd_core.text.tokenizers import train_tokenizer
+from tests.tokenizers import TEXTS
+
+TEXT = "The fox – naïve,\r\n\tand  日本語 👩‍👩‍👧"
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(TEXTS, 500).save_pretrained(path)
+    return str(path)
+
+
+def ctd(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_json_holds_every_token_and_byte_and_nothing_else_is_printed(tokenizer_dir, tmp_path):
+    (tmp_path / "page.txt").write_bytes(TEXT.encode())
+    source = ("--text-file", str(tmp_path / "page.txt"), "--json")
+    done = ctd("inspect", "--student", "bytes", "--teacher", tokenizer_dir, *source)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    shown = json.loads(line)
+    assert b"".join(bytes.fromhex(chunk["bytes"]) for chunk in shown["chunks"]) == TEXT.encode()
+    assert [i for chunk in shown["chunks"] for i in chunk["student_ids"]] == list(TEXT.encode())
+    assert shown["student_tokens"] == len(TEXT.encode())
+    assert shown["teacher_tokens"] == sum(len(chunk["teacher_ids"]) for chunk in shown["chunks"])
+    assert shown["aligned_fraction"] == 1.0
+
+
+def test_people_see_the_text_and_the_counts(tokenizer_dir):
+    done = ctd("inspect", "--student", "bytes", "--teacher", tokenizer_dir, "--text", "the fox")
+    assert done.returncode == 0, done.stderr
+    assert "the fox" in done.stdout
+    assert "7 student tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "a", "--text-file", "b"), "either --text or --text-file"),
+        (("--text-file", "missing.txt"), "missing.txt"),
+        (("--text", "a", "--student", "./no-such-tokenizer"), "./no-such-tokenizer"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong_and_ends_with_status_2(arguments, message):
+    done = ctd("inspect", "--student", "bytes", "--teacher", "bytes", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

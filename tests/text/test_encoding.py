@@ -1,0 +1,142 @@
+"""A text is accepted only where the tokens spell it."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ByT5Tokenizer
+
+from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.text.encoding import EncodedPair, EncodedText, TextEncoder, encode_pairs
+from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenizer
+from tests.strategies import TEXT
+from tests.tokenizers import PARTIAL, TEXTS, TOTAL, encoder, with_normaliser, wrap
+
+
+@pytest.mark.parametrize("kind", TOTAL)
+def test_every_text_is_spelled_by_its_tokens(kind):
+    side = encoder(kind)
+
+    @given(TEXT)
+    def spells(text):
+        form = unicodedata.normalize("NFC", text) if "NFC" in kind else text
+        (encoded,) = side.encode_batch([form])
+        assert isinstance(encoded, EncodedText)
+        pieces = [side.spelling.token_bytes[token_id] for token_id in encoded.ids]
+        spelled = b"".join(pieces)
+        invented = len(spelled) - len(form.encode())
+        assert spelled == b" " * invented + form.encode()
+        assert invented in (0, 1)
+        assert invented == 0 or "leading space" in kind
+        assert encoded.byte_ends.tolist() == [
+            sum(map(len, pieces[: n + 1])) - invented for n in range(len(pieces))
+        ]  # fmt: skip
+
+    spells()
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_a_character_without_a_token_drops_the_text_with_its_reason(kind):
+    known, unknown = encoder(kind).encode_batch(["the quick brown fox", "the \U00012345 fox"])
+    assert isinstance(known, EncodedText)
+    assert isinstance(unknown, DocumentError)
+    assert unknown.reason == "no token for a character"
+
+
+def test_a_literal_metaspace_is_not_mistaken_for_a_space():
+    (result,) = encoder("SentencePiece BPE").encode_batch(["a▁b"])
+    assert isinstance(result, DocumentError)
+    assert result.reason == "tokens spell another text"
+
+
+def test_the_names_of_special_tokens_are_ordinary_text():
+    side = encoder("byte-level BPE, 600")
+    (encoded,) = side.encode_batch(["a<|endoftext|>b"])
+    assert not side.spelling.is_special[encoded.ids].any()
+
+
+def test_decomposed_text_is_brought_to_the_form_that_both_sides_keep():
+    pair, surrogate = encode_pairs(encoder("byte-level BPE with NFC"), encoder("bytes"), ["cafe\u0301", "\ud800"])
+    assert isinstance(pair, EncodedPair)
+    assert pair.text_bytes == "café".encode()
+    assert isinstance(surrogate, DocumentError)
+    assert surrogate.reason == "not Unicode text"
+
+
+def test_normalisers_that_undo_each_other_drop_only_the_texts_they_fight_over():
+    nfc, nfd = encoder("byte-level BPE with NFC"), TextEncoder(with_normaliser(normalizers.NFD()), "NFD")
+    plain, accented = encode_pairs(nfc, nfd, ["plain", "é"])
+    assert isinstance(plain, EncodedPair)
+    assert isinstance(accented, DocumentError)
+    assert accented.reason == "normalisers disagree"
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "example"),
+    [
+        (normalizers.Lowercase(), "Hello World"),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), "naïve café Å"),
+        (normalizers.Replace("\n", " "), "a\\nb"),
+    ],
+)
+def test_a_tokenizer_that_cannot_spell_its_input_is_refused_by_name_with_an_example(normaliser, example):
+    with pytest.raises(TokenizerError) as caught:
+        TextEncoder(with_normaliser(normaliser), "some/model")
+    assert "some/model" in str(caught.value)
+    assert example in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+        models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+        models.BPE({"a": 0, "a</w>": 1}, [], end_of_word_suffix="</w>"),
+        models.BPE({"a": 0}, []),
+    ],
+)
+def test_models_that_lose_the_white_space_between_tokens_are_refused(model):
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(TokenizerError, match="some/model"):
+        TextEncoder(wrap(backend), "some/model")
+
+
+def test_byte_fallback_control_and_text_tokens_are_told_apart():
+    spelling = encoder("SentencePiece BPE").spelling
+    backend = encoder("SentencePiece BPE").tokenizer.backend_tokenizer
+    assert spelling.token_bytes[backend.token_to_id("<0x0A>")] == b"\n"
+    assert spelling.begins_pretoken[backend.token_to_id("<0x0A>")]
+    assert spelling.token_bytes[backend.token_to_id("▁")] == b" "
+    assert spelling.is_special[backend.token_to_id("<s>")]
+    assert spelling.begins_pretoken[backend.token_to_id("<s>")]
+    assert not spelling.begins_pretoken[backend.token_to_id("e")]
+
+
+def test_the_fast_byt5_has_the_ids_of_the_slow_one():
+    slow, fast = ByT5Tokenizer(), encoder("byt5")
+    for text in TEXTS[:3]:
+        (encoded,) = fast.encode_batch([text])
+        assert encoded.ids.tolist() == slow(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_bytes_tokenizer_is_bytes_and_survives_saving(tmp_path):
+    bytes_tokenizer().save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert again("é\n", add_special_tokens=False)["input_ids"] == list("é\n".encode())
+    assert again.eos_token_id == 256
+
+
+def test_loading_accepts_a_tokenizer_file_and_names_one_that_is_not(tmp_path):
+    train_tokenizer(TEXTS, 300).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).is_fast
+    (tmp_path / "broken.json").write_text("{}")
+    for name in ("broken.json", "missing"):
+        with pytest.raises(TokenizerError, match=name):
+            load_tokenizer(str(tmp_path / name))
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused():
+    with pytest.raises(TokenizerError, match="257"):
+        train_tokenizer(TEXTS, 256)
