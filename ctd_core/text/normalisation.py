@@ -56,10 +56,11 @@ def canonical_form(text: str, normalise: Sequence[Normaliser]) -> str:
     Raises DocumentError (reason `normalisers disagree`) where there is no such form.
     """
     for _ in range(MAX_ROUNDS):
-        before = text
+        changed = False
         for one in normalise:
-            text = one(text)
-        if text == before:
+            before, text = text, one(text)
+            changed |= text != before
+        if not changed:
             return text
     raise DocumentError("normalisers disagree", f"the two normalisers undo each other's changes in {text[:80]!r}")
 
