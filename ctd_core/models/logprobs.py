@@ -1,0 +1,155 @@
+"""Token and boundary log-probabilities straight from hidden states, without the whole logits in memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NO_TARGET = -1
+BLOCK_BYTES = 32 * 2**20
+SAFE_MASS = 1e-20  # above it, a float32 sum of probabilities has lost nothing to underflow
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model turns hidden states into logits: `cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
+
+    weight: [V, H]. bias: [V] or None. cap: logit soft-capping (Gemma 2), None for none. scale: logit scaling
+    (Cohere; Granite divides instead).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def token_and_boundary_logprobs(
+    hidden: Tensor,
+    head: Head,
+    target_ids: Tensor,
+    begins_pretoken: Tensor,
+    boundary_rows: Tensor,
+    keep_bytes: int = 256 * 2**20,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the next token, and of the next token beginning with a pretoken boundary.
+
+    hidden: [N, H]. target_ids: [N] int64, NO_TARGET where no token is asked for (the result is 0 there).
+    begins_pretoken: [V] bool. boundary_rows: [M] int64, ascending and distinct: the rows of `hidden` for which the
+    boundary is asked.
+    keep_bytes: logits of up to this many bytes are kept for the backward pass; those beyond are computed again, so
+    memory is bounded by `keep_bytes` and a block, whatever N and V.
+
+    Returns [N] and [M], natural logarithms in float32 (float64 for float64 input). The boundary term is a masked
+    logsumexp: it does not underflow where the boundary's probability does. Raises ValueError for a target outside
+    the vocabulary.
+    """
+    vocabulary = head.weight.shape[0]
+    if target_ids.numel() and (int(target_ids.max()) >= vocabulary or int(target_ids.min()) < NO_TARGET):
+        raise ValueError(f"token ids reach from {int(target_ids.min())} to {int(target_ids.max())}, but the model's "
+                         f"vocabulary has {vocabulary} entries")  # fmt: skip
+    results = _FusedLogprobs.apply(
+        hidden, head.weight, head.bias, target_ids, begins_pretoken, boundary_rows, head.scale, head.cap, keep_bytes
+    )  # type: ignore[no-untyped-call]
+    token, boundary = results
+    return token, boundary
+
+
+class _FusedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        begins_pretoken: Tensor,
+        boundary_rows: Tensor,
+        scale: float,
+        cap: float | None,
+        keep_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        head = Head(weight, bias, scale, cap)
+        mask = begins_pretoken.to(_wide(hidden))
+        token = hidden.new_zeros(len(hidden), dtype=mask.dtype)
+        boundary = hidden.new_zeros(len(boundary_rows), dtype=mask.dtype)
+        norm = torch.empty_like(token)  # logsumexp of the logits
+        kept: list[Tensor] = []
+        needs_grad = any(ctx.needs_input_grad[:3])
+        for rows, edges in _blocks(len(hidden), weight, boundary_rows):
+            logits = _logits(hidden[rows], head)
+            probabilities = (logits - logits.amax(1, keepdim=True)).exp_()
+            mass = probabilities.sum(1)
+            norm[rows] = logits.amax(1) + mass.log()
+            targets = target_ids[rows]
+            picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            token[rows] = torch.where(targets == NO_TARGET, 0.0, picked - norm[rows])
+            asked = boundary_rows[edges] - rows.start
+            share = (probabilities @ mask)[asked] / mass[asked]
+            log_share = share.log()
+            tiny = share < SAFE_MASS
+            if bool(tiny.any()):
+                masked = logits[asked[tiny]].masked_fill(~begins_pretoken, -torch.inf)
+                log_share[tiny] = masked.logsumexp(1) - norm[rows][asked[tiny]]
+            boundary[edges] = log_share
+            keep_bytes -= logits.nbytes
+            if needs_grad and keep_bytes >= 0:  # the kept ones are the first blocks
+                kept.append(logits)
+        ctx.save_for_backward(
+            hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary, *kept
+        )  # fmt: skip
+        ctx.scale, ctx.cap = scale, cap
+        return token, boundary
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_token, grad_boundary = grads
+        hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary, *kept = ctx.saved_tensors
+        head = Head(weight, bias, ctx.scale, ctx.cap)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        for number, (rows, edges) in enumerate(_blocks(len(hidden), weight, boundary_rows)):
+            logits = kept[number] if number < len(kept) else _logits(hidden[rows], head)
+            wanted = torch.where(target_ids[rows] == NO_TARGET, 0.0, grad_token[rows])
+            asked = boundary_rows[edges] - rows.start
+            # d log p(token) = onehot - softmax;  d log p(boundary) = softmax within the mask - softmax
+            pull = wanted.clone()
+            pull[asked] += grad_boundary[edges]
+            grad = (logits - norm[rows, None]).exp_().mul_(-pull[:, None])
+            finite = boundary[edges] > -torch.inf
+            asked, log_mass = asked[finite], (norm[rows][asked] + boundary[edges])[finite]
+            inside = (logits[asked] - log_mass[:, None]).masked_fill_(~begins_pretoken, -torch.inf).exp_()
+            grad.index_add_(0, asked, inside.mul_(grad_boundary[edges][finite][:, None]))
+            grad.scatter_add_(1, target_ids[rows].clamp(min=0)[:, None], wanted[:, None])
+            if head.cap is not None:
+                grad.mul_(1 - (logits / head.cap) ** 2)
+            grad = grad.mul_(head.scale).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.T, hidden[rows])
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _logits(hidden: Tensor, head: Head) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).to(_wide(hidden))
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    return logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
+
+
+def _blocks(length: int, weight: Tensor, boundary_rows: Tensor) -> list[tuple[slice, slice]]:
+    """Blocks of rows whose logits fill about BLOCK_BYTES, each with its part of `boundary_rows`."""
+    step = max(1, BLOCK_BYTES // (weight.shape[0] * 4))
+    starts = list(range(0, length, step))
+    cuts = torch.searchsorted(boundary_rows, torch.tensor([*starts, length], device=boundary_rows.device)).tolist()
+    return [(slice(start, min(start + step, length)), slice(cuts[n], cuts[n + 1])) for n, start in enumerate(starts)]

@@ -1,0 +1,81 @@
+"""Fused log-probabilities against the plain computation."""
+
+import pytest
+import torch
+
+from ctd_core.models import logprobs
+from ctd_core.models.logprobs import NO_TARGET, Head, token_and_boundary_logprobs
+
+
+def plain(hidden, head, target_ids, begins_pretoken, boundary_rows):
+    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+    logits = logits * head.scale
+    if head.cap is not None:
+        logits = head.cap * torch.tanh(logits / head.cap)
+    every = logits.log_softmax(1)
+    token = every.gather(1, target_ids.clamp(min=0)[:, None])[:, 0] * (target_ids != NO_TARGET)
+    return token, every[boundary_rows][:, begins_pretoken].logsumexp(1)
+
+
+def inputs(rows=11, width=5, vocabulary=13, dtype=torch.float64, bias=True, scale=1.0, cap=None):
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=dtype).requires_grad_()  # noqa: E731
+    targets = torch.randint(0, vocabulary, (rows,), generator=random)
+    targets[3] = NO_TARGET
+    begins_pretoken = torch.arange(vocabulary) % 3 == 0
+    head = Head(draw(vocabulary, width), draw(vocabulary) if bias else None, scale, cap)
+    return draw(rows, width), head, targets, begins_pretoken, torch.tensor([0, 3, 4, rows - 1])
+
+
+HEADS = [{}, {"bias": False}, {"scale": 0.25}, {"cap": 2.0}, {"scale": 3.0, "cap": 5.0}]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("keep_bytes", [0, 500, 10**9])
+def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_bytes, monkeypatch):
+    monkeypatch.setattr(logprobs, "BLOCK_BYTES", 4 * 13 * 4)  # four rows a block
+    arguments = inputs(**head)
+    leaves = [leaf for leaf in (arguments[0], arguments[1].weight, arguments[1].bias) if leaf is not None]
+    results = token_and_boundary_logprobs(*arguments, keep_bytes=keep_bytes)
+    expected = plain(*arguments)
+    weights = [torch.linspace(-1, 2, len(one), dtype=one.dtype) for one in expected]
+    for mine, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    grads = [
+        torch.autograd.grad(sum((one * w).sum() for one, w in zip(side, weights, strict=True)), leaves)
+        for side in (results, expected)
+    ]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_backward_is_the_derivative_of_the_forward(head, monkeypatch):
+    monkeypatch.setattr(logprobs, "BLOCK_BYTES", 4 * 13 * 4)
+    hidden, head, *rest = inputs(**head)
+    leaves = (hidden, head.weight) if head.bias is None else (hidden, head.weight, head.bias)
+
+    def function(hidden, weight, bias=None):
+        return token_and_boundary_logprobs(hidden, Head(weight, bias, head.scale, head.cap), *rest)
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_a_boundary_beyond_the_range_of_float32_is_not_minus_infinity():
+    hidden, weight = torch.ones(1, 1), torch.tensor([[0.0], [-300.0], [-301.0]]).requires_grad_()
+    mask = torch.tensor([False, True, True])
+    arguments = (hidden, Head(weight), torch.tensor([0]), mask, torch.tensor([0]))
+    _, boundary = token_and_boundary_logprobs(*arguments)
+    torch.testing.assert_close(boundary, plain(*arguments)[1])
+    assert boundary.item() == pytest.approx(-299.6867, abs=1e-3)
+    (grad,) = torch.autograd.grad(boundary.sum(), weight)
+    (expected,) = torch.autograd.grad(plain(*arguments)[1].sum(), weight)
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("target", [-2, 13])
+def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(target):
+    hidden, head, targets, *rest = inputs()
+    targets[0] = target
+    with pytest.raises(ValueError, match=f"{target}.*13 entries"):
+        token_and_boundary_logprobs(hidden, head, targets, *rest)
