@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install check test clean
+.PHONY: install check test bench clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -20,6 +20,9 @@ check: install  ## formatting, lint, types, import rules
 
 test: install  ## the tests
 	$(BIN)/python -m pytest
+
+bench: install  ## ratios against baselines that run in the same process
+	$(BIN)/python -m tests.benchmarks.ratios
 
 clean:
 	rm -rf .venv build dist *.egg-info
