@@ -21,7 +21,7 @@ check: install  ## formatting, lint, types, import rules
 test: install  ## the tests
 	$(BIN)/python -m pytest
 
-bench: install  ## ratios against baselines that run in the same process
+bench: install  ## ratios against baselines measured in the same run
 	$(BIN)/python -m tests.benchmarks.ratios
 
 clean:

@@ -1,4 +1,4 @@
-"""Token and boundary log-probabilities straight from hidden states, without the whole logits in memory."""
+"""Token and boundary log-probabilities straight from hidden states, in bounded memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +79,10 @@ class _FusedLogprobs(torch.autograd.Function):
         needs_grad = any(ctx.needs_input_grad[:3])
         for rows, edges in _blocks(len(hidden), weight, boundary_rows):
             logits = _logits(hidden[rows], head)
-            probabilities = (logits - logits.amax(1, keepdim=True)).exp_()
+            largest = logits.amax(1)
+            probabilities = (logits - largest[:, None]).exp_()
             mass = probabilities.sum(1)
-            norm[rows] = logits.amax(1) + mass.log()
+            norm[rows] = largest + mass.log()
             targets = target_ids[rows]
             picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
             token[rows] = torch.where(targets == NO_TARGET, 0.0, picked - norm[rows])

@@ -1,4 +1,7 @@
-"""`make bench`: every figure is a ratio against a baseline that runs in the same process."""
+"""`make bench`: every figure is a ratio against a baseline measured in the same run.
+
+Alignment and its baseline share a process; log-probabilities and theirs have one each, for the sake of the peaks.
+"""
 
 import inspect
 import pkgutil
@@ -38,7 +41,7 @@ def peak_memory_bytes() -> int:
 
 
 def standard_library_source() -> list[str]:
-    """Source text of the standard library's modules in pieces of 2,000 characters, about 4 MB."""
+    """Source text of the standard library's modules in pieces of 2,000 characters."""
     texts = []
     for name in sorted(module.name for module in pkgutil.iter_modules() if module.name in sys.stdlib_module_names):
         if name in {"this", "antigravity", "idlelib", "__phello__"}:
