@@ -1,46 +1,52 @@
-"""Rules that join finest chunks into merged chunks.
+"""Rules that join finest chunks into merged chunks, for all rows of a batch at once.
 
-Every rule answers with the ends of the merged chunks: [M] int64, the index after each one's last finest chunk. The
-last end is always the number of finest chunks, C: nothing is thrown away.
+A rule answers, for each finest chunk [C], whether a merged chunk may close after it. `breaks` [C] is true where one
+has to: after a row's last chunk, and wherever scored text ends. Nothing is thrown away: a group that no rule closes
+is closed by the next break.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-Ends = npt.NDArray[np.int64]
+from ctd_core.config import AnyChunks, AtWhitespace, Debiased, Finest
+
+Flags = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 
 
-def merge_none(num_chunks: int) -> Ends:
-    """Every finest chunk by itself."""
-    return np.arange(1, num_chunks + 1, dtype=np.int64)
+@dataclass(frozen=True)
+class MergedChunks:
+    """index: [C], the merged chunk of each finest one. last: [M], the last finest chunk of each merged one."""
+
+    index: Indices
+    last: Indices
 
 
-def merge_groups(num_chunks: int, size: int) -> Ends:
-    """Groups of `size` finest chunks; the last may be smaller. Raises ValueError for a size below 1."""
-    if size < 1:
-        raise ValueError(f"a group holds at least 1 chunk, not {size}")
-    return np.minimum(np.arange(size, num_chunks + size, size, dtype=np.int64), num_chunks)
+def merge(
+    rule: AnyChunks, before_whitespace: Flags, teacher_boundary_logprobs: npt.NDArray[np.float32], breaks: Flags
+) -> MergedChunks:
+    """The merged chunks of a batch under `rule`; all arguments are [C].
 
-
-def merge_at_whitespace(next_begins_with_whitespace: npt.NDArray[np.bool_]) -> Ends:
-    """Closed where the next finest chunk begins with white space; argument [C]."""
-    return _close(next_begins_with_whitespace)
-
-
-def merge_debiased(teacher_boundary_logprobs: npt.NDArray[np.float32], gamma: float) -> Ends:
-    """Closed only where the teacher gives a pretoken boundary a probability above `gamma`; argument [C].
-
-    Outcome chunk debiasing, arXiv 2503.20083, section 3.2; the paper uses gamma = 0.1. Raises ValueError for a gamma
-    outside [0, 1).
+    before_whitespace: the next chunk begins with white space. teacher_boundary_logprobs: the teacher's log-probability
+    that a pretoken boundary follows. Outcome chunk debiasing is arXiv 2503.20083, section 3.2 (gamma 0.1 there).
     """
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma is a probability below 1, not {gamma}")
-    return _close(teacher_boundary_logprobs > (math.log(gamma) if gamma else -math.inf))
+    if isinstance(rule, Finest):
+        may_close = np.ones_like(breaks)
+    elif isinstance(rule, AtWhitespace):
+        may_close = before_whitespace
+    elif isinstance(rule, Debiased):
+        may_close = teacher_boundary_logprobs > (math.log(rule.gamma) if rule.gamma else -math.inf)
+    else:
+        may_close = _place_in_run(breaks) % rule.size == rule.size - 1
+    closed = may_close | breaks
+    return MergedChunks(index=np.cumsum(closed) - closed, last=np.flatnonzero(closed))
 
 
-def _close(where: npt.NDArray[np.bool_]) -> Ends:
-    closed = where.copy()
-    closed[-1:] = True
-    return np.flatnonzero(closed) + 1
+def _place_in_run(breaks: Flags) -> Indices:
+    """0, 1, 2 … from the chunk after one break to the next break."""
+    ends = np.flatnonzero(breaks) + 1
+    lengths = np.diff(ends, prepend=0)
+    return np.arange(len(breaks)) - np.repeat(ends - lengths, lengths)

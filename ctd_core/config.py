@@ -1,0 +1,368 @@
+"""What a user writes in a run's YAML file: every option once, with its only default."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctd_core.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Options(BaseModel):
+    """Unknown fields are errors; values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- Tokenizers and models --------------------------------------------------------------------------------------
+
+
+class TrainedTokenizer(Options):
+    """A new byte-level BPE tokenizer, trained on the corpus without its held-out documents."""
+
+    kind: Literal["train"]
+    vocab_size: int = Field(8192, ge=257)
+    max_text_bytes: int = Field(100_000_000, gt=0, description="train on this much of the corpus at most")
+
+
+class BytesTokenizer(Options):
+    """The 256 bytes and an end-of-text token."""
+
+    kind: Literal["bytes"]
+
+
+class PretrainedTokenizer(Options):
+    """An existing one: a directory, a hub id or a tokenizer.json file."""
+
+    kind: Literal["pretrained"]
+    name: str
+    revision: str | None = None
+
+
+class Student(Options):
+    """The model that learns: a pretrained one, or (without `model`) the teacher under a new tokenizer."""
+
+    tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
+    model: str | None = None
+    revision: str | None = None
+    head: Literal["as_teacher", "untied"] = Field("as_teacher", description="whether a tied output matrix stays tied")
+    vocab_multiple: int = Field(1, ge=1, description="the vocabulary is padded to a multiple of this")
+    begin_token: str | None = Field(None, description="the token that begins a text, where it is not the usual one")
+    end_token: str | None = Field(None, description="the token that ends a text, where it is not the usual one")
+
+
+class Teacher(Options):
+    """The model that is asked."""
+
+    model: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    begin_token: str | None = Field(None, description="the token that begins a text, where it is not the usual one")
+    end_token: str | None = Field(None, description="the token that ends a text, where it is not the usual one")
+
+
+# --- Corpora ----------------------------------------------------------------------------------------------------
+
+
+class Corpus(Options):
+    """Shares of a corpus, drawn by a hash of each document's text."""
+
+    held_out_fraction: Fraction = Field(0.0, description="documents kept from training, for evaluation")
+    sample_fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the other documents")
+
+
+class JsonLines(Corpus):
+    """Files of one JSON object a line."""
+
+    kind: Literal["jsonl"]
+    paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl")
+    field: str = "text"
+
+
+class Parquet(Corpus):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+    paths: list[str] = Field(min_length=1)
+    field: str = "text"
+
+
+class TextFiles(Corpus):
+    """UTF-8 text files, each one document."""
+
+    kind: Literal["text"]
+    paths: list[str] = Field(min_length=1)
+
+
+class HubDataset(Corpus):
+    """A dataset of the Hugging Face hub, or a directory written by `save_to_disk`."""
+
+    kind: Literal["dataset"]
+    name: str
+    configuration: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    field: str = "text"
+
+
+class StdlibDocs(Corpus):
+    """The documentation strings of the running Python's standard library: about 3 MB that need no download."""
+
+    kind: Literal["stdlib-docs"]
+
+
+class GeneralText(Corpus):
+    """The packaged general set: prose, dialogue, word problems, code and facts, written for this project."""
+
+    kind: Literal["general"]
+
+
+AnyCorpus = Annotated[
+    JsonLines | Parquet | TextFiles | HubDataset | StdlibDocs | GeneralText, Field(discriminator="kind")
+]
+
+
+class HeldOut(Options):
+    """The held-out documents of the run's own corpus."""
+
+    kind: Literal["held_out"]
+    sample_fraction: float = Field(1.0, gt=0, le=1, description="use this share of them")
+
+
+# --- Preparation ------------------------------------------------------------------------------------------------
+
+
+class Prepare(Options):
+    """From documents to Arrow shards."""
+
+    student_window_tokens: int = Field(1024, ge=8)
+    teacher_window_tokens: int = Field(1024, ge=8)
+    targets: bool = Field(True, description="whether the teacher's numbers are computed and stored")
+    max_dropped_fraction: float = Field(0.01, ge=0, le=1)
+    part_bytes: int = Field(4 * 2**20, gt=0, description="text a shard, about")
+    scoring_batch_tokens: int = Field(4096, gt=0, description="padded teacher tokens in a forward pass")
+    scoring_actors: int = Field(1, ge=1)
+    scoring_gpus: float = Field(0, ge=0, description="GPUs for each scoring actor")
+
+
+# --- Objectives -------------------------------------------------------------------------------------------------
+
+
+class Finest(Options):
+    """Every finest chunk by itself."""
+
+    kind: Literal["finest"] = "finest"
+
+
+class AtWhitespace(Options):
+    """Finest chunks joined until the next begins with white space."""
+
+    kind: Literal["whitespace"]
+
+
+class Debiased(Options):
+    """Finest chunks joined until the teacher's probability of a pretoken boundary exceeds gamma."""
+
+    kind: Literal["debiased"]
+    gamma: float = Field(0.1, ge=0, lt=1)
+
+
+class Groups(Options):
+    """Groups of `size` finest chunks."""
+
+    kind: Literal["groups"]
+    size: int = Field(ge=1)
+
+
+AnyChunks = Annotated[Finest | AtWhitespace | Debiased | Groups, Field(discriminator="kind")]
+
+
+class Alm(Options):
+    """Approximate likelihood matching (arXiv 2503.20083)."""
+
+    kind: Literal["alm"]
+    weight: float = Field(1.0, gt=0)
+    divergence: Literal["kl", "reverse_kl", "tv"] = "kl"
+    temperature: float = Field(5.0, gt=0, description=".inf for the limit")
+    chunks: AnyChunks = Debiased(kind="debiased")
+    boundary: bool = Field(True, description="whether a chunk's likelihood includes that a pretoken boundary follows")
+
+
+class Sft(Options):
+    """Next-token cross-entropy on the corpus."""
+
+    kind: Literal["sft"]
+    weight: float = Field(1.0, gt=0)
+
+
+AnyObjective = Annotated[Alm | Sft, Field(discriminator="kind")]
+
+
+# --- Training ---------------------------------------------------------------------------------------------------
+
+
+class Train(Options):
+    """One training run on stored targets."""
+
+    steps: int = Field(gt=0)
+    seed: int = 0
+    objectives: list[AnyObjective] = Field([Alm(kind="alm")], min_length=1)
+    batch_tokens: int = Field(4096, gt=0, description="padded student tokens in a micro-batch")
+    micro_batches: int = Field(1, gt=0, description="micro-batches a step, over all workers")
+    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
+    use_gpu: bool = Field(False, description="a GPU for each worker")
+    learning_rate: float = Field(1e-5, gt=0)
+    embedding_learning_rate: float | None = Field(None, gt=0, description="for embeddings and head, where it differs")
+    warmup_steps: int = Field(0, ge=0)
+    final_learning_rate_fraction: float = Field(0.0, ge=0, le=1, description="linear decay ends at this share")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    freeze: list[str] = Field([], description="regular expressions; parameters with a match in their name stay fixed")
+    autocast: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 on GPUs that have it")
+    evaluate_every: int | None = Field(None, gt=0)
+    checkpoint_every: int | None = Field(None, gt=0, description="the last step is always kept")
+    max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
+
+    @model_validator(mode="after")
+    def _workers_share_a_step(self) -> "Train":
+        if self.micro_batches % max(self.num_workers, 1):
+            raise ValueError(
+                f"micro_batches is {self.micro_batches} and num_workers {self.num_workers}: each worker takes the same "
+                "number of micro-batches a step, so the first must be a multiple of the second"
+            )
+        return self
+
+
+class Evaluate(Options):
+    """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
+
+    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = {}
+    batch_tokens: int = Field(4096, gt=0)
+    gap_set: str | None = None
+
+    @model_validator(mode="after")
+    def _gap_set_exists(self) -> "Evaluate":
+        if self.gap_set is not None and self.gap_set not in self.sets:
+            raise ValueError(f"gap_set is {self.gap_set!r}, but the sets are {sorted(self.sets)}")
+        return self
+
+
+class Sample(Options):
+    """Texts that teacher and student continue at the end of a run, greedily."""
+
+    prompts: list[str] = []
+    max_new_tokens: int = Field(40, gt=0)
+
+
+class RunConfig(Options):
+    """A whole run: what goes in, how it is prepared, trained and measured. Everything lands in `output`/`name`."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    output: Path = Path("runs")
+    student: Student
+    teacher: Teacher
+    corpus: AnyCorpus
+    prepare: Prepare = Prepare()
+    train: Train
+    evaluate: Evaluate = Evaluate()
+    sample: Sample = Sample()
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this run lies."""
+        return self.output / self.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        held_out = [name for name, chosen in self.evaluate.sets.items() if isinstance(chosen, HeldOut)]
+        if held_out and not self.corpus.held_out_fraction:
+            raise ValueError(f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0")
+        if self.train.batch_tokens < self.prepare.student_window_tokens:
+            raise ValueError(
+                f"train.batch_tokens is {self.train.batch_tokens}, less than one window of "
+                f"prepare.student_window_tokens, {self.prepare.student_window_tokens}"
+            )
+        if not self.prepare.targets and any(isinstance(objective, Alm) for objective in self.train.objectives):
+            raise ValueError("train.objectives holds alm, which needs prepare.targets: true")
+        return self
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------
+
+
+def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
+    """The run that `text` (YAML) describes, with `overrides` such as `train.steps=100` put in.
+
+    Raises UsageError that names `source`, the field, its value and what is allowed.
+    """
+    values = _parse_yaml(text, source)
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
+    for override in overrides:
+        _put(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hexadecimal digits that stand for these values: options, or anything that JSON can hold."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: not YAML ({error}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    path, equals, written = override.partition("=")
+    if not equals:
+        raise UsageError(f"--set {override}: write --set dotted.path=value.")
+    *parents, last = path.split(".")
+    inner: Any = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, override)
+    value = _parse_yaml(written, f"--set {override}")
+    if isinstance(inner, dict):
+        inner[last] = value
+    else:
+        _item(inner, last, override)
+        inner[int(last)] = value
+
+
+def _item(inner: Any, key: str, override: str) -> Any:
+    if not (isinstance(inner, list) and key.isdigit() and int(key) < len(inner)):
+        raise UsageError(f"--set {override}: there is no {key!r} to set there.")
+    return inner[int(key)]
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the run"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field. `ctd run --help` tells where the fields are described."
+    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {error['input']!r})"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

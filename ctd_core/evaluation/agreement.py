@@ -1,0 +1,63 @@
+"""How well a student models a text, and how far it is from its teacher there."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.terms import student_logprobs
+from ctd_core.shards.batches import collate, ordered_batches
+from ctd_core.shards.reading import ShardSet
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Figures over all finest chunks of text that have context on both sides; the same bytes for both models.
+
+    bits_per_byte: −Σ chunk log-likelihood / (bytes · ln 2), for each side.
+    teacher_distance_bits_per_byte: Σ |student − teacher chunk log-likelihood| / (bytes · ln 2).
+    correlation: Pearson's, of the chunk log-likelihoods of both sides.
+    """
+
+    text_bytes: int
+    chunks: int
+    student_bits_per_byte: float
+    teacher_bits_per_byte: float
+    teacher_distance_bits_per_byte: float
+    correlation: float
+    student_tokens_per_byte: float
+    teacher_tokens_per_byte: float
+
+
+@torch.no_grad()
+def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int) -> Agreement:
+    """The agreement of `student` with the targets stored in `shards`, which have to hold some."""
+    lengths = shards.student_lengths()
+    device = student.mask.device
+    mine, theirs, sizes = [], [], []
+    for rows in ordered_batches(lengths, np.argsort(lengths, kind="stable"), batch_tokens):
+        batch = collate(shards, rows)
+        moved = batch.to(device)
+        none = moved.positions[:0]
+        token, boundary = student(moved.input_ids, moved.positions, moved.target_ids, none)
+        chunk = student_logprobs(moved, np.zeros(0, dtype=np.int64), token, boundary).chunk
+        text = batch.chunks.scored & ~batch.chunks.marker
+        mine.append(chunk.double().cpu().numpy()[text])
+        theirs.append(batch.chunks.teacher_logprobs[text].astype(np.float64))
+        sizes.append(batch.chunks.num_bytes[text])
+    student_logprob, teacher_logprob = np.concatenate(mine), np.concatenate(theirs)
+    total = int(np.concatenate(sizes).sum())
+    bits = 1 / (total * math.log(2))
+    counts = shards.manifest.counts
+    return Agreement(
+        text_bytes=total,
+        chunks=len(student_logprob),
+        student_bits_per_byte=-float(student_logprob.sum()) * bits,
+        teacher_bits_per_byte=-float(teacher_logprob.sum()) * bits,
+        teacher_distance_bits_per_byte=float(np.abs(student_logprob - teacher_logprob).sum()) * bits,
+        correlation=float(np.corrcoef(student_logprob, teacher_logprob)[0, 1]),
+        student_tokens_per_byte=counts.student_tokens / counts.text_bytes,
+        teacher_tokens_per_byte=counts.teacher_tokens / counts.text_bytes,
+    )

@@ -1,0 +1,1 @@
+"""Aligned text as Arrow files: what is stored, how it is written, and how training reads it."""

@@ -1,0 +1,158 @@
+"""Batches for training: in which order rows come, and what a batch holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED
+from ctd_core.shards import schema
+from ctd_core.shards.reading import ShardSet
+
+NO_TARGET = -1
+POOL_ROWS = 1024  # rows sorted by length together
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The C finest chunks of a batch, row after row; all arrays are [C].
+
+    scored: meant for training. marker: special tokens rather than text. before_whitespace: the next begins with white
+    space. breaks: a merged chunk has to end here. num_bytes, num_student_tokens: its length.
+    teacher_logprobs, teacher_boundary_logprobs: the targets, zeros where the shards have none.
+    """
+
+    scored: npt.NDArray[np.bool_]
+    marker: npt.NDArray[np.bool_]
+    before_whitespace: npt.NDArray[np.bool_]
+    breaks: npt.NDArray[np.bool_]
+    num_bytes: npt.NDArray[np.int64]
+    num_student_tokens: npt.NDArray[np.int64]
+    teacher_logprobs: npt.NDArray[np.float32]
+    teacher_boundary_logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows padded to S student tokens, of which N are not padding.
+
+    input_ids: [B, S] int64. positions: [N] int64, where the tokens lie in the flattened [B * S].
+    target_ids: [N] int64, the token after each one, NO_TARGET where it is not scored.
+    chunk_of_target: [N] int64, that token's finest chunk, 0 where there is no target.
+    chunk_rows: [C] int64, the index among the N of each chunk's last token.
+    rows: [B] int64, the rows' numbers in the set of shards.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    target_ids: Tensor
+    chunk_of_target: Tensor
+    chunk_rows: Tensor
+    chunks: Chunks
+    rows: Rows
+
+    @property
+    def padding_share(self) -> float:
+        """The share of `input_ids` that is padding."""
+        return 1 - len(self.positions) / self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = [
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.input_ids, self.positions, self.target_ids, self.chunk_of_target, self.chunk_rows)
+        ]
+        return Batch(*moved, self.chunks, self.rows)
+
+
+def micro_batches(lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int) -> Iterator[Rows]:
+    """Row numbers of one micro-batch after another, epoch after epoch, without end.
+
+    A pure function of its arguments. Each epoch shuffles all rows, sorts them by length within pools, fills
+    micro-batches of at most `batch_tokens` padded tokens (a longer row comes alone), and shuffles those of a pool.
+    """
+    epoch = 0
+    while True:
+        yield from epoch_micro_batches(lengths, batch_tokens, np.random.default_rng([seed, epoch]))
+        epoch += 1
+
+
+def epoch_micro_batches(
+    lengths: npt.NDArray[np.int64], batch_tokens: int, random: np.random.Generator
+) -> Iterator[Rows]:
+    """One epoch of `micro_batches`: every row once."""
+    order = random.permutation(len(lengths))
+    for start in range(0, len(order), POOL_ROWS):
+        pool = order[start : start + POOL_ROWS]
+        filled = ordered_batches(lengths, pool[np.argsort(lengths[pool], kind="stable")], batch_tokens)
+        yield from (filled[n] for n in random.permutation(len(filled)))
+
+
+def ordered_batches(lengths: npt.NDArray[np.int64], rows: Rows, batch_tokens: int) -> list[Rows]:
+    """`rows`, in ascending order of length, cut into batches of at most `batch_tokens` padded tokens."""
+    batches, begin = [], 0
+    for n, row in enumerate(rows):
+        if n > begin and (n - begin + 1) * lengths[row] > batch_tokens:
+            batches.append(rows[begin:n])
+            begin = n
+    batches.append(rows[begin:])
+    return batches
+
+
+def collate(shards: ShardSet, rows: Rows) -> Batch:
+    """Some rows as one batch. Padding ids are 0: under causal attention nothing reads them."""
+    ids = shards.read(schema.STUDENT_IDS, rows)
+    lengths = np.array([len(one) for one in ids])
+    width = int(lengths.max())
+    input_ids = np.zeros((len(rows), width), dtype=np.int64)
+    inside = np.arange(width) < lengths[:, None]
+    flat_ids = np.concatenate(ids)
+    input_ids[inside] = flat_ids
+    token_starts = np.cumsum(lengths) - lengths
+    chunks, chunk_rows = _chunks(shards, rows, token_starts)
+
+    chunk_of_token = np.repeat(np.arange(len(chunk_rows)), chunks.num_student_tokens)
+    has_target = np.ones(len(flat_ids), dtype=np.bool_)
+    has_target[token_starts + lengths - 1] = False
+    following = np.minimum(np.arange(len(flat_ids)) + 1, len(flat_ids) - 1)
+    has_target &= chunks.scored[chunk_of_token[following]]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        positions=torch.from_numpy(np.flatnonzero(inside)),
+        target_ids=torch.from_numpy(np.where(has_target, flat_ids[following], NO_TARGET).astype(np.int64)),
+        chunk_of_target=torch.from_numpy(np.where(has_target, chunk_of_token[following], 0)),
+        chunk_rows=torch.from_numpy(chunk_rows),
+        chunks=chunks,
+        rows=rows,
+    )
+
+
+def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, Rows]:
+    ends = shards.read(schema.STUDENT_CHUNK_ENDS, rows)
+    counts = np.array([len(one) for one in ends])
+    kinds = np.concatenate(shards.read(schema.CHUNK_KINDS, rows))
+    scored, marker = kinds & SCORED > 0, kinds & MARKER > 0
+    breaks = np.ones(len(kinds), dtype=np.bool_)
+    breaks[:-1] = (scored[1:] != scored[:-1]) | (marker[1:] != marker[:-1])
+    breaks[np.cumsum(counts)[counts > 0] - 1] = True
+    if shards.has_targets:
+        targets = [np.concatenate(shards.read(field.name, rows)) for field in schema.TARGET_FIELDS]
+    else:
+        targets = [np.zeros(len(kinds), dtype=np.float32)] * 2
+    chunks = Chunks(
+        scored=scored,
+        marker=marker,
+        before_whitespace=kinds & BEFORE_WHITESPACE > 0,
+        breaks=breaks,
+        num_bytes=np.concatenate(shards.read(schema.CHUNK_BYTES, rows)).astype(np.int64),
+        num_student_tokens=np.concatenate([np.diff(one, prepend=0) for one in ends]).astype(np.int64),
+        teacher_logprobs=targets[0],
+        teacher_boundary_logprobs=targets[1],
+    )
+    last = np.concatenate([one.astype(np.int64) - 1 + start for one, start in zip(ends, token_starts, strict=True)])
+    return chunks, np.maximum(last, 0)

@@ -1,0 +1,50 @@
+"""From documents to the content of a shard."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import pyarrow as pa
+
+from ctd_core.align.documents import AlignedText, align_documents, cut_windows
+from ctd_core.errors import DocumentError
+from ctd_core.shards.manifest import Counts, count_rows
+from ctd_core.shards.schema import rows_batch
+from ctd_core.text.segments import Document, Side, Text
+
+DOCUMENTS_A_BATCH = 256
+
+
+def build_rows(
+    student: Side,
+    teacher: Side,
+    documents: Iterable[Document],
+    student_window_tokens: int,
+    teacher_window_tokens: int,
+) -> tuple[pa.RecordBatch, Counts]:
+    """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
+
+    Documents without text make no rows. Those that cannot be aligned are counted by reason.
+    """
+    rows: list[AlignedText] = []
+    errors: list[DocumentError] = []
+    count = empty = 0
+    for batch in _batches(documents):
+        full = [document for document in batch if any(isinstance(s, Text) and s.text for s in document.segments)]
+        count, empty = count + len(batch), empty + len(batch) - len(full)
+        for document, aligned in zip(full, align_documents(student, teacher, full), strict=True):
+            made: list[AlignedText] | DocumentError = (
+                aligned
+                if isinstance(aligned, DocumentError)
+                else cut_windows(aligned, student_window_tokens, teacher_window_tokens)
+            )
+            if isinstance(made, DocumentError):
+                errors.append(DocumentError(made.reason, f"document {document.id}: {made}"))
+            else:
+                rows += made
+    return rows_batch(rows), count_rows(count, empty, errors, rows)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    remaining = iter(documents)
+    while batch := list(islice(remaining, DOCUMENTS_A_BATCH)):
+        yield batch

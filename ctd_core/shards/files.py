@@ -1,0 +1,136 @@
+"""Shard files and their manifest on any file system: written whole or not at all, checked when read."""
+
+import hashlib
+import json
+import posixpath
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs, ipc
+
+from ctd_core.errors import CtdError
+from ctd_core.shards.manifest import Counts, Manifest, Origin, ShardEntry, build_manifest, parse_manifest
+
+MANIFEST = "manifest.json"
+
+
+class Folder:
+    """A folder of shards: a local path, or the URI of any file system that pyarrow knows (s3://, gs://, file://)."""
+
+    def __init__(self, location: str | Path) -> None:
+        self.name = str(location)
+        if "://" in self.name:
+            self._files, self._root = fs.FileSystem.from_uri(self.name)
+        else:
+            self._files, self._root = fs.LocalFileSystem(), str(Path(location).resolve())
+        self.is_local = isinstance(self._files, fs.LocalFileSystem)
+
+    def path(self, file: str) -> str:
+        """The path of `file` within the file system."""
+        return posixpath.join(self._root, file)
+
+    def exists(self, file: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._files.get_file_info(self.path(file)).type == fs.FileType.File)
+
+    def files(self) -> list[str]:
+        """The names of all files here, in order."""
+        found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+    def read(self, file: str) -> bytes:
+        """The bytes of `file`; raises CtdError where it cannot be read."""
+        try:
+            with self._files.open_input_file(self.path(file)) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise CtdError(f"{self.name}/{file}: cannot be read ({error}).") from error
+
+    def write(self, file: str, content: bytes | pa.Buffer) -> None:
+        """Write `file` so that it is there whole or not at all; raises CtdError where it cannot be written."""
+        temporary = self.path(f".{file}.partial")
+        try:
+            self._files.create_dir(self._root, recursive=True)
+            with self._files.open_output_stream(temporary) as stream:
+                stream.write(content)
+            self._files.move(temporary, self.path(file))
+        except OSError as error:
+            if self._files.get_file_info(temporary).type == fs.FileType.File:
+                self._files.delete_file(temporary)
+            raise CtdError(
+                f"{self.name}/{file}: cannot be written ({error}). Free or choose another place, then run the same "
+                "command again: what is finished is kept."
+            ) from error
+
+    def open_batch(self, entry: ShardEntry, verify: bool) -> pa.RecordBatch:
+        """The one record batch of a shard, memory-mapped where the folder is local.
+
+        Raises CtdError where the file is missing, truncated or, with `verify`, differs from its checksum.
+        """
+        source = f"{self.name}/{entry.file}"
+        way_out = "Delete it and prepare again: only this shard is made anew."
+        try:
+            if self.is_local:
+                buffer = pa.memory_map(self.path(entry.file)).read_buffer()
+            else:
+                buffer = pa.py_buffer(self.read(entry.file))
+        except OSError as error:
+            raise CtdError(f"{source}: the shard cannot be read ({error}). {way_out}") from error
+        if buffer.size != entry.size_bytes:
+            raise CtdError(f"{source}: {buffer.size} bytes where the manifest has {entry.size_bytes}. {way_out}")
+        if verify and hashlib.sha256(buffer).hexdigest() != entry.sha256:
+            raise CtdError(f"{source}: its content differs from its checksum. {way_out}")
+        try:
+            with ipc.open_file(buffer) as reader:
+                return reader.get_batch(0)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CtdError(f"{source}: not a shard ({error}). {way_out}") from error
+
+
+def shard_file(part: int) -> str:
+    """The name of the shard of a part of the corpus."""
+    return f"shard-{part:06d}.arrow"
+
+
+def shard_bytes(batch: pa.RecordBatch) -> pa.Buffer:
+    """`batch` as an Arrow IPC file."""
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def write_shard(folder: Folder, part: int, content: bytes | pa.Buffer, counts: Counts) -> ShardEntry:
+    """Write a shard, then the entry beside it that says that it is whole."""
+    buffer = content if isinstance(content, pa.Buffer) else pa.py_buffer(content)
+    file = shard_file(part)
+    entry = ShardEntry(file=file, size_bytes=buffer.size, sha256=hashlib.sha256(buffer).hexdigest(), counts=counts)
+    folder.write(file, buffer)
+    folder.write(file + ".json", entry.model_dump_json().encode())
+    return entry
+
+
+def finished_shards(folder: Folder) -> dict[str, ShardEntry]:
+    """The shards of `folder` that are whole, by file name: those with an entry, and of the size that it tells."""
+    entries = {}
+    for file in folder.files():
+        if file.endswith(".arrow.json"):
+            entry = ShardEntry.model_validate_json(folder.read(file))
+            info = folder._files.get_file_info(folder.path(entry.file))
+            if info.type == fs.FileType.File and info.size == entry.size_bytes:
+                entries[entry.file] = entry
+    return entries
+
+
+def write_manifest(folder: Folder, origin: Origin, shards: list[ShardEntry]) -> Manifest:
+    """Close a set of shards."""
+    manifest = build_manifest(origin, shards)
+    folder.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1).encode())
+    return manifest
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of `folder`; raises CtdError where there is none."""
+    if not folder.exists(MANIFEST):
+        raise CtdError(f"{folder.name}: no {MANIFEST} here, so no finished shards. Run `ctd prepare` first.")
+    return parse_manifest(folder.read(MANIFEST).decode(), f"{folder.name}/{MANIFEST}")

@@ -1,0 +1,172 @@
+"""What is known of a set of shards: where it came from, what is in it, and how to tell that it is whole."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from ctd_core.align.documents import MARKER, SCORED, AlignedText
+from ctd_core.config import Options
+from ctd_core.errors import CtdError, DocumentError
+from ctd_core.shards.schema import SCHEMA_VERSION
+from ctd_core.text.segments import Side
+
+
+class Dropped(Options):
+    """Documents dropped for one reason, with the first of them as an example."""
+
+    documents: int
+    example: str
+
+
+class Counts(Options):
+    """What a shard holds, or several together."""
+
+    documents: int = 0
+    empty_documents: int = 0
+    dropped: dict[str, Dropped] = Field({}, description="by reason")
+    rows: int = 0
+    student_tokens: int = 0
+    teacher_tokens: int = 0
+    text_bytes: int = 0
+    chunks: int = 0
+    scored_chunks: int = 0
+    max_student_id: int = -1
+    max_teacher_id: int = -1
+
+    @property
+    def dropped_documents(self) -> int:
+        """Documents dropped for any reason."""
+        return sum(one.documents for one in self.dropped.values())
+
+
+class ShardEntry(Options):
+    """One file. `sha256` is that of its bytes."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+    counts: Counts
+
+
+class Origin(Options):
+    """What decides the content of the shards. `config` is the part of the run that does."""
+
+    student_tokenizer: str
+    teacher_tokenizer: str
+    teacher_model: str | None
+    config: dict[str, Any]
+
+
+class Manifest(Options):
+    """The set: its origin, its shards in order, and their sum."""
+
+    schema_version: int
+    origin: Origin
+    counts: Counts
+    shards: list[ShardEntry]
+
+
+def count_rows(documents: int, empty: int, errors: Sequence[DocumentError], rows: Sequence[AlignedText]) -> Counts:
+    """The counts of the rows made of `documents`, of which `empty` had no text and `errors` tells the dropped ones."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for error in errors:
+        by_reason[error.reason].append(str(error))
+    return Counts(
+        documents=documents,
+        empty_documents=empty,
+        dropped={reason: Dropped(documents=len(all_), example=all_[0]) for reason, all_ in by_reason.items()},
+        rows=len(rows),
+        student_tokens=sum(len(row.student_ids) for row in rows),
+        teacher_tokens=sum(len(row.teacher_ids) for row in rows),
+        text_bytes=sum(int(row.chunk_bytes.sum()) for row in rows),
+        chunks=sum(int(np.count_nonzero(row.chunk_kinds & MARKER == 0)) for row in rows),
+        scored_chunks=sum(int(np.count_nonzero(row.chunk_kinds & SCORED)) for row in rows),
+        max_student_id=max((int(row.student_ids.max(initial=-1)) for row in rows), default=-1),
+        max_teacher_id=max((int(row.teacher_ids.max(initial=-1)) for row in rows), default=-1),
+    )
+
+
+def add_counts(parts: Sequence[Counts]) -> Counts:
+    """The counts of several shards together."""
+    dropped: dict[str, Dropped] = {}
+    for part in parts:
+        for reason, one in part.dropped.items():
+            so_far = dropped.get(reason)
+            dropped[reason] = Dropped(
+                documents=one.documents + (so_far.documents if so_far else 0),
+                example=so_far.example if so_far else one.example,
+            )
+    sums = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in Counts.model_fields
+        if name not in {"dropped", "max_student_id", "max_teacher_id"}
+    }
+    return Counts(
+        **sums,
+        dropped=dropped,
+        max_student_id=max((part.max_student_id for part in parts), default=-1),
+        max_teacher_id=max((part.max_teacher_id for part in parts), default=-1),
+    )
+
+
+def check_dropped(counts: Counts, max_dropped_fraction: float) -> None:
+    """Raises CtdError with every reason and an example where more documents were dropped than is allowed."""
+    if counts.dropped_documents <= max_dropped_fraction * counts.documents:
+        return
+    reasons = [f"  {reason}: {one.documents}, such as {one.example}" for reason, one in counts.dropped.items()]
+    raise CtdError(
+        f"{counts.dropped_documents} of {counts.documents} documents had to be dropped, more than the share of "
+        f"{max_dropped_fraction:g} that prepare.max_dropped_fraction allows:\n"
+        + "\n".join(reasons)
+        + "\nChange the tokenizers or the corpus, or allow more."
+    )
+
+
+def tokenizer_fingerprint(side: Side) -> str:
+    """SHA-256 over the tokenizer's own description and the ids of its markers."""
+    description = json.loads(side.encoder.tokenizer.backend_tokenizer.to_str())
+    description.pop("padding", None)
+    description.pop("truncation", None)
+    plain = json.dumps([description, sorted(side.markers.items())], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def build_manifest(origin: Origin, shards: list[ShardEntry]) -> Manifest:
+    """The manifest of `shards`, in order."""
+    counts = add_counts([shard.counts for shard in shards])
+    return Manifest(schema_version=SCHEMA_VERSION, origin=origin, counts=counts, shards=shards)
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """The manifest in `text`; raises CtdError naming `source` where it is none, or one of another version."""
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise CtdError(f"{source}: not a manifest of shards ({error.error_count()} errors). Prepare again.") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise CtdError(
+            f"{source}: shards of schema {manifest.schema_version}, and this version reads {SCHEMA_VERSION}. "
+            "Prepare them again into another place."
+        )
+    return manifest
+
+
+def check_student(manifest: Manifest, source: str, student: Side, vocab_size: int) -> None:
+    """Raises CtdError where the shards were made for another tokenizer, or hold ids that the student lacks."""
+    now = tokenizer_fingerprint(student)
+    if manifest.origin.student_tokenizer != now:
+        raise CtdError(
+            f"{source}: these shards were made with a student tokenizer of fingerprint "
+            f"{manifest.origin.student_tokenizer[:12]}, and {student.encoder.name} has {now[:12]}. Prepare again with "
+            "this tokenizer, or train with the one that the shards were made with."
+        )
+    if manifest.counts.max_student_id >= vocab_size:
+        raise CtdError(
+            f"{source}: token ids reach {manifest.counts.max_student_id}, and the student's embedding has "
+            f"{vocab_size} entries. Take the tokenizer that belongs to the model, or a model made for this tokenizer."
+        )

@@ -1,0 +1,64 @@
+"""The columns of a shard, and rows turned into them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ctd_core.align.documents import AlignedText
+
+SCHEMA_VERSION = 1
+
+STUDENT_IDS, TEACHER_IDS = "student_ids", "teacher_ids"
+STUDENT_CHUNK_ENDS, TEACHER_CHUNK_ENDS = "student_chunk_ends", "teacher_chunk_ends"
+CHUNK_KINDS, CHUNK_BYTES = "chunk_kinds", "chunk_bytes"
+TEACHER_CHUNK_LOGPROBS, TEACHER_BOUNDARY_LOGPROBS = "teacher_chunk_logprobs", "teacher_boundary_logprobs"
+DOCUMENT = "document"
+
+ALIGNMENT_FIELDS = [
+    pa.field(DOCUMENT, pa.string()),
+    pa.field(STUDENT_IDS, pa.list_(pa.int32())),
+    pa.field(TEACHER_IDS, pa.list_(pa.int32())),
+    pa.field(STUDENT_CHUNK_ENDS, pa.list_(pa.int32())),
+    pa.field(TEACHER_CHUNK_ENDS, pa.list_(pa.int32())),
+    pa.field(CHUNK_KINDS, pa.list_(pa.uint8())),
+    pa.field(CHUNK_BYTES, pa.list_(pa.int32())),
+]
+TARGET_FIELDS = [
+    pa.field(TEACHER_CHUNK_LOGPROBS, pa.list_(pa.float32())),
+    pa.field(TEACHER_BOUNDARY_LOGPROBS, pa.list_(pa.float32())),
+]
+ALIGNMENT_SCHEMA = pa.schema(ALIGNMENT_FIELDS)
+FULL_SCHEMA = pa.schema([*ALIGNMENT_FIELDS, *TARGET_FIELDS])
+
+
+def rows_batch(rows: Sequence[AlignedText]) -> pa.RecordBatch:
+    """The rows as one record batch of ALIGNMENT_SCHEMA."""
+    columns = [pa.array([row.document_id for row in rows], pa.string())]
+    for field in ALIGNMENT_FIELDS[1:]:
+        columns.append(list_array([getattr(row, field.name) for row in rows], field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=ALIGNMENT_SCHEMA)
+
+
+def add_targets(
+    rows: pa.RecordBatch,
+    chunk_logprobs: Sequence[npt.NDArray[np.float32]],
+    boundary_logprobs: Sequence[npt.NDArray[np.float32]],
+) -> pa.RecordBatch:
+    """`rows` with the teacher's two numbers for each chunk: a record batch of FULL_SCHEMA."""
+    targets = [list_array(chunk_logprobs, TARGET_FIELDS[0].type), list_array(boundary_logprobs, TARGET_FIELDS[1].type)]
+    return pa.RecordBatch.from_arrays([*rows.columns, *targets], schema=FULL_SCHEMA)
+
+
+def list_array(lists: Sequence[npt.NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
+    """Arrays of any length as one Arrow list array."""
+    offsets = np.cumsum([0, *(len(one) for one in lists)])
+    values = np.concatenate(lists) if lists else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type))
+
+
+def list_parts(column: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Offsets [rows + 1] into, and values of, a list column, without a copy of the values."""
+    return column.offsets.to_numpy().astype(np.int64), column.values.to_numpy(zero_copy_only=True)

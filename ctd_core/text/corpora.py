@@ -1,0 +1,266 @@
+"""Corpora in numbered parts, each of which a worker can read by itself."""
+
+import ast
+import glob
+import hashlib
+import json
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ctd_core.config import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.errors import CtdError, UsageError
+
+LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """One document as the corpus has it, and an id by which a user finds it there."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a corpus: `start` to `stop` of `source`, in bytes, row groups, rows or files, as its kind has it.
+
+    A corpus that lies in no files has its `texts` here.
+    """
+
+    number: int
+    source: str
+    start: int
+    stop: int
+    texts: tuple[SourceText, ...] = ()
+
+
+def plan_parts(corpus: Corpus, part_bytes: int) -> list[Part]:
+    """The parts of `corpus`, of about `part_bytes` of text each; what they hold depends on nothing else.
+
+    Raises UsageError where a file is missing or there is nothing to read.
+    """
+    if type(corpus) in TEXTS:
+        texts = TEXTS[type(corpus)]()
+        cuts = _by_size([len(one.text) for one in texts], part_bytes)
+        return [Part(n, source, start, stop, tuple(texts[start:stop])) for n, (source, start, stop) in enumerate(cuts)]
+    ranges = list(PLANS[type(corpus)](corpus, part_bytes))
+    if not ranges:
+        raise UsageError(f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents.")
+    return [Part(number, *one) for number, one in enumerate(ranges)]
+
+
+def read_part(corpus: Corpus, part: Part) -> Iterator[SourceText]:
+    """The documents of `part`; raises CtdError, naming the place, where they cannot be read."""
+    yield from part.texts or READERS[type(corpus)](corpus, part)
+
+
+def training_texts(corpus: Corpus, texts: Iterable[SourceText]) -> Iterator[SourceText]:
+    """Those of `texts` that are trained on: not held out, and in the sample."""
+    held, sample = corpus.held_out_fraction, corpus.sample_fraction
+    return (one for one in texts if held <= share(one.text) < held + sample * (1 - held))
+
+
+def held_out_texts(corpus: Corpus, sample_fraction: float, texts: Iterable[SourceText]) -> Iterator[SourceText]:
+    """Those of `texts` that are held out, or `sample_fraction` of them."""
+    return (one for one in texts if share(one.text) < corpus.held_out_fraction * sample_fraction)
+
+
+def share(text: str) -> float:
+    """A number in [0, 1) that stands for this text, evenly spread over texts."""
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _files(patterns: list[str]) -> list[str]:
+    found: list[str] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
+        files = [match for match in matches if Path(match).is_file()]
+        if not files:
+            raise UsageError(f"corpus.paths: {pattern}: no such file.")
+        found += files
+    return found
+
+
+# --- JSON lines: a part is a range of bytes; a line belongs to the part in which it begins -----------------------
+
+
+def _plan_json_lines(corpus: JsonLines, part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    for file in _files(corpus.paths):
+        size = Path(file).stat().st_size
+        yield from ((file, start, min(start + part_bytes, size)) for start in range(0, size, part_bytes))
+
+
+def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText]:
+    with _opened(part.source) as stream:
+        if part.start:
+            stream.seek(part.start - 1)
+            stream.readline()
+        while (at := stream.tell()) < part.stop and (line := stream.readline()):
+            if not line.strip():
+                continue
+            place = f"{part.source}:byte {at}"
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise CtdError(f"{place}: not a line of JSON ({error}).") from error
+            yield SourceText(place, _field(value, corpus.field, place))
+
+
+def _opened(file: str) -> Any:
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise CtdError(f"{file}: cannot be read ({error.strerror}).") from error
+
+
+def _field(value: Any, field: str, place: str) -> str:
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+        known = ", ".join(sorted(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise CtdError(f"{place}: no text in the field {field!r}; there is {known}. Set corpus.field.")
+    return str(value[field])
+
+
+# --- Parquet: a part is a range of row groups ---------------------------------------------------------------------
+
+
+def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    import pyarrow.parquet as pq
+
+    for file in _files(corpus.paths):
+        try:
+            metadata = pq.read_metadata(file)
+        except Exception as error:  # pyarrow raises ArrowInvalid and OSError
+            raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
+        if corpus.field not in metadata.schema.names:
+            raise UsageError(
+                f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(metadata.schema.names)}."
+            )
+        start = size = 0
+        for group in range(metadata.num_row_groups):
+            size += metadata.row_group(group).total_byte_size
+            if size >= part_bytes or group == metadata.num_row_groups - 1:
+                yield file, start, group + 1
+                start, size = group + 1, 0
+
+
+def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(part.source) as file:
+        for group in range(part.start, part.stop):
+            for row, text in enumerate(file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()):
+                place = f"{part.source}:row group {group}, row {row}"
+                yield SourceText(place, _field({corpus.field: text}, corpus.field, place))
+
+
+# --- Text files: a part is a range of files -----------------------------------------------------------------------
+
+
+def _plan_text_files(corpus: TextFiles, part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    yield from _by_size([Path(file).stat().st_size for file in _files(corpus.paths)], part_bytes)
+
+
+def _read_text_files(corpus: TextFiles, part: Part) -> Iterator[SourceText]:
+    for file in _files(corpus.paths)[part.start : part.stop]:
+        with _opened(file) as stream:
+            content = stream.read()
+        try:
+            yield SourceText(file, content.decode())
+        except UnicodeDecodeError as error:
+            raise CtdError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it.") from error
+
+
+def _by_size(sizes: list[int], part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    start = total = 0
+    for n, size in enumerate(sizes):
+        total += size
+        if total >= part_bytes or n == len(sizes) - 1:
+            yield "", start, n + 1
+            start, total = n + 1, 0
+
+
+# --- Datasets: a part is a range of rows --------------------------------------------------------------------------
+
+
+def _plan_dataset(corpus: HubDataset, part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    rows = _dataset(corpus)
+    if corpus.field not in rows.column_names:
+        raise UsageError(
+            f"corpus.field: {corpus.name} has no {corpus.field!r}; there is {', '.join(rows.column_names)}."
+        )
+    probe = [len(str(text)) for text in rows[: min(len(rows), 100)][corpus.field]]
+    step = max(1, part_bytes * len(probe) // max(sum(probe), 1))
+    yield from ((corpus.name, start, min(start + step, len(rows))) for start in range(0, len(rows), step))
+
+
+def _read_dataset(corpus: HubDataset, part: Part) -> Iterator[SourceText]:
+    rows = _dataset(corpus).select_columns([corpus.field]).select(range(part.start, part.stop))
+    for number, row in enumerate(rows, part.start):
+        place = f"{corpus.name}[{corpus.split}]:row {number}"
+        yield SourceText(place, _field(row, corpus.field, place))
+
+
+def _dataset(corpus: HubDataset) -> Any:
+    import datasets
+
+    try:
+        if Path(corpus.name).is_dir() and (
+            (Path(corpus.name) / "state.json").exists() or (Path(corpus.name) / "dataset_dict.json").exists()
+        ):
+            saved = datasets.load_from_disk(corpus.name)
+            return saved[corpus.split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(corpus.name, corpus.configuration, split=corpus.split, revision=corpus.revision)
+    except Exception as error:  # every kind, by where the dataset is
+        raise UsageError(
+            f"corpus.name: {corpus.name}: no dataset could be loaded ({type(error).__name__}: {error}). Give a hub id "
+            "or a directory written by save_to_disk."
+        ) from error
+
+
+# --- Texts that are at hand everywhere ----------------------------------------------------------------------------
+
+
+def _stdlib_docs() -> list[SourceText]:
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "turtledemo"}
+    found: dict[str, str] = {}
+    for file in sorted(root.rglob("*.py")):
+        if not left_out & set(file.relative_to(root).parts):
+            name = file.relative_to(root).with_suffix("").as_posix()
+            for number, text in enumerate(_docstrings(file.read_text(encoding="utf-8"))):
+                found.setdefault(text, f"{name}:{number}")
+    return [SourceText(place, text) for text, place in found.items()]
+
+
+def _docstrings(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= LEAST_DOCSTRING:
+                yield text
+
+
+def _general() -> list[SourceText]:
+    lines = resources.files("ctd_core.text").joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
+    return [SourceText(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines)]
+
+
+PLANS: dict[type[Corpus], Callable[..., Iterator[tuple[str, int, int]]]] = {
+    JsonLines: _plan_json_lines,
+    Parquet: _plan_parquet,
+    TextFiles: _plan_text_files,
+    HubDataset: _plan_dataset,
+}
+READERS: dict[type[Corpus], Callable[..., Iterator[SourceText]]] = {
+    JsonLines: _read_json_lines,
+    Parquet: _read_parquet,
+    TextFiles: _read_text_files,
+    HubDataset: _read_dataset,
+}
+TEXTS: dict[type[Corpus], Callable[[], list[SourceText]]] = {StdlibDocs: _stdlib_docs, GeneralText: _general}

@@ -1,0 +1,102 @@
+"""The training loop. It knows nothing of where metrics go and where checkpoints lie: callers hand that in."""
+
+import dataclasses
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from ctd_core.config import Alm, Train
+from ctd_core.errors import CtdError
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.batches import collate, micro_batches
+from ctd_core.shards.reading import ShardSet
+from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
+from ctd_core.training.step import LossNotFinite, accumulate_gradients
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; on every worker, in the same order.
+
+    on_step: with the metrics of a step, `step` counted from 1 among them.
+    evaluate: every `evaluate_every` steps; its figures join the step's metrics.
+    on_checkpoint: with the metrics and a function that writes the checkpoint into an existing directory.
+    """
+
+    on_step: Callable[[Metrics], None]
+    on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None]
+    evaluate: Callable[[LogprobModel], Metrics]
+
+
+def train(
+    options: Train,
+    student: LogprobModel,
+    shards: ShardSet,
+    hooks: Hooks,
+    start: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Train `student`, which lies on its device, in place, from the checkpoint in `start` where there is one.
+
+    Worker `rank` of `world` takes every `world`-th micro-batch of the one stream that (seed, shards) define; where a
+    process group is initialised, the workers are its members. The last step always makes a checkpoint.
+    Raises CtdError, with the step and the rows, where the loss is not finite.
+    """
+    if not shards.has_targets and any(isinstance(objective, Alm) for objective in options.objectives):
+        raise CtdError(f"{shards.name}: these shards have no targets, and alm needs them. Prepare with targets: true.")
+    model, device = student.model, student.mask.device
+    freeze(model, options.freeze)
+    optimizer = make_optimizer(model, options)
+    torch.manual_seed(options.seed)
+    done = load_checkpoint(start, model, optimizer) if start is not None else 0
+    model.train()
+    wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
+    autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
+    stream = micro_batches(shards.student_lengths(), options.batch_tokens, options.seed)
+    stream = islice(stream, done * options.micro_batches, None)
+    for step in range(done, options.steps):
+        rows = list(islice(stream, options.micro_batches))[rank::world]
+        batches = [collate(shards, one).to(device) for one in rows]
+        optimizer.zero_grad(set_to_none=True)
+        fraction = rate_fraction(step, options)
+        set_rate(optimizer, fraction)
+        try:
+            measured = accumulate_gradients(wrapped, batches, options.objectives, autocast)
+        except LossNotFinite as error:
+            documents = sorted(set(shards.documents(np.array(error.rows))))
+            raise CtdError(
+                f"step {step + 1}: {error} ({shards.name}), from documents {', '.join(documents[:8])}. Lower "
+                "train.learning_rate or take these documents out; the last checkpoint is as it was."
+            ) from error
+        norm = clip(wrapped, options.clip_norm)
+        optimizer.step()
+        metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
+        metrics |= {key: value for key, value in dataclasses.asdict(measured).items() if key != "losses"}
+        metrics |= {f"loss_{n}_{one.kind}": measured.losses[n] for n, one in enumerate(options.objectives)}
+        metrics["gradient_norm"] = float(norm)
+        if _due(step, options.evaluate_every):
+            model.eval()
+            metrics |= hooks.evaluate(student)
+            model.train()
+        hooks.on_step(metrics)
+        if _due(step, options.checkpoint_every) or step + 1 == options.steps:
+            hooks.on_checkpoint(
+                metrics, lambda directory, at=step + 1: save_checkpoint(directory, model, optimizer, at)
+            )  # fmt: skip
+    model.eval()
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and (step + 1) % every == 0
+
+
+def _gains_from_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

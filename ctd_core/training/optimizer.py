@@ -1,0 +1,61 @@
+"""What is updated, how fast."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ctd_core.config import Train
+from ctd_core.errors import UsageError
+
+
+def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Fix the parameters with a match of any of `patterns` in their names; raises UsageError where one has none."""
+    for pattern in patterns:
+        found = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+        if not found:
+            names = ", ".join(name for name, _ in list(model.named_parameters())[:4])
+            raise UsageError(f"train.freeze: no parameter has a match of {pattern!r} in its name; names are {names} …")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def make_optimizer(model: PreTrainedModel, options: Train) -> torch.optim.AdamW:
+    """AdamW in two groups: embeddings with the output matrix, and the rest. Matrices decay, vectors do not."""
+    ends = {id(model.get_input_embeddings().weight), *(id(one) for one in model.get_output_embeddings().parameters())}
+    groups = []
+    for is_end, rate in ((False, options.learning_rate), (True, options.embedding_learning_rate)):
+        for decays in (False, True):
+            chosen = [
+                parameter
+                for parameter in model.parameters()
+                if parameter.requires_grad and (id(parameter) in ends) == is_end and (parameter.ndim > 1) == decays
+            ]
+            if chosen:
+                peak = options.learning_rate if rate is None else rate
+                decay = options.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
+    if not groups:
+        raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
+    return torch.optim.AdamW(groups, betas=options.betas, fused=True)
+
+
+def rate_fraction(step: int, options: Train) -> float:
+    """The share of the peak learning rate at `step`, counted from 0: linear warm-up, then linear decay."""
+    if step < options.warmup_steps:
+        return (step + 1) / (options.warmup_steps + 1)
+    left = (options.steps - step) / max(options.steps - options.warmup_steps, 1)
+    return options.final_learning_rate_fraction + (1 - options.final_learning_rate_fraction) * left
+
+
+def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
+    """Every group's learning rate at this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * fraction
+
+
+def clip(module: nn.Module, max_norm: float | None) -> Tensor:
+    """The gradient's norm before it was clipped to `max_norm`; None leaves it as it is."""
+    trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    return nn.utils.clip_grad_norm_(trained, max_norm if max_norm is not None else float("inf"))

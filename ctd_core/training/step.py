@@ -1,0 +1,133 @@
+"""One step: gradients of the objectives over all micro-batches of all workers."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ctd_core.config import AnyObjective
+from ctd_core.errors import CtdError
+from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.terms import Plan, boundary_chunks, loss_sum, plan, student_logprobs
+from ctd_core.shards.batches import Batch
+
+
+class LossNotFinite(CtdError):
+    """The loss was infinite or not a number on these rows of the shards."""
+
+    def __init__(self, loss: float, rows: list[int]) -> None:
+        super().__init__(f"the loss is {loss} on rows {rows} of the shards")
+        self.rows = rows
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Sums and means over the whole step, all workers together.
+
+    losses: each objective's sum divided by its count. chunks: scored finest chunks. tokens: tokens that are not
+    padding. mean_chunk_bytes and the mean log-likelihoods are over scored finest chunks.
+    """
+
+    loss: float
+    losses: list[float]
+    chunks: int
+    tokens: int
+    padding_share: float
+    mean_chunk_bytes: float
+    mean_chunk_tokens: float
+    mean_student_chunk_logprob: float
+    mean_teacher_chunk_logprob: float
+
+
+def accumulate_gradients(
+    student: LogprobModel | DistributedDataParallel,
+    batches: Sequence[Batch],
+    objectives: Sequence[AnyObjective],
+    autocast: torch.dtype | None = None,
+) -> StepMetrics:
+    """Add to the parameters the gradient of Σ_k weight_k · sum_k / count_k, over `batches` of every worker.
+
+    Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
+    split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
+    """
+    device = batches[0].input_ids.device
+    wide = torch.float64  # for what is added up over workers
+    plans = [[plan(objective, batch) for objective in objectives] for batch in batches]
+    counts = torch.tensor([[one.count for one in row] for row in plans], dtype=wide, device=device).sum(0)
+    world = _sum_over_workers(counts)
+    scales = [objective.weight / max(float(count), 1.0) for objective, count in zip(objectives, counts, strict=True)]
+    sums = torch.zeros(len(objectives) + 7, dtype=wide, device=device)
+    failure: LossNotFinite | None = None
+    for number, (batch, planned) in enumerate(zip(batches, plans, strict=True)):
+        last = number == len(batches) - 1
+        with nullcontext() if last or not isinstance(student, DistributedDataParallel) else student.no_sync():
+            with nullcontext() if autocast is None else torch.autocast(device.type, autocast):
+                terms, measured = _forward(student, batch, objectives, planned)
+                total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
+            if not torch.isfinite(total) and failure is None:
+                failure = LossNotFinite(float(total), batch.rows.tolist())
+            (total * world).backward()  # DDP takes the mean over workers; the loss is a sum
+        sums += torch.cat([torch.stack([term.detach().to(wide) for term in terms]), measured.to(device)])
+    _sum_over_workers(sums)
+    _raise_everywhere(failure, device)
+    losses = [float(total) / max(float(count), 1.0) for total, count in zip(sums, counts, strict=False)]
+    chunks, tokens, padded, num_bytes, chunk_tokens, mine, theirs = sums[len(objectives) :].tolist()
+    return StepMetrics(
+        loss=sum(objective.weight * loss for objective, loss in zip(objectives, losses, strict=True)),
+        losses=losses,
+        chunks=int(chunks),
+        tokens=int(tokens),
+        padding_share=1 - tokens / padded,
+        mean_chunk_bytes=num_bytes / max(chunks, 1),
+        mean_chunk_tokens=chunk_tokens / max(chunks, 1),
+        mean_student_chunk_logprob=mine / max(chunks, 1),
+        mean_teacher_chunk_logprob=theirs / max(chunks, 1),
+    )
+
+
+def _forward(
+    student: LogprobModel | DistributedDataParallel,
+    batch: Batch,
+    objectives: Sequence[AnyObjective],
+    plans: Sequence[Plan],
+) -> tuple[list[Tensor], Tensor]:
+    """Each objective's sum over the batch, and sums for the metrics."""
+    asked = boundary_chunks(plans)
+    boundary_rows = batch.chunk_rows[torch.from_numpy(asked).to(batch.chunk_rows.device)]
+    token, boundary = student(batch.input_ids, batch.positions, batch.target_ids, boundary_rows)
+    logprobs = student_logprobs(batch, asked, token, boundary)
+    terms = [loss_sum(objective, one, logprobs) for objective, one in zip(objectives, plans, strict=True)]
+    chunks, scored = batch.chunks, batch.chunks.scored
+    measured = [
+        scored.sum(),
+        len(batch.positions),
+        batch.input_ids.numel(),
+        chunks.num_bytes[scored].sum(),
+        chunks.num_student_tokens[scored].sum(),
+        float(token.detach().double().sum()),  # every target token lies in a scored chunk
+        chunks.teacher_logprobs[scored].sum(dtype=np.float64),
+    ]
+    return terms, torch.tensor([float(one) for one in measured], dtype=torch.float64)
+
+
+def _sum_over_workers(values: Tensor) -> int:
+    """Add `values` up over all workers, in place; the number of workers."""
+    if not dist.is_initialized():
+        return 1
+    dist.all_reduce(values)
+    return dist.get_world_size()
+
+
+def _raise_everywhere(failure: CtdError | None, device: torch.device) -> None:
+    """Raise on every worker where one has failed, so that none waits for another."""
+    failed = torch.tensor(float(failure is not None), device=device)
+    _sum_over_workers(failed)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise CtdError("the loss is not finite on another worker")
