@@ -2,15 +2,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install check test bench clean
+TEACHER := runs/teachers/SmolLM2-135M-Instruct
+
+.PHONY: install demo check test bench clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev --group demo
 	touch $@
+
+demo: install $(TEACHER)  ## the main job on a real model: SmolLM2 moved to a tokenizer of 8,192 entries
+	$(BIN)/ctd run --recipe demo
+
+$(TEACHER): | install
+	$(BIN)/python -m pipelines.demo_teacher $@
 
 check: install  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

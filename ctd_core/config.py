@@ -28,8 +28,8 @@ class TrainedTokenizer(Options):
     """A new byte-level BPE tokenizer, trained on the corpus without its held-out documents."""
 
     kind: Literal["train"]
-    vocab_size: int = Field(8192, ge=257)
-    max_text_bytes: int = Field(100_000_000, gt=0, description="train on this much of the corpus at most")
+    vocab_size: int = Field(default=8192, ge=257)
+    max_text_bytes: int = Field(default=100_000_000, gt=0, description="train on this much of the corpus at most")
 
 
 class BytesTokenizer(Options):
@@ -52,10 +52,14 @@ class Student(Options):
     tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
     model: str | None = None
     revision: str | None = None
-    head: Literal["as_teacher", "untied"] = Field("as_teacher", description="whether a tied output matrix stays tied")
-    vocab_multiple: int = Field(1, ge=1, description="the vocabulary is padded to a multiple of this")
-    begin_token: str | None = Field(None, description="the token that begins a text, where it is not the usual one")
-    end_token: str | None = Field(None, description="the token that ends a text, where it is not the usual one")
+    head: Literal["as_teacher", "untied"] = Field(
+        default="as_teacher", description="whether a tied output matrix stays tied"
+    )
+    vocab_multiple: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
+    begin_token: str | None = Field(
+        default=None, description="the token that begins a text, where it is not the usual one"
+    )
+    end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")
 
 
 class Teacher(Options):
@@ -64,8 +68,10 @@ class Teacher(Options):
     model: str
     revision: str | None = None
     dtype: Dtype = "float32"
-    begin_token: str | None = Field(None, description="the token that begins a text, where it is not the usual one")
-    end_token: str | None = Field(None, description="the token that ends a text, where it is not the usual one")
+    begin_token: str | None = Field(
+        default=None, description="the token that begins a text, where it is not the usual one"
+    )
+    end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")
 
 
 # --- Corpora ----------------------------------------------------------------------------------------------------
@@ -74,8 +80,8 @@ class Teacher(Options):
 class Corpus(Options):
     """Shares of a corpus, drawn by a hash of each document's text."""
 
-    held_out_fraction: Fraction = Field(0.0, description="documents kept from training, for evaluation")
-    sample_fraction: float = Field(1.0, gt=0, le=1, description="train on this share of the other documents")
+    held_out_fraction: Fraction = Field(default=0.0, description="documents kept from training, for evaluation")
+    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="train on this share of the other documents")
 
 
 class JsonLines(Corpus):
@@ -133,7 +139,7 @@ class HeldOut(Options):
     """The held-out documents of the run's own corpus."""
 
     kind: Literal["held_out"]
-    sample_fraction: float = Field(1.0, gt=0, le=1, description="use this share of them")
+    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="use this share of them")
 
 
 # --- Preparation ------------------------------------------------------------------------------------------------
@@ -142,14 +148,14 @@ class HeldOut(Options):
 class Prepare(Options):
     """From documents to Arrow shards."""
 
-    student_window_tokens: int = Field(1024, ge=8)
-    teacher_window_tokens: int = Field(1024, ge=8)
-    targets: bool = Field(True, description="whether the teacher's numbers are computed and stored")
-    max_dropped_fraction: float = Field(0.01, ge=0, le=1)
-    part_bytes: int = Field(4 * 2**20, gt=0, description="text a shard, about")
-    scoring_batch_tokens: int = Field(4096, gt=0, description="padded teacher tokens in a forward pass")
-    scoring_actors: int = Field(1, ge=1)
-    scoring_gpus: float = Field(0, ge=0, description="GPUs for each scoring actor")
+    student_window_tokens: int = Field(default=1024, ge=8)
+    teacher_window_tokens: int = Field(default=1024, ge=8)
+    targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
+    max_dropped_fraction: float = Field(default=0.01, ge=0, le=1)
+    part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
+    scoring_batch_tokens: int = Field(default=4096, gt=0, description="padded teacher tokens in a forward pass")
+    scoring_actors: int = Field(default=1, ge=1)
+    scoring_gpus: float = Field(default=0, ge=0, description="GPUs for each scoring actor")
 
 
 # --- Objectives -------------------------------------------------------------------------------------------------
@@ -171,7 +177,7 @@ class Debiased(Options):
     """Finest chunks joined until the teacher's probability of a pretoken boundary exceeds gamma."""
 
     kind: Literal["debiased"]
-    gamma: float = Field(0.1, ge=0, lt=1)
+    gamma: float = Field(default=0.1, ge=0, lt=1)
 
 
 class Groups(Options):
@@ -188,18 +194,20 @@ class Alm(Options):
     """Approximate likelihood matching (arXiv 2503.20083)."""
 
     kind: Literal["alm"]
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     divergence: Literal["kl", "reverse_kl", "tv"] = "kl"
-    temperature: float = Field(5.0, gt=0, description=".inf for the limit")
+    temperature: float = Field(default=5.0, gt=0, description=".inf for the limit")
     chunks: AnyChunks = Debiased(kind="debiased")
-    boundary: bool = Field(True, description="whether a chunk's likelihood includes that a pretoken boundary follows")
+    boundary: bool = Field(
+        default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"
+    )
 
 
 class Sft(Options):
     """Next-token cross-entropy on the corpus."""
 
     kind: Literal["sft"]
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
 
 
 AnyObjective = Annotated[Alm | Sft, Field(discriminator="kind")]
@@ -213,23 +221,27 @@ class Train(Options):
 
     steps: int = Field(gt=0)
     seed: int = 0
-    objectives: list[AnyObjective] = Field([Alm(kind="alm")], min_length=1)
-    batch_tokens: int = Field(4096, gt=0, description="padded student tokens in a micro-batch")
-    micro_batches: int = Field(1, gt=0, description="micro-batches a step, over all workers")
-    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
-    use_gpu: bool = Field(False, description="a GPU for each worker")
+    objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
+    batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
+    micro_batches: int = Field(default=1, gt=0, description="micro-batches a step, over all workers")
+    num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
+    use_gpu: bool = Field(default=False, description="a GPU for each worker")
     learning_rate: float = Field(1e-5, gt=0)
-    embedding_learning_rate: float | None = Field(None, gt=0, description="for embeddings and head, where it differs")
-    warmup_steps: int = Field(0, ge=0)
-    final_learning_rate_fraction: float = Field(0.0, ge=0, le=1, description="linear decay ends at this share")
+    embedding_learning_rate: float | None = Field(
+        default=None, gt=0, description="for embeddings and head, where it differs"
+    )
+    warmup_steps: int = Field(default=0, ge=0)
+    final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0)
-    freeze: list[str] = Field([], description="regular expressions; parameters with a match in their name stay fixed")
-    autocast: Literal["auto", "off"] = Field("auto", description="auto: bfloat16 on GPUs that have it")
-    evaluate_every: int | None = Field(None, gt=0)
-    checkpoint_every: int | None = Field(None, gt=0, description="the last step is always kept")
-    max_failures: int = Field(3, ge=0, description="restarts of the workers before the run fails")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    freeze: list[str] = Field(
+        default=[], description="regular expressions; parameters with a match in their name stay fixed"
+    )
+    autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
+    evaluate_every: int | None = Field(default=None, gt=0)
+    checkpoint_every: int | None = Field(default=None, gt=0, description="the last step is always kept")
+    max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
 
     @model_validator(mode="after")
     def _workers_share_a_step(self) -> "Train":
@@ -245,7 +257,7 @@ class Evaluate(Options):
     """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
 
     sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = {}
-    batch_tokens: int = Field(4096, gt=0)
+    batch_tokens: int = Field(default=4096, gt=0)
     gap_set: str | None = None
 
     @model_validator(mode="after")
@@ -259,7 +271,7 @@ class Sample(Options):
     """Texts that teacher and student continue at the end of a run, greedily."""
 
     prompts: list[str] = []
-    max_new_tokens: int = Field(40, gt=0)
+    max_new_tokens: int = Field(default=40, gt=0)
 
 
 class RunConfig(Options):

@@ -1,26 +1,150 @@
-"""The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage."""
+"""The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage or config."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 from rich.console import Console
 
+from ctd_core.config import RunConfig, read_config
 from ctd_core.errors import CtdError, UsageError
-from pipelines.inspect import as_json, as_rich, inspect_text
+from pipelines.recipes import read_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from pipelines.places import Places
 
 app = typer.Typer(
-    name="ctd", no_args_is_help=True, add_completion=False, help="Distil language models across tokenizers."
-)
+    name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Distil language models across tokenizers.",
+)  # fmt: skip
 
 TOKENIZER_HELP = "A tokenizer: directory, hub id, tokenizer.json file, or `bytes`."
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A run's YAML file.")]
+Recipe = Annotated[str | None, typer.Option(help=f"A packaged run: {', '.join(recipe_names())}.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Put another value into the run, such as train.steps=200. May be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the run, print it with every default, do nothing.")]
 
 
 @app.callback()
 def root() -> None:
-    """Distil language models across tokenizers."""
+    """Distil language models across tokenizers.
+
+    A run is one YAML file: student, teacher, corpus, and how to prepare, train and evaluate. The stages write into
+    runs/NAME and do only what is not there yet, so any of them can be killed and started again.
+
+    Begin with `ctd run --recipe demo --dry-run`, which prints a whole run with every option.
+    """
+
+
+@app.command()
+def prepare(
+    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+) -> None:
+    """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
+
+    def work(places: "Places") -> None:
+        from pipelines.prepare import prepare as stage
+        from pipelines.run import data_table
+
+        Console().print(data_table(stage(places)))
+
+    _stage(config, recipe, overrides, dry_run, work)
+
+
+@app.command()
+def train(
+    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+) -> None:
+    """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
+
+    def work(places: "Places") -> None:
+        from pipelines.train import train_student
+
+        train_student(places)
+
+    _stage(config, recipe, overrides, dry_run, work)
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+) -> None:
+    """Measure the student before and after training against its teacher, on every evaluation set."""
+
+    def work(places: "Places") -> None:
+        from pipelines.evaluate import as_report
+        from pipelines.evaluate import evaluate as stage
+        from pipelines.run import agreement_table, write_report
+
+        report = as_report(stage(places))
+        write_report(places, report)
+        Console().print(agreement_table(report))
+
+    _stage(config, recipe, overrides, dry_run, work)
+
+
+@app.command()
+def export(
+    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+) -> None:
+    """Write the trained student as a directory that Hugging Face transformers loads."""
+
+    def work(places: "Places") -> None:
+        from pipelines.export import export as stage
+
+        print(stage(places))
+
+    _stage(config, recipe, overrides, dry_run, work)
+
+
+@app.command()
+def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Prepare, train, evaluate and export.
+
+    Example: ctd run --recipe demo --set name=mine --set teacher.model=./my-model --set train.steps=500
+    """
+
+    def work(places: "Places") -> None:
+        from pipelines.run import print_report
+        from pipelines.run import run as stage
+
+        print_report(places, stage(places))
+
+    _stage(config, recipe, overrides, dry_run, work)
+
+
+def _stage(
+    file: Path | None, recipe: str | None, overrides: list[str] | None, dry_run: bool, work: Callable[["Places"], None]
+) -> None:
+    if (file is None) == (recipe is None):
+        raise UsageError("give either --config FILE or --recipe NAME")
+    text, source = (
+        (_read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
+    )
+    chosen = read_config(text, source, overrides or [])
+    from pipelines.places import Places
+
+    places = Places(chosen)
+    if dry_run:
+        _check(chosen, places)
+        print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="")
+    else:
+        work(places)
+
+
+def _check(config: RunConfig, places: "Places") -> None:
+    """Everything that can be checked without computing: files, tokenizers, models' configs."""
+    from pipelines.checks import check_inputs
+
+    check_inputs(config, places)
 
 
 @app.command()
@@ -37,6 +161,8 @@ def inspect(
     """
     if (text is None) == (text_file is None):
         raise UsageError("give either --text or --text-file")
+    from pipelines.inspect import as_json, as_rich, inspect_text
+
     document = _read_text(text_file) if text_file is not None else text
     inspection = inspect_text(student, teacher, document or "")
     if as_json_lines:

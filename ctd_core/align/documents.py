@@ -118,10 +118,9 @@ def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
 
 
 def _marker_piece(marker: Marker, student: Side, teacher: Side) -> _Piece:
-    ids = [np.array(side.markers.get(marker.role, ()), dtype=np.int32) for side in (student, teacher)]
-    ends = [np.array([len(one)], dtype=np.int64) for one in ids]
+    mine, theirs = (np.array(side.markers.get(marker.role, ()), dtype=np.int32) for side in (student, teacher))
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
-    return _Piece(*ids, *ends, kinds, np.zeros(1, dtype=np.int64))
+    return _Piece(mine, theirs, np.array([len(mine)]), np.array([len(theirs)]), kinds, np.zeros(1, dtype=np.int64))
 
 
 def _join(document: Document, pieces: list[_Piece]) -> AlignedText:
@@ -136,13 +135,15 @@ def _join(document: Document, pieces: list[_Piece]) -> AlignedText:
     student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
     scored = wanted & (student_begins > 0) & (teacher_begins > 0)
     scored &= (student_ends > student_begins) & (teacher_ends > teacher_begins)
+    kinds = np.concatenate([piece.kinds for piece in pieces])
+    kinds[scored] |= SCORED
     return AlignedText(
         document.id,
         student_ids,
         teacher_ids,
         student_ends.astype(np.int32),
         teacher_ends.astype(np.int32),
-        np.concatenate([piece.kinds for piece in pieces]) | np.where(scored, SCORED, 0).astype(np.uint8),
+        kinds,
         np.concatenate([piece.chunk_bytes for piece in pieces]).astype(np.int32),
     )
 

@@ -44,7 +44,8 @@ def head_of(model: PreTrainedModel) -> Head:
 
 def last_hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """The hidden states [B, S, H] that the output matrix turns into logits; `input_ids` is [B, S], padded right."""
-    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ class LogprobModel(nn.Module):
     def __init__(self, model: PreTrainedModel, begins_pretoken: npt.NDArray[np.bool_]) -> None:
         super().__init__()
         self.model = model
+        self.mask: Tensor
         self.register_buffer("mask", vocabulary_mask(begins_pretoken, model), persistent=False)
 
     def forward(

@@ -121,7 +121,7 @@ def _special_roles(student: Side, teacher: Side) -> dict[int, list[int]]:
         student_id, teacher_id = getattr(mine, f"{name}_token_id"), getattr(theirs, f"{name}_token_id")
         if student_id is not None and teacher_id is not None:
             roles[student_id] = [teacher_id]
-    tokens = defaultdict(list)
+    tokens: dict[int, list[int]] = defaultdict(list)
     for role, ids in student.markers.items():
         for token_id in ids:
             tokens[token_id] += [one for one in teacher.markers.get(role, ()) if one not in tokens[token_id]]

@@ -81,9 +81,8 @@ def _plan_alm(objective: Alm, batch: Batch) -> Plan:
     kept, merged = np.unique(everything.index[finest], return_inverse=True)
     last = everything.last[kept]
     teacher = np.bincount(merged, weights=chunks.teacher_logprobs[finest], minlength=len(kept))
-    if objective.boundary:
-        teacher = teacher + chunks.teacher_boundary_logprobs[last]
-    return Plan(len(kept), finest, merged, last, teacher.astype(np.float32), objective.boundary)
+    boundary = chunks.teacher_boundary_logprobs[last] if objective.boundary else 0.0
+    return Plan(len(kept), finest, merged, last, (teacher + boundary).astype(np.float32), objective.boundary)
 
 
 def _sum_alm(objective: Alm, planned: Plan, student: StudentLogprobs) -> Tensor:

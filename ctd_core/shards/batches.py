@@ -1,7 +1,7 @@
 """Batches for training: in which order rows come, and what a batch holds."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +63,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        moved = [
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.input_ids, self.positions, self.target_ids, self.chunk_of_target, self.chunk_rows)
-        ]
-        return Batch(*moved, self.chunks, self.rows)
+        names = ("input_ids", "positions", "target_ids", "chunk_of_target", "chunk_rows")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 def micro_batches(lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int) -> Iterator[Rows]:

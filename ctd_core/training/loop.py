@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def train(
         hooks.on_step(metrics)
         if _due(step, options.checkpoint_every) or step + 1 == options.steps:
             hooks.on_checkpoint(
-                metrics, lambda directory, at=step + 1: save_checkpoint(directory, model, optimizer, at)
-            )  # fmt: skip
+                metrics, partial(save_checkpoint, model=model, optimizer=optimizer, steps_done=step + 1)
+            )
     model.eval()
 
 

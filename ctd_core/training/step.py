@@ -71,7 +71,7 @@ def accumulate_gradients(
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
                 failure = LossNotFinite(float(total), batch.rows.tolist())
-            (total * world).backward()  # DDP takes the mean over workers; the loss is a sum
+            (total * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over workers; the loss is a sum
         sums += torch.cat([torch.stack([term.detach().to(wide) for term in terms]), measured.to(device)])
     _sum_over_workers(sums)
     _raise_everywhere(failure, device)

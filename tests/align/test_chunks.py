@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.align.chunks import finest_chunks
-from ctd_core.align.merging import merge_at_whitespace, merge_debiased, merge_groups, merge_none
 from ctd_core.text.encoding import EncodedPair, encode_pairs
 from tests.strategies import TEXT
 from tests.tokenizers import PARTIAL, TOTAL, encoder
@@ -74,26 +73,3 @@ def test_a_batch_gives_what_each_text_gives_alone(rows):
 def test_sides_of_different_length_are_an_error():
     with pytest.raises(ValueError, match="same number of bytes"):
         finest_chunks([np.array([1, 2])], [np.array([1, 3])])
-
-
-@given(st.lists(st.tuples(st.floats(-30, 0, width=32), st.booleans()), max_size=30), st.integers(1, 9))
-def test_merging_keeps_every_chunk_and_closes_only_where_the_rule_says(chunks, size):
-    boundary = np.array([logprob for logprob, _ in chunks], dtype=np.float32)
-    whitespace = np.array([flag for _, flag in chunks], dtype=np.bool_)
-    count = len(chunks)
-    for ends, may_close in (
-        (merge_none(count), np.ones(count, dtype=np.bool_)),
-        (merge_groups(count, size), (np.arange(count) + 1) % size == 0),
-        (merge_at_whitespace(whitespace), whitespace),
-        (merge_debiased(boundary, 0.1), boundary > np.log(0.1)),
-        (merge_debiased(boundary, 0.0), np.ones(count, dtype=np.bool_)),
-    ):
-        expected = [n + 1 for n in range(count) if may_close[n] or n == count - 1]
-        assert ends.tolist() == expected
-
-
-def test_senseless_settings_of_a_rule_are_errors():
-    with pytest.raises(ValueError, match="at least 1"):
-        merge_groups(3, 0)
-    with pytest.raises(ValueError, match="gamma"):
-        merge_debiased(np.zeros(3, dtype=np.float32), 1.0)

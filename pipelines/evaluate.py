@@ -1,0 +1,81 @@
+"""`ctd evaluate`: teacher, student before and student after training on every evaluation set."""
+
+from dataclasses import asdict, dataclass
+
+from ctd_core.errors import CtdError
+from ctd_core.evaluation.agreement import Agreement, measure_agreement
+from ctd_core.models.loading import parameters
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.reading import ShardSet
+from pipelines.places import Places, latest_checkpoint
+from pipelines.progress import progress
+from pipelines.train import load_student
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Agreements by set, before and after training; gap_closed is None where no set was named for it."""
+
+    before: dict[str, Agreement]
+    after: dict[str, Agreement]
+    parameters: int
+    gap_closed: float | None
+
+
+def evaluate(places: Places) -> Evaluation:
+    """Measure the student before training and at its latest checkpoint; raises CtdError where there is none."""
+    checkpoint = latest_checkpoint(places.train)
+    if checkpoint is None:
+        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
+    sets = places.config.evaluate.sets
+    with progress("evaluate", 2 * len(sets)) as reporter:
+        student = load_student(places, None)
+        before = _measure(places, student, lambda done, name: reporter.update(done, f"{name}, before training"))
+        student = load_student(places, checkpoint)
+        after = _measure(
+            places, student, lambda done, name: reporter.update(len(sets) + done, f"{name}, after training")
+        )
+    gap_set = places.config.evaluate.gap_set
+    gap_closed = None
+    if gap_set is not None:
+        distances = [one[gap_set].teacher_distance_bits_per_byte for one in (before, after)]
+        gap_closed = 1 - distances[1] / distances[0] if distances[0] else 0.0
+    return Evaluation(before, after, parameters(student.model), gap_closed)
+
+
+def _measure(places: Places, student: LogprobModel, report: object) -> dict[str, Agreement]:
+    measured = {}
+    for done, name in enumerate(places.config.evaluate.sets, 1):
+        shards = ShardSet(places.datasets[name].directory, verify=True)
+        measured[name] = measure_agreement(student, shards, places.config.evaluate.batch_tokens)
+        report(done, name)  # type: ignore[operator]
+    return measured
+
+
+def as_report(evaluation: Evaluation) -> dict[str, object]:
+    """The figures of an evaluation as report.json holds them."""
+    sets: dict[str, object] = {}
+    for name, after in evaluation.after.items():
+        before = evaluation.before[name]
+        sets[name] = {
+            "text_bytes": after.text_bytes,
+            "chunks": after.chunks,
+            "teacher": {
+                "bits_per_byte": after.teacher_bits_per_byte,
+                "teacher_distance_bits_per_byte": 0.0,
+                "tokens_per_byte": after.teacher_tokens_per_byte,
+            },
+            "student_before": _student(before),
+            "student_after": _student(after),
+        }
+    return {"sets": sets, "gap_closed": evaluation.gap_closed, "student_parameters": evaluation.parameters}
+
+
+def _student(measured: Agreement) -> dict[str, float]:
+    figures = asdict(measured)
+    return {
+        "bits_per_byte": figures["student_bits_per_byte"],
+        "teacher_distance_bits_per_byte": figures["teacher_distance_bits_per_byte"],
+        "correlation": figures["correlation"],
+        "tokens_per_byte": figures["student_tokens_per_byte"],
+    }

@@ -1,0 +1,66 @@
+"""`ctd export`: the trained student as a directory for Hugging Face transformers, with a model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctd_core.errors import CtdError
+from ctd_core.models.export import export_model
+from pipelines.places import Places, latest_checkpoint
+from pipelines.prepare import student_side
+from pipelines.train import load_student, whole_directory
+
+
+def export(places: Places) -> Path:
+    """Write the student of the latest checkpoint; raises CtdError where there is none."""
+    checkpoint = latest_checkpoint(places.train)
+    if checkpoint is None:
+        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
+    tokenizer = student_side(places).encoder.tokenizer
+    report = json.loads(places.report.read_text()) if places.report.exists() else {}
+    with whole_directory(places.model) as temporary:
+        export_model(load_student(places, checkpoint).model, tokenizer, _card(places, checkpoint, report), temporary)
+    return places.model
+
+
+def _card(places: Places, checkpoint: Path, report: dict[str, Any]) -> str:
+    config = places.config
+    rows = [
+        f"| {name} | {one['teacher']['bits_per_byte']:.3f} | {one['student_before']['bits_per_byte']:.3f} | "
+        f"{one['student_after']['bits_per_byte']:.3f} | "
+        f"{one['student_before']['teacher_distance_bits_per_byte']:.3f} | "
+        f"{one['student_after']['teacher_distance_bits_per_byte']:.3f} |"
+        for name, one in report.get("sets", {}).items()
+    ]
+    measured = (
+        "| text | teacher, bits per byte | before | after | distance to the teacher, before | after |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(rows)
+        if rows
+        else "Nothing was measured."
+    )
+    recipe = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    return f"""---
+library_name: transformers
+base_model: {config.student.model or config.teacher.model}
+tags: [distillation, cross-tokenizer]
+---
+# {config.name}
+
+A student of `{config.teacher.model}` under another tokenizer ({config.student.tokenizer.kind}), trained with
+cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083) for
+{int(checkpoint.name.removeprefix("step_"))} steps on {config.corpus.kind}.
+
+## Measured
+
+{measured}
+
+The distance is the mean absolute difference of the log-likelihoods of text chunks on which both tokenizers agree, in
+bits per byte.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""

@@ -1,0 +1,136 @@
+"""Where a run's artefacts lie. A name carries the fingerprint of what decides its content: other options, other place.
+
+runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is trained
+runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set
+runs/demo/init-<fp>/                 the student before training
+runs/demo/train-<fp>/                metrics.jsonl, step_000100/ …
+runs/demo/model/                     the exported student
+runs/demo/report.json
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ctd_core.config import Corpus, HeldOut, RunConfig, TrainedTokenizer, fingerprint
+from ctd_core.models.loading import weights_fingerprint
+from ctd_core.shards.schema import SCHEMA_VERSION
+from ctd_core.text.corpora import Part, plan_parts
+
+TRAIN_SET = "train"
+# Options that change how the work is done and not what comes out.
+PREPARE_RESOURCES = {"max_dropped_fraction", "scoring_batch_tokens", "scoring_actors", "scoring_gpus"}
+TRAIN_RESOURCES = {"num_workers", "use_gpu", "max_failures", "evaluate_every", "checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A set of shards to be made: which documents, and where."""
+
+    name: str
+    corpus: Corpus
+    held_out_fraction: float | None
+    parts: list[Part]
+    directory: Path
+
+
+class Places:
+    """The places of one run; what has to be read for a fingerprint is read once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def tokenizer(self) -> Path | None:
+        """Where the trained tokenizer lies; None where the student's tokenizer is not trained."""
+        return self.config.directory / f"tokenizer-{self._tokenizer_fingerprint}" if self._is_trained else None
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetPlan]:
+        """The training set and the evaluation sets, by name."""
+        corpora: dict[str, tuple[Corpus, float | None]] = {TRAIN_SET: (self.config.corpus, None)}
+        for name, chosen in self.config.evaluate.sets.items():
+            is_held_out = isinstance(chosen, HeldOut)
+            corpora[name] = (self.config.corpus, chosen.sample_fraction) if is_held_out else (chosen, None)
+        return {name: self._dataset(name, *one) for name, one in corpora.items()}
+
+    @cached_property
+    def init(self) -> Path:
+        """The student before training."""
+        student = self.config.student.model_dump(mode="json")
+        return self.config.directory / f"init-{fingerprint(student, self._tokenizer_fingerprint, self._teacher)}"
+
+    @cached_property
+    def train(self) -> Path:
+        """Metrics and checkpoints."""
+        options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
+        data = self.datasets[TRAIN_SET].directory.name
+        return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
+
+    @property
+    def model(self) -> Path:
+        """The exported student."""
+        return self.config.directory / "model"
+
+    @property
+    def report(self) -> Path:
+        """What was measured."""
+        return self.config.directory / "report.json"
+
+    @property
+    def _is_trained(self) -> bool:
+        return isinstance(self.config.student.tokenizer, TrainedTokenizer)
+
+    @cached_property
+    def teacher_weights(self) -> str:
+        """Stands for the teacher's weights."""
+        return weights_fingerprint(self.config.teacher.model, self.config.teacher.revision)
+
+    @cached_property
+    def _teacher(self) -> str:
+        return fingerprint(self.config.teacher.model_dump(mode="json"), self.teacher_weights)
+
+    @cached_property
+    def _corpus_parts(self) -> list[Part]:
+        return plan_parts(self.config.corpus, self.config.prepare.part_bytes)
+
+    @cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        options = self.config.student.tokenizer.model_dump(mode="json")
+        if not self._is_trained:
+            return fingerprint(options)
+        corpus = self.config.corpus.model_dump(mode="json", exclude={"sample_fraction"})
+        return fingerprint(options, corpus, _content(self._corpus_parts))
+
+    def _dataset(self, name: str, corpus: Corpus, held_out: float | None) -> DatasetPlan:
+        own = corpus is self.config.corpus
+        parts = self._corpus_parts if own else plan_parts(corpus, self.config.prepare.part_bytes)
+        student = self.config.student
+        decides = fingerprint(
+            SCHEMA_VERSION,
+            self._tokenizer_fingerprint,
+            [student.begin_token, student.end_token],
+            self._teacher if self.config.prepare.targets else self.config.teacher.model_dump(mode="json"),
+            corpus.model_dump(mode="json"),
+            held_out,
+            _content(parts),
+            self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
+        )
+        return DatasetPlan(name, corpus, held_out, parts, self.config.directory / "prepared" / f"{name}-{decides}")
+
+
+def _content(parts: list[Part]) -> str:
+    """Stands for what the parts hold: names and sizes of files, the texts themselves where there are no files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr((part.source, part.start, part.stop)).encode())
+        for text in part.texts:
+            digest.update(text.text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint of the most steps in `directory`, None where there is none."""
+    whole = sorted(state.parent for state in directory.glob("step_*/state.pt"))
+    return whole[-1] if whole else None

@@ -1,0 +1,220 @@
+"""`ctd prepare`: from a corpus to shards, on Ray Data. One part of the corpus is one task and one shard."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from pyarrow import ipc
+
+from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
+from ctd_core.models.loading import load_model
+from ctd_core.models.scoring import score_rows
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import (
+    MANIFEST,
+    Folder,
+    finished_shards,
+    read_manifest,
+    shard_bytes,
+    shard_file,
+    write_manifest,
+    write_shard,
+)
+from ctd_core.shards.manifest import (
+    Counts,
+    Manifest,
+    Origin,
+    ShardEntry,
+    add_counts,
+    check_dropped,
+    tokenizer_fingerprint,
+)
+from ctd_core.text.corpora import held_out_texts, read_part, training_texts
+from ctd_core.text.segments import Side, make_side, plain_document
+from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
+from pipelines.cluster import connect, own_errors
+from pipelines.places import DatasetPlan, Places
+from pipelines.progress import progress, say
+
+
+def prepare(places: Places) -> dict[str, Manifest]:
+    """Make every set of shards of the run that is not there yet; the manifests by name of set."""
+    ensure_tokenizer(places)
+    datasets = places.datasets
+    open_sets = [one for one in datasets.values() if not Folder(one.directory).exists(MANIFEST)]
+    for one in datasets.values():
+        if one not in open_sets:
+            say(f"prepare: {one.name} is there already, in {one.directory}")
+    if open_sets:
+        _make_shards(places, open_sets)
+        for one in open_sets:
+            _close(places, one)
+    return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
+
+
+def ensure_tokenizer(places: Places) -> None:
+    """Train the student's tokenizer where it is to be trained and is not there yet."""
+    options = places.config.student.tokenizer
+    if not isinstance(options, TrainedTokenizer) or places.tokenizer is None or places.tokenizer.exists():
+        return
+    say(f"prepare: training a tokenizer of {options.vocab_size} entries")
+    tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
+    temporary = places.tokenizer.with_suffix(".partial")
+    tokenizer.save_pretrained(temporary)
+    os.replace(temporary, places.tokenizer)
+
+
+def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
+    """The corpus without its held-out documents, the sample and the rest alike."""
+    corpus = places.config.corpus.model_copy(update={"sample_fraction": 1.0})
+    total = 0
+    for part in places.datasets["train"].parts:
+        for one in training_texts(corpus, read_part(corpus, part)):
+            total += len(one.text.encode(errors="surrogatepass"))
+            if total > max_text_bytes:
+                return
+            yield one.text
+
+
+def student_side(places: Places) -> Side:
+    """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
+    options = places.config.student
+    if isinstance(options.tokenizer, TrainedTokenizer):
+        name, revision = str(places.tokenizer), None
+    elif isinstance(options.tokenizer, BytesTokenizer):
+        name, revision = "bytes", None
+    else:
+        name, revision = options.tokenizer.name, options.tokenizer.revision
+    return make_side(load_tokenizer(name, revision), name, options.begin_token, options.end_token)
+
+
+def teacher_side(config: RunConfig) -> Side:
+    """The teacher's tokenizer, made ready."""
+    options = config.teacher
+    tokenizer = load_tokenizer(options.model, options.revision)
+    return make_side(tokenizer, options.model, options.begin_token, options.end_token)
+
+
+# --- What runs on the cluster ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part of one set, for any worker."""
+
+    config_json: str
+    dataset: DatasetPlan
+    part: int
+
+
+@cache
+def _places(config_json: str) -> Places:
+    return Places(RunConfig.model_validate_json(config_json))
+
+
+@cache
+def _sides(config_json: str) -> tuple[Side, Side]:
+    """Tokenizers are loaded once a process."""
+    places = _places(config_json)
+    return student_side(places), teacher_side(places.config)
+
+
+def encode(row: dict[str, Any], jobs: list[Job]) -> dict[str, Any]:
+    """Read a part, encode it twice, align and cut it: a row with the content of its shard."""
+    job = jobs[row["job"]]
+    dataset, options = job.dataset, _places(job.config_json).config.prepare
+    texts = read_part(dataset.corpus, dataset.parts[job.part])
+    chosen = (
+        training_texts(dataset.corpus, texts)
+        if dataset.held_out_fraction is None
+        else held_out_texts(dataset.corpus, dataset.held_out_fraction, texts)
+    )
+    documents = (plain_document(one.id, one.text) for one in chosen)
+    sides = _sides(job.config_json)
+    rows, counts = build_rows(*sides, documents, options.student_window_tokens, options.teacher_window_tokens)
+    return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
+
+
+class Score:
+    """The teacher, held by an actor; adds its two numbers a chunk to a part's rows."""
+
+    def __init__(self, config_json: str) -> None:
+        config = RunConfig.model_validate_json(config_json)
+        self._options = config.prepare
+        device = torch.device("cuda" if config.prepare.scoring_gpus else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.prepare.scoring_actors))
+        model = load_model(config.teacher.model, config.teacher.revision, config.teacher.dtype).to(device)
+        self._teacher = LogprobModel(model, teacher_side(config).encoder.spelling.begins_pretoken)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with ipc.open_file(pa.py_buffer(row["content"])) as reader:
+            rows = reader.get_batch(0)
+        scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens)
+        return row | {"content": shard_bytes(scored).to_pybytes()}
+
+
+def write(row: dict[str, Any], jobs: list[Job]) -> dict[str, Any]:
+    """Write a part's shard."""
+    job = jobs[row["job"]]
+    counts = Counts.model_validate_json(row["counts"])
+    part = job.dataset.parts[job.part].number
+    entry = write_shard(Folder(job.dataset.directory), part, row["content"], counts)
+    return {"job": row["job"], "rows": entry.counts.rows, "text_bytes": entry.counts.text_bytes}
+
+
+def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
+    config_json = places.config.model_dump_json()
+    jobs = []
+    for dataset in datasets:
+        finished = finished_shards(Folder(dataset.directory))
+        todo = [n for n, part in enumerate(dataset.parts) if shard_file(part.number) not in finished]
+        if finished:
+            say(f"prepare: {dataset.name}: {len(finished)} of {len(dataset.parts)} shards are there already")
+        jobs += [Job(config_json, dataset, n) for n in todo]
+    if not jobs:
+        return
+    connect()
+    options = places.config.prepare
+    stream = ray.data.from_items([{"job": n} for n in range(len(jobs))], override_num_blocks=len(jobs))
+    shared = {"jobs": jobs}
+    stream = stream.map(encode, fn_kwargs=shared)
+    if options.targets:
+        resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
+        stream = stream.map(
+            Score,
+            fn_constructor_kwargs={"config_json": config_json},
+            compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
+            **resources,
+        )
+    stream = stream.map(write, fn_kwargs=shared)
+    title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
+    with own_errors(), progress(title, len(jobs)) as reporter:
+        text_bytes = 0
+        for done, row in enumerate(stream.iter_rows(), 1):
+            text_bytes += row["text_bytes"]
+            reporter.update(done, f"shards, {text_bytes / 1e6:.2f} MB of text")
+
+
+def _close(places: Places, dataset: DatasetPlan) -> None:
+    """Check what was dropped and write the manifest."""
+    folder = Folder(dataset.directory)
+    shards = finished_shards(folder)
+    config = places.config
+    student, teacher = student_side(places), teacher_side(config)
+    origin = Origin(
+        student_tokenizer=tokenizer_fingerprint(student),
+        teacher_tokenizer=tokenizer_fingerprint(teacher),
+        teacher_model=places.teacher_weights if config.prepare.targets else None,
+        config=json.loads(config.model_dump_json(include={"student", "teacher", "corpus", "prepare"})),
+    )
+    entries: list[ShardEntry] = [shards[shard_file(part.number)] for part in dataset.parts]
+    check_dropped(add_counts([entry.counts for entry in entries]), config.prepare.max_dropped_fraction)
+    write_manifest(folder, origin, entries)

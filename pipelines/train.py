@@ -1,0 +1,246 @@
+"""`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctd_core.config import RunConfig
+from ctd_core.errors import CtdError
+from ctd_core.evaluation.agreement import measure_agreement
+from ctd_core.models.loading import load_model
+from ctd_core.models.student import LogprobModel
+from ctd_core.models.transfer import transfer_model
+from ctd_core.shards.manifest import check_student
+from ctd_core.shards.reading import ShardSet
+from ctd_core.training.checkpoint import load_weights
+from ctd_core.training.loop import Hooks, Metrics, train
+from pipelines.cluster import connect, own_errors
+from pipelines.places import TRAIN_SET, Places, latest_checkpoint
+from pipelines.prepare import student_side, teacher_side
+from pipelines.progress import Reporter, progress, say
+
+METRICS = "metrics.jsonl"
+CHECKPOINTS_KEPT = 2
+
+
+def train_student(places: Places) -> None:
+    """Train to the last step, from the latest checkpoint where there is one; nothing where that is done."""
+    options = places.config.train
+    ShardSet(places.datasets[TRAIN_SET].directory, verify=True)
+    ensure_student(places)
+    start = latest_checkpoint(places.train)
+    done = 0 if start is None else int(start.name.removeprefix("step_"))
+    if done >= options.steps:
+        say(f"train: all {options.steps} steps are done already, in {places.train}")
+        return
+    if done:
+        say(f"train: going on from step {done}, in {places.train}")
+    places.train.mkdir(parents=True, exist_ok=True)
+    with progress("train", options.steps) as reporter:
+        if options.num_workers:
+            with _watched(places.train / METRICS, reporter), own_errors():
+                _train_on_ray(places)
+        else:
+            save = _local_checkpoints(places.train)
+            run_worker(places, save, start, 0, 1, torch.device("cuda" if options.use_gpu else "cpu"), reporter)
+
+
+def ensure_student(places: Places) -> None:
+    """Write the student as it is before training, where it is not there yet."""
+    if places.init.exists():
+        return
+    options, teacher = places.config.student, places.config.teacher
+    if options.model is not None:
+        say(f"train: the student is {options.model}")
+        model = load_model(options.model, options.revision)
+    else:
+        say(f"train: making the student from {teacher.model}")
+        model = transfer_model(
+            load_model(teacher.model, teacher.revision),
+            student_side(places),
+            teacher_side(places.config),
+            untie=options.head == "untied",
+            vocab_multiple=options.vocab_multiple,
+        )
+    with whole_directory(places.init) as temporary:
+        model.save_pretrained(temporary)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `directory` once it is whole."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    except OSError as error:
+        raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_student(places: Places, checkpoint: Path | None) -> LogprobModel:
+    """The student before training, or as a checkpoint has it."""
+    model = load_model(str(places.init))
+    if checkpoint is not None:
+        load_weights(checkpoint, model)
+    return LogprobModel(model, student_side(places).encoder.spelling.begins_pretoken)
+
+
+def run_worker(
+    places: Places,
+    on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None],
+    start: Path | None,
+    rank: int,
+    world: int,
+    device: torch.device,
+    reporter: Reporter | None = None,
+) -> None:
+    """One worker's part of the training."""
+    options = places.config.train
+    shards = ShardSet(places.datasets[TRAIN_SET].directory, verify=False)
+    student = load_student(places, None).to(device)
+    check_student(shards.manifest, shards.name, student_side(places), len(student.mask))
+    log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
+
+    def on_step(metrics: Metrics) -> None:
+        if log is not None:
+            words = log.add(metrics)
+            if reporter is not None:
+                reporter.update(int(metrics["step"]), words)
+
+    def evaluate(model: LogprobModel) -> Metrics:
+        return measure_sets(places, model) if rank == 0 else {}
+
+    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world)
+
+
+def measure_sets(places: Places, model: LogprobModel) -> Metrics:
+    """The distance to the teacher and the bits per byte on every evaluation set."""
+    figures: Metrics = {}
+    for name in places.config.evaluate.sets:
+        shards = ShardSet(places.datasets[name].directory, verify=False)
+        measured = measure_agreement(model, shards, places.config.evaluate.batch_tokens)
+        figures[f"{name}_teacher_distance_bits_per_byte"] = measured.teacher_distance_bits_per_byte
+        figures[f"{name}_bits_per_byte"] = measured.student_bits_per_byte
+    return figures
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first."""
+
+    def __init__(self, file: Path, start: Path | None) -> None:
+        done = 0 if start is None else int(start.name.removeprefix("step_"))
+        kept = [line for line in read_metrics(file) if line["step"] <= done]
+        temporary = file.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, file)
+        self._file, self._last = file, time.monotonic()
+
+    def add(self, metrics: Metrics) -> str:
+        """Append a step; the words that tell of it."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        return step_words(line)
+
+
+def step_words(metrics: dict[str, Any]) -> str:
+    """A step in a few words."""
+    return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:.0f} tokens/s"
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], None]], None]:
+    def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
+        with whole_directory(directory / f"step_{int(metrics['step']):08d}") as temporary:
+            write(temporary)
+        for old in sorted(directory.glob("step_*"))[:-CHECKPOINTS_KEPT]:
+            shutil.rmtree(old)
+
+    return save
+
+
+# --- On Ray Train ---------------------------------------------------------------------------------------------------
+
+
+def _train_on_ray(places: Places) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    connect()
+    options = places.config.train
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"config": places.config.model_dump_json()},
+        scaling_config=ray.train.ScalingConfig(num_workers=options.num_workers, use_gpu=options.use_gpu),
+        run_config=ray.train.RunConfig(
+            name=places.train.name,
+            storage_path=str(places.train.parent.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+        ),
+    )
+    trainer.fit()
+
+
+def _ray_worker(loop_config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    places = Places(RunConfig.model_validate_json(loop_config["config"]))
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+
+    def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            checkpoint = None
+            if rank == 0:
+                write(Path(temporary))
+                checkpoint = ray.train.Checkpoint.from_directory(temporary)
+            name = f"step_{int(metrics['step']):08d}"
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    # The same directory on every worker; also after a run that was started with another number of workers.
+    start = latest_checkpoint(places.train)
+    run_worker(places, save, start, rank, world, ray.train.torch.get_device())
+
+
+@contextmanager
+def _watched(file: Path, reporter: Reporter) -> Iterator[None]:
+    """Report the last line of a metrics file for as long as workers write it."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            if lines := read_metrics(file):
+                reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

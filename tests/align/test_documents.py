@@ -1,0 +1,93 @@
+"""Documents with markers, and their windows."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED, AlignedText, align_documents, cut_windows
+from ctd_core.errors import DocumentError
+from ctd_core.text.segments import Document, Marker, Side, Text, plain_document
+from tests.strategies import TEXT
+from tests.tokenizers import encoder
+
+KINDS = ["bytes", "byte-level BPE, 600", "SentencePiece BPE with a leading space"]
+
+
+def side(kind, begin=(1,), end=(2,)):
+    return Side(encoder(kind), {"begin": begin, "end": end})
+
+
+def spelled(side, ids):
+    return b"".join(side.encoder.spelling.token_bytes[one] or b"" for one in ids)
+
+
+@pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
+def test_windows_keep_every_byte_within_both_limits(student, teacher):
+    sides = side(student), side(teacher)
+
+    @given(st.lists(TEXT.filter(bool), min_size=1, max_size=3), st.integers(6, 40), st.integers(6, 40))
+    def promises(texts, student_limit, teacher_limit):
+        documents = [plain_document(str(n), text) for n, text in enumerate(texts)]
+        for document, aligned in zip(documents, align_documents(*sides, documents), strict=True):
+            if isinstance(aligned, DocumentError):
+                assert "▁" in document.segments[1].text
+                continue
+            windows = cut_windows(aligned, student_limit, teacher_limit)
+            if isinstance(windows, DocumentError):
+                assert windows.reason == "a chunk longer than a window"
+                continue
+            text = document.segments[1].text.encode()
+            assert sum(int(window.chunk_bytes.sum()) for window in windows) == len(text)
+            for window in windows:
+                assert len(window.student_ids) <= student_limit
+                assert len(window.teacher_ids) <= teacher_limit
+                assert window.student_ids[0] == window.teacher_ids[0] == 1
+                assert window.student_chunk_ends[-1] == len(window.student_ids)
+                assert window.teacher_chunk_ends[-1] == len(window.teacher_ids)
+            for which, one in zip(("student_ids", "teacher_ids"), sides, strict=True):
+                body = np.concatenate([getattr(window, which)[1:] for window in windows])
+                assert body[-1] == 2
+                assert spelled(one, body[:-1]) in (text, b" " + text)
+
+    promises()
+
+
+def test_a_marker_without_a_token_on_one_side_aligns_and_is_not_scored():
+    (aligned,) = align_documents(side("bytes"), side("bytes", begin=(1, 3), end=()), [plain_document("d", "ab c")])
+    assert aligned.student_chunk_ends.tolist() == [1, 2, 3, 4, 5, 6]
+    assert aligned.teacher_chunk_ends.tolist() == [2, 3, 4, 5, 6, 6]
+    assert [bool(kind & MARKER) for kind in aligned.chunk_kinds] == [True, False, False, False, False, True]
+    assert [bool(kind & SCORED) for kind in aligned.chunk_kinds] == [False, True, True, True, True, False]
+    assert [bool(kind & BEFORE_WHITESPACE) for kind in aligned.chunk_kinds] == [True, False, True, False, True, True]
+    assert aligned.chunk_bytes.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+def test_without_a_token_before_it_the_first_chunk_is_not_scored():
+    (aligned,) = align_documents(side("bytes", begin=()), side("bytes"), [plain_document("d", "abcdefghijk")])
+    assert [bool(kind & SCORED) for kind in aligned.chunk_kinds[:3]] == [False, False, True]
+    for window in cut_windows(aligned, 6, 6):
+        assert [bool(kind & SCORED) for kind in window.chunk_kinds[:3]] == [False, False, True]
+
+
+def test_only_segments_meant_for_training_are_scored():
+    document = Document("d", (Marker("begin", scored=False), Text("ask ", scored=False), Text("answer"), Marker("end")))
+    (aligned,) = align_documents(side("bytes"), side("bytes"), [document])
+    assert [bool(kind & SCORED) for kind in aligned.chunk_kinds] == [False] * 5 + [True] * 7
+
+
+def test_cuts_lie_before_white_space_where_there_is_some_late_in_the_window():
+    (aligned,) = align_documents(side("bytes"), side("bytes"), [plain_document("d", "aaaa bbbb cccc dddd")])
+    windows = cut_windows(aligned, 11, 11)
+    assert [spelled(side("bytes"), window.student_ids[1:]) for window in windows] != []
+    assert [bytes(window.student_ids[1:].astype(np.uint8)) for window in windows][:2] == [b"aaaa bbbb", b" cccc dddd"]
+
+
+def test_a_chunk_that_fits_no_window_drops_the_document():
+    aligned = AlignedText(
+        "d", np.arange(9, dtype=np.int32), np.arange(9, dtype=np.int32), np.array([9]), np.array([9]),
+        np.array([0], dtype=np.uint8), np.array([9]),
+    )  # fmt: skip
+    assert cut_windows(aligned, 8, 20).reason == "a chunk longer than a window"

@@ -1,0 +1,41 @@
+"""The teacher's numbers against a plain computation."""
+
+import numpy as np
+import pytest
+import torch
+
+from ctd_core.models.scoring import score_rows
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.building import build_rows
+from ctd_core.text.segments import plain_document
+from tests.models.tiny import gpt2, llama
+from tests.shards.sets import side, texts
+
+STUDENT, TEACHER = "bytes", "byte-level BPE, 600"
+
+
+@pytest.mark.parametrize("model", [lambda: llama(600), lambda: gpt2(600)])
+def test_scores_are_sums_of_log_probabilities_and_masses_of_the_boundary(model):
+    model, teacher = model(), side(TEACHER)
+    mask = torch.zeros(600, dtype=torch.bool)
+    mask[: len(teacher.encoder.spelling.begins_pretoken)] = torch.from_numpy(teacher.encoder.spelling.begins_pretoken)
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+    rows, _ = build_rows(side(STUDENT), teacher, documents, 400, 400)
+    scored = score_rows(LogprobModel(model, mask.numpy()), rows, 256)
+    for row in scored.to_pylist():
+        ids = torch.tensor(row["teacher_ids"])
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0].double().log_softmax(1)
+        token = torch.cat([torch.zeros(1).double(), logprobs[:-1].gather(1, ids[1:, None])[:, 0]])
+        starts = [0, *row["teacher_chunk_ends"][:-1]]
+        chunks = [float(token[a:b].sum()) for a, b in zip(starts, row["teacher_chunk_ends"], strict=True)]
+        np.testing.assert_allclose(row["teacher_chunk_logprobs"], chunks, atol=2e-4)
+        bounds = [float(logprobs[end - 1][mask].logsumexp(0)) for end in row["teacher_chunk_ends"]]
+        np.testing.assert_allclose(row["teacher_boundary_logprobs"], bounds, atol=2e-4)
+
+
+def test_no_rows_score_to_no_rows():
+    teacher = side(TEACHER)
+    rows, _ = build_rows(side(STUDENT), teacher, [], 40, 40)
+    model = LogprobModel(llama(600), teacher.encoder.spelling.begins_pretoken)
+    assert score_rows(model, rows, 256).num_rows == 0

@@ -1,0 +1,117 @@
+"""A student made from its teacher under a new tokenizer."""
+
+import pytest
+import torch
+
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.models.loading import check_head, load_model, weights_fingerprint
+from ctd_core.models.transfer import old_tokens, transfer_model
+from tests.models.tiny import gpt2, llama
+from tests.shards.sets import side
+
+OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
+
+
+def spell(side, ids):
+    return b"".join(side.encoder.spelling.token_bytes[one] for one in ids)
+
+
+@pytest.mark.parametrize("student", [NEW, "bytes", "byt5", "SentencePiece BPE"])
+@pytest.mark.parametrize("teacher", [OLD, "SentencePiece BPE with a leading space"])
+def test_every_token_has_old_tokens_that_spell_it_and_an_exact_match_alone(student, teacher):
+    new, old = side(student), side(teacher)
+    exact = set(old.encoder.spelling.token_bytes)
+    spelling = new.encoder.spelling
+    for token_id, sources in enumerate(old_tokens(new, old)):
+        raw = spelling.token_bytes[token_id]
+        if raw:
+            assert spell(old, sources) in (raw, b" " + raw)  # a space may be invented
+            assert len(sources) == 1 or raw not in exact
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("untie", [True, False])
+def test_embeddings_are_means_of_old_ones_and_the_rest_is_the_teachers(tied, untie):
+    new, old = side(NEW), side(OLD)
+    teacher = llama(300, tied)
+    student = transfer_model(teacher, new, old, untie=untie, vocab_multiple=64)
+    assert student.config.tie_word_embeddings == (tied and not untie)
+    sources = old_tokens(new, old)
+    ends = [
+        (teacher.get_input_embeddings().weight, student.get_input_embeddings().weight),
+        (teacher.get_output_embeddings().weight, student.get_output_embeddings().weight),
+    ]
+    for before, after in ends:
+        assert len(after) == 512
+        for token_id, ids in enumerate(sources):
+            expected = before[ids].mean(0) if ids else before.mean(0)
+            torch.testing.assert_close(after[token_id], expected)
+        torch.testing.assert_close(after[-1], before.mean(0))
+    assert (ends[0][1] is ends[1][1]) == (tied and not untie)
+    torch.testing.assert_close(
+        dict(student.model.layers.named_parameters()), dict(teacher.model.layers.named_parameters())
+    )
+
+
+def test_a_teacher_under_its_own_tokenizer_is_unchanged():
+    one = side(OLD)
+    teacher = gpt2(300)
+    student = transfer_model(teacher, one, one)
+    ids = torch.tensor([[0, 5, 7, 250]])
+    torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error():
+    with pytest.raises(CtdError, match="embedding has 200 entries"):
+        transfer_model(llama(200), side(OLD), side(OLD))
+
+
+def test_loading_what_is_no_model_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        load_model(str(tmp_path))
+
+
+def test_a_head_that_does_more_than_is_known_is_refused(monkeypatch):
+    model = llama(300)
+    check_head(model, "tiny")
+    forward = type(model).forward
+
+    def scaled(self, **inputs):
+        output = forward(self, **inputs)
+        output.logits = output.logits * 2
+        return output
+
+    monkeypatch.setattr(type(model), "forward", scaled)
+    with pytest.raises(CtdError, match=r"tiny: LlamaForCausalLM computes its logits"):
+        check_head(model, "tiny")
+
+
+def test_scale_and_cap_are_read_from_configs():
+    from transformers import (
+        CohereConfig,
+        CohereForCausalLM,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GraniteConfig,
+        GraniteForCausalLM,
+    )
+
+    shape = {
+        "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    cohere = CohereConfig(**shape, logit_scale=0.25)
+    gemma = Gemma2Config(**shape, final_logit_softcapping=3.0, initializer_range=0.5)
+    granite = GraniteConfig(**shape, logits_scaling=4.0)
+    for architecture, config in (
+        (CohereForCausalLM, cohere), (Gemma2ForCausalLM, gemma), (GraniteForCausalLM, granite),
+    ):  # fmt: skip
+        check_head(architecture(config).eval(), architecture.__name__)
+
+
+def test_the_fingerprint_of_weights_changes_with_them(tmp_path):
+    for seed in (0, 1):
+        llama(100, seed=seed).save_pretrained(tmp_path / str(seed))
+    first, second = (weights_fingerprint(str(tmp_path / str(seed)), None) for seed in (0, 1))
+    assert first != second
+    assert first == weights_fingerprint(str(tmp_path / "0"), None)

@@ -1,0 +1,22 @@
+"""Language models of a few thousand random parameters."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+
+def llama(vocabulary, tied=True, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def gpt2(vocabulary, seed=0):
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()

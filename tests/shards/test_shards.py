@@ -1,0 +1,173 @@
+"""Shards: what is written is what is read, whole or not at all."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctd_core.errors import CtdError
+from ctd_core.shards.batches import NO_TARGET, collate, micro_batches
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, finished_shards, read_manifest
+from ctd_core.shards.manifest import check_dropped, check_student
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.segments import plain_document
+from tests.shards.sets import side, texts, write_set
+
+STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
+
+
+@pytest.fixture
+def made(tmp_path):
+    write_set(tmp_path, side(STUDENT), side(TEACHER), texts(40))
+    return tmp_path
+
+
+def test_rows_come_back_as_they_were_and_datasets_reads_them(made):
+    shards = ShardSet(made, verify=True)
+    files = [str(made / entry.file) for entry in shards.manifest.shards]
+    rows = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(made / "cache"))
+    assert len(rows) == len(shards) == shards.manifest.counts.rows
+    numbers = np.arange(len(shards))
+    for column in rows.column_names[1:]:
+        assert [one.tolist() for one in shards.read(column, numbers)] == list(rows[column])
+    assert shards.documents(numbers) == list(rows["document"])
+
+
+def test_a_uri_reads_like_a_path(made):
+    assert len(ShardSet(made.as_uri(), verify=True)) == len(ShardSet(made, verify=True))
+
+
+def test_a_batch_holds_each_rows_tokens_and_the_chunks_of_their_successors(made):
+    shards = ShardSet(made, verify=True)
+    rows = np.array([3, 0, 7])
+    batch = collate(shards, rows)
+    flat = batch.input_ids.flatten()[batch.positions].tolist()
+    ids = shards.read("student_ids", rows)
+    assert flat == [token for one in ids for token in one]
+    at = first_chunk = 0
+    for row, one in enumerate(ids):
+        ends = shards.read("student_chunk_ends", rows)[row]
+        kinds = shards.read("chunk_kinds", rows)[row]
+        assert batch.chunk_rows[first_chunk : first_chunk + len(ends)].tolist() == [at + end - 1 for end in ends]
+        for place in range(len(one)):
+            target = int(batch.target_ids[at + place])
+            chunk = int(np.searchsorted(ends, place + 1, side="right"))
+            if place == len(one) - 1 or not kinds[chunk] & 1:
+                assert target == NO_TARGET
+            else:
+                assert target == one[place + 1]
+                assert int(batch.chunk_of_target[at + place]) == first_chunk + chunk
+        at, first_chunk = at + len(one), first_chunk + len(ends)
+    assert batch.chunks.breaks[first_chunk - 1]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 200), st.integers(0, 3))
+def test_every_epoch_holds_every_row_once_within_the_budget(lengths, budget, seed):
+    lengths = np.array(lengths)
+    stream = micro_batches(lengths, budget, seed)
+    for _ in range(2):
+        seen = Counter()
+        while sum(seen.values()) < len(lengths):
+            rows = next(stream)
+            assert len(rows) * lengths[rows].max() <= budget
+            seen.update(rows.tolist())
+        assert seen == Counter(range(len(lengths)))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    lengths = np.random.default_rng(0).integers(1, 100, 3000)
+    first, again, other = (
+        [rows.tolist() for rows in islice(micro_batches(lengths, 400, seed), 300)] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_length_buckets_keep_padding_small():
+    lengths = np.random.default_rng(0).integers(1, 512, 4000)
+    padded = used = 0
+    for rows in islice(micro_batches(lengths, 4096, 0), 200):
+        padded += len(rows) * lengths[rows].max()
+        used += lengths[rows].sum()
+    assert 1 - used / padded < 0.05
+
+
+def test_a_shard_cut_short_is_an_error_that_names_it(made):
+    file = next(made.glob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CtdError, match=rf"{file.name}.*prepare again"):
+        ShardSet(made, verify=False)
+    assert file.name not in finished_shards(Folder(made))
+
+
+def test_a_shard_of_another_content_is_an_error_that_names_it(made):
+    file = next(made.glob("*.arrow"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(CtdError, match=rf"{file.name}.*checksum"):
+        ShardSet(made, verify=True)
+
+
+def test_a_missing_shard_or_manifest_is_an_error_that_names_it(made):
+    next(made.glob("*.arrow")).unlink()
+    with pytest.raises(CtdError, match="cannot be read"):
+        ShardSet(made, verify=False)
+    (made / "manifest.json").unlink()
+    with pytest.raises(CtdError, match="ctd prepare"):
+        ShardSet(made, verify=False)
+
+
+def test_a_manifest_of_another_version_or_of_nothing_is_an_error(made):
+    manifest = json.loads((made / "manifest.json").read_text())
+    (made / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(CtdError, match="schema 99"):
+        ShardSet(made, verify=False)
+    (made / "manifest.json").write_text("{}")
+    with pytest.raises(CtdError, match="not a manifest"):
+        ShardSet(made, verify=False)
+
+
+def test_shards_of_another_tokenizer_or_a_smaller_vocabulary_are_refused(made):
+    manifest = read_manifest(Folder(made))
+    check_student(manifest, "here", side(STUDENT), 300)
+    with pytest.raises(CtdError, match="fingerprint"):
+        check_student(manifest, "here", side(TEACHER), 600)
+    with pytest.raises(CtdError, match="embedding has 200 entries"):
+        check_student(manifest, "here", side(STUDENT), 200)
+
+
+def test_dropped_documents_are_counted_with_an_example_and_too_many_are_an_error():
+    documents = [plain_document("good", "fine"), plain_document("bad", "a \ud800"), plain_document("none", "")]
+    rows, counts = build_rows(side(STUDENT), side(TEACHER), documents, 96, 96)
+    assert (rows.num_rows, counts.documents, counts.empty_documents, counts.dropped_documents) == (1, 3, 1, 1)
+    check_dropped(counts, 0.5)
+    with pytest.raises(CtdError, match=r"not Unicode text: 1, such as document bad") as error:
+        check_dropped(counts, 0.01)
+    assert "max_dropped_fraction" in str(error.value)
+
+
+WRITE_TOO_MUCH = """
+import resource, signal, sys
+from ctd_core.errors import CtdError
+from ctd_core.shards.files import Folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    Folder(sys.argv[1]).write("shard-000000.arrow", b"x" * 5000)
+except CtdError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(tmp_path)], capture_output=True, text=True)
+    assert "shard-000000.arrow: cannot be written" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
