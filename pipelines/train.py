@@ -50,7 +50,7 @@ def train_student(places: Places) -> None:
             with _watched(places.train / METRICS, reporter), own_errors():
                 _train_on_ray(places)
         else:
-            save = _local_checkpoints(places.train)
+            save = local_checkpoints(places.train)
             run_worker(places, save, start, 0, 1, torch.device("cuda" if options.use_gpu else "cpu"), reporter)
 
 
@@ -172,7 +172,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], None]], None]:
+def local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], None]], None]:
+    """Checkpoints in `directory`/step_N, each whole or not there; the last few are kept."""
+
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
         with whole_directory(directory / f"step_{int(metrics['step']):08d}") as temporary:
             write(temporary)

@@ -70,7 +70,7 @@ def accumulate_gradients(
                 terms, measured = _forward(student, batch, objectives, planned)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
-                failure = LossNotFinite(float(total), batch.rows.tolist())
+                failure = LossNotFinite(total.item(), batch.rows.tolist())
             (total * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over workers; the loss is a sum
         sums += torch.cat([torch.stack([term.detach().to(wide) for term in terms]), measured.to(device)])
     _sum_over_workers(sums)

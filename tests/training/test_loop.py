@@ -1,0 +1,172 @@
+"""The loop: learning, resuming, stopping."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from ctd_core.config import Alm, Sft, Train
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.models.student import LogprobModel
+from ctd_core.models.transfer import transfer_model
+from ctd_core.shards.reading import ShardSet
+from ctd_core.training.checkpoint import save_checkpoint
+from ctd_core.training.loop import Hooks, train
+from ctd_core.training.optimizer import make_optimizer, rate_fraction
+from tests.models.tiny import llama
+from tests.shards.sets import side, texts, write_set
+
+STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Shards with the targets of a random teacher."""
+    location = tmp_path_factory.mktemp("shards")
+    student, teacher = side(STUDENT), side(TEACHER)
+    model = LogprobModel(llama(600), teacher.encoder.spelling.begins_pretoken)
+    write_set(location, student, teacher, texts(40), teacher_model=model)
+    return ShardSet(location, verify=True)
+
+
+def new_student():
+    student = side(STUDENT)
+    return LogprobModel(transfer_model(llama(600), student, side(TEACHER)), student.encoder.spelling.begins_pretoken)
+
+
+def run(options, shards, start=None, checkpoints=None, student=None):
+    """The losses of a run, by step; checkpoints written into `checkpoints`/step."""
+    losses = {}
+
+    def on_checkpoint(metrics, write):
+        if checkpoints is not None:
+            directory = checkpoints / str(metrics["step"])
+            directory.mkdir()
+            write(directory)
+
+    hooks = Hooks(
+        on_step=lambda metrics: losses.update({metrics["step"]: metrics["loss"]}),
+        on_checkpoint=on_checkpoint,
+        evaluate=lambda model: {"evaluated": float(model.training)},
+    )
+    train(options, student or new_student(), shards, hooks, start)
+    return losses
+
+
+@pytest.mark.parametrize("objective", [Alm(kind="alm"), Sft(kind="sft")])
+def test_the_loss_falls(shards, objective):
+    options = Train(steps=30, objectives=[objective], batch_tokens=1000, learning_rate=3e-3)
+    losses = list(run(options, shards).values())
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(shards, tmp_path):
+    options = Train(steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=3)
+    whole = run(options, shards, checkpoints=tmp_path)
+    resumed = run(options, shards, start=tmp_path / "3")
+    assert resumed == {step: loss for step, loss in whole.items() if step > 3}
+
+
+def test_a_broken_checkpoint_is_an_error_that_names_it(shards, tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(CtdError, match=f"{tmp_path}: not a whole checkpoint"):
+        run(Train(steps=1), shards, start=tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    model = llama(300)
+    optimizer = make_optimizer(model, Train(steps=1))
+    missing = tmp_path / "missing"
+    with pytest.raises(CtdError, match="cannot be written"):
+        save_checkpoint(missing, model, optimizer, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rows(shards, tmp_path):
+    student = new_student()
+    with torch.no_grad():
+        student.model.get_input_embeddings().weight[5:] = float("nan")
+    with pytest.raises(CtdError, match=r"step 1: the loss is nan on rows \[\d.*documents d\d") as error:
+        run(Train(steps=3, batch_tokens=300), shards, student=student)
+    assert "learning_rate" in str(error.value)
+
+
+def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_an_error(shards):
+    student = new_student()
+    before = {name: one.detach().clone() for name, one in student.model.named_parameters()}
+    run(Train(steps=2, batch_tokens=300, learning_rate=1e-2, freeze=[r"layers\.0\."]), shards, student=student)
+    for name, parameter in student.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("layers.0." in name)
+    with pytest.raises(UsageError, match=r"no_such"):
+        run(Train(steps=1, freeze=["no_such"]), shards)
+    with pytest.raises(UsageError, match="nothing to train"):
+        run(Train(steps=1, freeze=["."]), shards)
+
+
+def test_embeddings_have_a_learning_rate_of_their_own():
+    optimizer = make_optimizer(llama(300), Train(steps=1, learning_rate=1.0, embedding_learning_rate=2.0))
+    sizes = {group["lr"]: sum(one.numel() for one in group["params"]) for group in optimizer.param_groups}
+    assert sizes[2.0] == 300 * 32
+
+
+def test_the_rate_rises_then_falls_to_its_share():
+    options = Train(steps=10, warmup_steps=4, final_learning_rate_fraction=0.1)
+    rates = [rate_fraction(step, options) for step in range(11)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[4:]))
+
+
+def test_workers_that_cannot_share_a_step_are_an_error():
+    with pytest.raises(ValidationError, match="multiple"):
+        Train(steps=1, micro_batches=3, num_workers=2)
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from tests.training.test_loop import *
+from pipelines.places import latest_checkpoint
+from pipelines.train import local_checkpoints
+location, out = Path(sys.argv[1]), Path(sys.argv[2])
+hooks = Hooks(
+    on_step=lambda metrics: print(json.dumps([metrics["step"], metrics["loss"]]), flush=True),
+    on_checkpoint=local_checkpoints(out), evaluate=lambda model: {},
+)
+torch.set_num_threads(1)
+options = Train(steps=40, batch_tokens=300, learning_rate=1e-3, checkpoint_every=2)
+train(options, new_student(), ShardSet(location, verify=False), hooks, latest_checkpoint(out))
+"""
+
+
+def started(shards, out):
+    command = [sys.executable, "-c", RUN, shards.name, str(out)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def lines(output):
+    return dict(json.loads(line) for line in output.splitlines() if line.endswith("]"))
+
+
+def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that_was_not(shards, tmp_path):
+    uninterrupted = lines(started(shards, tmp_path / "whole").communicate()[0])
+    assert len(uninterrupted) == 40
+    process = started(shards, tmp_path / "killed")
+    while not list((tmp_path / "killed").glob("step_*/state.pt")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    before = lines(process.communicate()[0])
+    after = lines(started(shards, tmp_path / "killed").communicate()[0])
+    assert 0 < len(after) < 40
+    assert uninterrupted == before | after
+    assert before.items() <= uninterrupted.items()

@@ -1,0 +1,65 @@
+"""A step gives the same loss and gradients however its micro-batches are split over workers and accumulation."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from ctd_core.config import Alm, Debiased, Finest, Sft
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.batches import collate, micro_batches
+from ctd_core.shards.reading import ShardSet
+from ctd_core.training.step import accumulate_gradients
+from tests.models.tiny import llama
+from tests.shards.sets import side, texts, write_set
+
+STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
+OBJECTIVES = [
+    Alm(kind="alm", chunks=Debiased(kind="debiased"), temperature=2.0),
+    Alm(kind="alm", divergence="tv", temperature=float("inf"), chunks=Finest(), boundary=False, weight=0.5),
+    Sft(kind="sft", weight=0.3),
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def worker(rank, world, port, location, out):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    one_step(rank, world, location, out)
+    dist.barrier()
+    dist.destroy_process_group()  # after DDP's own objects are gone
+
+
+def one_step(rank, world, location, out):
+    shards = ShardSet(location, verify=False)
+    student = LogprobModel(llama(300, dtype=torch.float64), side(STUDENT).encoder.spelling.begins_pretoken)
+    stream = micro_batches(shards.student_lengths(), 200, seed=1)
+    batches = [collate(shards, next(stream)) for _ in range(4)][rank::world]
+    metrics = accumulate_gradients(DistributedDataParallel(student), batches, OBJECTIVES)
+    if rank == 0:
+        gradients = {name: one.grad for name, one in student.named_parameters()}
+        torch.save((metrics.losses, metrics.loss, metrics.tokens, gradients), out / f"{world}.pt")
+
+
+def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path):
+    write_set(tmp_path / "shards", side(STUDENT), side(TEACHER), texts(40))
+    for world in (1, 2, 4):
+        mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path), nprocs=world)
+    results = [torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 4)]
+    losses, loss, tokens, gradients = results[0]
+    assert loss == pytest.approx(sum(one * o.weight for one, o in zip(losses, OBJECTIVES, strict=True)), rel=1e-12)
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+    for other_losses, other_loss, other_tokens, other_gradients in results[1:]:
+        assert other_tokens == tokens
+        assert other_losses == pytest.approx(losses, rel=1e-6)
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-6, atol=1e-12)
