@@ -29,8 +29,8 @@ check: install  ## formatting, lint, types, import rules
 test: install  ## the tests
 	$(BIN)/python -m pytest
 
-bench: install  ## ratios against baselines measured in the same run
-	$(BIN)/python -m tests.benchmarks.ratios
+bench: install $(TEACHER)  ## ratios against baselines measured in the same process
+	$(BIN)/python -m tests.benchmarks
 
 clean:
 	rm -rf .venv build dist *.egg-info

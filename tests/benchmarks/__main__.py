@@ -1,0 +1,27 @@
+"""`make bench`: every figure is a ratio against a baseline measured in the same process."""
+
+import argparse
+import platform
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import models, texts
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", default="runs/teachers/SmolLM2-135M-Instruct", help="a directory with a model")
+    parser.add_argument("--only", choices=["texts", "models"], help="one half of the figures")
+    arguments = parser.parse_args()
+    table = Table("", "figure", "ratio", "aim", title=f"Ratios on {platform.machine()}, {platform.python_version()}")
+    if arguments.only != "texts":
+        models.add_rows(table, arguments.teacher)
+    if arguments.only != "models":
+        texts.add_rows(table)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

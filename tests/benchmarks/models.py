@@ -1,0 +1,133 @@
+"""Ratios of the model stages, on SmolLM2-135M-Instruct with its own 49,152 entries."""
+
+import tempfile
+
+import numpy as np
+import torch
+from rich.table import Table
+from transformers.utils import logging
+
+from ctd_core.config import Alm, AnyObjective, Debiased, Finest, Train
+from ctd_core.models.loading import load_model
+from ctd_core.models.logprobs import Head, token_and_boundary_logprobs
+from ctd_core.models.scoring import score_rows
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.batches import Batch, collate, micro_batches
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
+from ctd_core.shards.manifest import Origin
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.segments import make_side, plain_document
+from ctd_core.text.tokenizers import load_tokenizer
+from ctd_core.training.optimizer import clip, make_optimizer
+from ctd_core.training.step import accumulate_gradients
+from tests.benchmarks.measuring import compare, seconds
+from tests.benchmarks.texts import standard_library_source
+
+BATCH_TOKENS, HIDDEN = 1024, 576
+
+
+def add_rows(table: Table, teacher: str) -> None:
+    """Figures (c), (e) and (f) on the model in `teacher`, and (d) on random numbers."""
+    logging.disable_progress_bar()
+    for vocabulary in (8192, 50_000, 150_000):
+        for boundary in (False, True):
+            ratio = logprobs(vocabulary, boundary)
+            label = f"fused : full log-probabilities, V = {vocabulary:,}{', with boundary terms' if boundary else ''}"
+            table.add_row("d", f"{label}, time", f"{ratio.time:.2f}", "")
+            table.add_row("", f"{label}, peak memory", f"{ratio.memory:.2f}", "")
+    side = make_side(load_tokenizer(teacher), teacher, None, None)
+    model = LogprobModel(load_model(teacher), side.encoder.spelling.begins_pretoken)
+    documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
+    rows, counts = build_rows(side, side, documents, 256, 256)
+    rows, counts = rows.slice(0, 4 * 8), counts
+    rows = type(rows).from_arrays([column.take(np.arange(len(column))) for column in rows.columns], schema=rows.schema)
+    scoring = scoring_ratio(model, rows)
+    table.add_row("e", "teacher scoring : bare forward pass, time", f"{scoring:.2f}", "≤ 1.15")
+    scored = score_rows(model, rows, BATCH_TOKENS)
+    with tempfile.TemporaryDirectory() as location:
+        folder = Folder(location)
+        counts = counts.model_copy(update={"rows": scored.num_rows})
+        origin = Origin(student_tokenizer="", teacher_tokenizer="", teacher_model=None, config={})
+        write_manifest(folder, origin, [write_shard(folder, 0, shard_bytes(scored), counts)])
+        shards = ShardSet(location, verify=True)
+        for label, objective in (
+            ("finest chunks, no boundary terms", Alm(kind="alm", chunks=Finest(), boundary=False)),
+            ("debiased chunks, with boundary terms", Alm(kind="alm", chunks=Debiased(kind="debiased"))),
+        ):
+            ratio, reading = training_ratio(model, shards, objective)
+            table.add_row("c", f"training step : plain fine-tuning step, {label}, time", f"{ratio.time:.2f}", "≤ 1.10")
+            table.add_row("", "the same, peak memory", f"{ratio.memory:.2f}", "≤ 1.00")
+        table.add_row("f", "reading a batch : training step, time", f"{reading:.4f}", "≤ 0.02")
+
+
+def logprobs(vocabulary: int, boundary: bool):
+    """Forward and backward of the fused log-probabilities against full logits, log_softmax and gather."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(BATCH_TOKENS, HIDDEN, generator=random).requires_grad_()
+    weight = (torch.randn(vocabulary, HIDDEN, generator=random) * 0.05).requires_grad_()
+    targets = torch.randint(0, vocabulary, (BATCH_TOKENS,), generator=random)
+    mask = torch.arange(vocabulary) % 2 == 0
+    rows = torch.arange(0, BATCH_TOKENS, 2) if boundary else torch.arange(0)
+
+    def fused() -> None:
+        hidden.grad = weight.grad = None
+        token, bounds = token_and_boundary_logprobs(hidden, Head(weight), targets, mask, rows)
+        (token.sum() + bounds.sum()).backward()
+
+    def full() -> None:
+        hidden.grad = weight.grad = None
+        every = (hidden @ weight.T).log_softmax(1)
+        token = every.gather(1, targets[:, None])
+        bounds = every[rows].masked_fill(~mask, -torch.inf).logsumexp(1) if boundary else token[:0]
+        (token.sum() + bounds.sum()).backward()
+
+    return compare(fused, full, repeats=2)
+
+
+def scoring_ratio(model: LogprobModel, rows) -> float:
+    """Scoring all rows against forward passes of the model over the same batches, logits included."""
+    ids = [torch.tensor(one) for one in rows.column("teacher_ids").to_pylist()]
+    ids.sort(key=len)
+    width = BATCH_TOKENS // max(map(len, ids))
+    batches = [ids[start : start + width] for start in range(0, len(ids), width)]
+    padded = [torch.nn.utils.rnn.pad_sequence(batch, batch_first=True) for batch in batches]
+
+    @torch.no_grad()
+    def forward() -> None:
+        for batch in padded:
+            model.model(input_ids=batch, use_cache=False)
+
+    return compare(lambda: score_rows(model, rows, BATCH_TOKENS), forward, repeats=2).time
+
+
+def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjective):
+    """A step of ours against one with transformers' own loss, same model, batch and optimizer; reading : our step."""
+    options = Train(steps=1, batch_tokens=BATCH_TOKENS, learning_rate=1e-7)
+    model.train()
+    optimizer = make_optimizer(model.model, options)
+    rows = next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0))
+    read = collate(shards, rows)
+    labels = torch.full_like(read.input_ids.flatten(), -100)
+    labels[read.positions] = read.input_ids.flatten()[read.positions]
+    labels = labels.view_as(read.input_ids)
+
+    def finish() -> None:
+        clip(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def ours() -> Batch:
+        batch = collate(shards, rows)
+        accumulate_gradients(model, [batch], [objective])
+        finish()
+        return batch
+
+    def plain() -> None:
+        model.model(input_ids=read.input_ids, labels=labels, use_cache=False).loss.backward()
+        finish()
+
+    ratio = compare(ours, plain, repeats=3)
+    reading = seconds(lambda: collate(shards, rows), repeats=5) / seconds(ours, repeats=1)
+    model.eval()
+    return ratio, reading

@@ -1,0 +1,95 @@
+"""Ratios of the text stages: aligning, and preparing a corpus on Ray Data."""
+
+import inspect
+import json
+import pkgutil
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from rich.table import Table
+
+from ctd_core.align.chunks import finest_chunks
+from ctd_core.config import RunConfig
+from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
+from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
+from pipelines.cluster import connect
+from pipelines.places import Places
+from pipelines.prepare import prepare
+from tests.benchmarks.measuring import seconds
+
+CORPUS_BYTES = 21_000_000
+
+
+def standard_library_source() -> list[str]:
+    """Source text of the standard library's modules in pieces of 2,000 characters."""
+    texts = []
+    for name in sorted(module.name for module in pkgutil.iter_modules() if module.name in sys.stdlib_module_names):
+        if name in {"this", "antigravity", "idlelib", "__phello__"}:
+            continue
+        try:
+            source = inspect.getsource(import_module(name))
+        except (OSError, TypeError, ImportError):
+            continue
+        texts += [source[at : at + 2000] for at in range(0, len(source), 2000)]
+    return texts
+
+
+def add_rows(table: Table) -> None:
+    """Figures (a) and (b)."""
+    texts = standard_library_source()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, start, stop, size in (("student", 0, 500, 8192), ("teacher", 500, 1500, 32000)):
+            train_tokenizer(texts[start:stop], size).save_pretrained(f"{folder}/{name}")
+        aligning, encoding = alignment_shares(texts, Path(folder))
+        table.add_row("a", "alignment : tokenizing with both tokenizers, time", f"{aligning:.3f}", "≤ 0.05")
+        table.add_row("", "encoding with verification : tokenizing with both, time", f"{encoding:.3f}", "")
+        warm, cold = preparing(texts, Path(folder))
+        table.add_row("b", "prepare : bare loop that tokenizes twice, documents/s", f"{warm:.2f}", "≥ 0.7")
+        table.add_row("", "the same with Ray's start", f"{cold:.2f}", "")
+
+
+def alignment_shares(texts: list[str], folder: Path) -> tuple[float, float]:
+    """Aligning, and encoding with verification, against tokenizing the same texts with both tokenizers."""
+    student, teacher = (TextEncoder(load_tokenizer(str(folder / name)), name) for name in ("student", "teacher"))
+    baseline = seconds(lambda: tokenize(folder, texts))
+    pairs = [pair for pair in encode_pairs(student, teacher, texts) if isinstance(pair, EncodedPair)]
+    ends = [pair.student.byte_ends for pair in pairs], [pair.teacher.byte_ends for pair in pairs]
+    encoding = seconds(lambda: encode_pairs(student, teacher, texts))
+    return seconds(lambda: finest_chunks(*ends)) / baseline, encoding / baseline
+
+
+def tokenize(folder: Path, texts: list[str]) -> None:
+    """The bare loop: both tokenizers over all texts, on all cores."""
+    for name in ("student", "teacher"):
+        backend = load_tokenizer(str(folder / name)).backend_tokenizer
+        for start in range(0, len(texts), 256):
+            backend.encode_batch_fast(texts[start : start + 256], add_special_tokens=False)
+
+
+def preparing(texts: list[str], folder: Path) -> tuple[float, float]:
+    """Documents a second of `prepare` without targets against the bare loop, without and with Ray's start."""
+    corpus = (texts * (CORPUS_BYTES // sum(map(len, texts)) + 1))[: CORPUS_BYTES // 2000 + 1]
+    while sum(map(len, corpus)) < CORPUS_BYTES:
+        corpus += texts[:100]
+    with (folder / "corpus.jsonl").open("w") as stream:
+        stream.writelines(json.dumps({"text": text}) + "\n" for text in corpus)
+
+    def loop() -> None:
+        with (folder / "corpus.jsonl").open() as stream:
+            tokenize(folder, [json.loads(line)["text"] for line in stream])
+
+    baseline = seconds(loop, repeats=1)
+    config = RunConfig.model_validate({
+        "name": "bench",
+        "output": str(folder / "runs"),
+        "student": {"tokenizer": {"kind": "pretrained", "name": str(folder / "student")}},
+        "teacher": {"model": str(folder / "teacher")},
+        "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")]},
+        "prepare": {"targets": False, "part_bytes": 1_500_000},
+        "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
+    })  # fmt: skip
+    start = seconds(connect, repeats=1)
+    took = seconds(lambda: prepare(Places(config)), repeats=1)
+    return baseline / took, baseline / (took + start)

@@ -1,0 +1,220 @@
+"""Whole runs on a tiny model, through the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from ctd_core.errors import CtdError, UsageError
+from pipelines.cli import app
+from tests.models.tiny import llama
+from tests.shards.sets import texts
+from tests.tokenizers import TEXTS, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A teacher of 600 entries and a corpus of 120 lines."""
+    folder = tmp_path_factory.mktemp("inputs")
+    llama(600).save_pretrained(folder / "teacher")
+    train_tokenizer(TEXTS, 600).save_pretrained(folder / "teacher")
+    lines = [json.dumps({"text": text}) for text in texts(120)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def config(inputs, tmp_path):
+    return {
+        "name": "tiny",
+        "output": str(tmp_path / "runs"),
+        "teacher": {"model": str(inputs / "teacher")},
+        "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
+        "corpus": {"kind": "jsonl", "paths": [str(inputs / "corpus.jsonl")], "held_out_fraction": 0.2},
+        "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 8000},
+        "train": {
+            "objectives": [{"kind": "alm"}],
+            "steps": 4,
+            "batch_tokens": 400,
+            "micro_batches": 2,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 2,
+        },
+        "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
+        "sample": {"prompts": ["the quick"], "max_new_tokens": 4},
+    }
+
+
+def ctd(*arguments):
+    """Run a command in this process; its standard output, or its exception."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def written(config, tmp_path, **changes):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config | changes))
+    return file
+
+
+def only(folder, pattern):
+    (found,) = Path(folder).glob(pattern)
+    return found
+
+
+def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
+    file = written(config, tmp_path)
+    output = ctd("run", "--config", file)
+    run = tmp_path / "runs" / "tiny"
+    report = json.loads((run / "report.json").read_text())
+    assert "gap closed" in output
+    figures = report["sets"]["held-out"]
+    assert figures["teacher"]["teacher_distance_bits_per_byte"] == 0.0
+    distances = [figures[which]["teacher_distance_bits_per_byte"] for which in ("student_before", "student_after")]
+    assert report["gap_closed"] == pytest.approx(1 - distances[1] / distances[0])
+    assert set(report["seconds"]) == {"prepare", "train", "evaluate", "export", "sample"}
+    assert report["student_parameters"] < report["teacher_parameters"]
+    assert report["samples"][0]["prompt"] == "the quick"
+    lines = [json.loads(line) for line in (only(run, "train-*") / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "chunks", "padding_share", "gradient_norm", "tokens_per_second"} <= set(lines[0])
+
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "m, t = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "out = m.generate(**t('the quick', return_tensors='pt'), max_new_tokens=4, do_sample=False)\n"
+        "print(m.num_parameters(), len(t), out.shape[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run / "model")], capture_output=True, text=True, check=True)
+    parameters, entries, _ = (int(one) for one in done.stdout.split())
+    assert (parameters, entries) == (report["student_parameters"], 300)
+    card = (run / "model" / "README.md").read_text()
+    assert str(config["teacher"]["model"]) in card
+    assert "held-out" in card
+    exported = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
+    trained = torch.load(only(run, "train-*/step_00000004") / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(exported[name], trained[name]) for name in exported)
+    assert AutoTokenizer.from_pretrained(run / "model").eos_token == "<|endoftext|>"
+
+    shards = {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")}
+    ctd("run", "--config", file)  # does nothing that is done
+    assert {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")} == shards
+    ctd("prepare", "--config", file, "--set", "prepare.student_window_tokens=64")
+    assert len(list(run.glob("prepared/train-*"))) == 2  # other options, another place
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+
+
+def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tmp_path):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    folder = only(tmp_path, "runs/tiny/prepared/train-*")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) > 4
+    kept = folder / "shard-000000.arrow"
+    for name in ("manifest.json", "shard-000001.arrow.json"):  # as if killed between a shard and its entry
+        (folder / name).unlink()
+    stamp = kept.stat().st_mtime_ns
+    ctd("prepare", "--config", file)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_two_ray_workers_train_as_this_process_does_and_resume(config, tmp_path):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    ctd("train", "--config", file)
+    run = tmp_path / "runs" / "tiny"
+    metrics = only(run, "train-*") / "metrics.jsonl"
+    alone = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    only(run, "train-*").rename(tmp_path / "alone")
+    ctd("train", "--config", file, "--set", "train.num_workers=2")
+    together = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.step=3", r"train\.step: there is no such field"),
+        ("train.steps=many", r"train\.steps: .*integer.*'many'"),
+        ("train.batch_tokens=50", r"train\.batch_tokens is 50"),
+        ("corpus.paths=[missing.jsonl]", r"missing\.jsonl: no such file"),
+        ("corpus.kind=xml", r"corpus: .*xml"),
+        ("student.tokenizer={kind: pretrained, name: /no/such}", r"/no/such: no tokenizer could be loaded"),
+        ("teacher.model=/no/such", r"/no/such"),
+        ("teacher.begin_token=<s>", r"'<s>' is none of its special tokens"),
+        ("train.objectives.3.weight=1", r"there is no '3'"),
+        ("steps", r"--set dotted\.path=value"),
+    ],
+)
+def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", change)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):
+    output = ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", "train.objectives=[{kind: sft}]")
+    printed = yaml.safe_load(output)
+    assert printed["train"]["objectives"] == [{"kind": "sft", "weight": 1.0}]
+    assert printed["prepare"]["max_dropped_fraction"] == 0.01
+    assert not (tmp_path / "runs").exists()
+
+
+def test_files_that_are_no_runs_are_refused(tmp_path):
+    for content, message in (("a: [", "not YAML"), ("- 1", "holds fields")):
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(UsageError, match=message):
+            ctd("run", "--config", tmp_path / "run.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        ctd("run", "--config", tmp_path / "missing.yaml")
+    with pytest.raises(UsageError, match="either --config"):
+        ctd("run")
+    with pytest.raises(UsageError, match="no such recipe; there is demo"):
+        ctd("run", "--recipe", "nothing")
+
+
+def test_training_or_exporting_before_preparing_says_what_to_run(config, tmp_path):
+    file = written(config, tmp_path, student={"tokenizer": {"kind": "bytes"}})
+    with pytest.raises(CtdError, match="ctd prepare"):
+        ctd("train", "--config", file)
+    with pytest.raises(CtdError, match="ctd train"):
+        ctd("export", "--config", file)
+
+
+def unprepared(config, tmp_path, lines):
+    """A run on a corpus of these lines, without anything else to make first."""
+    file = tmp_path / "bad.jsonl"
+    file.write_text(lines)
+    changes = {
+        "corpus": {"kind": "jsonl", "paths": [str(file)]},
+        "evaluate": {},
+        "student": {"tokenizer": {"kind": "bytes"}},
+    }
+    return written(config, tmp_path, **changes)
+
+
+def test_an_error_on_a_worker_comes_out_as_itself(config, tmp_path):
+    file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": \n')
+    with pytest.raises(CtdError, match=r"bad\.jsonl:byte 17: not a line of JSON"):
+        ctd("prepare", "--config", file)
+
+
+def test_too_many_dropped_documents_fail_the_run_with_the_reasons(config, tmp_path):
+    file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": "lone \\ud800"}\n')
+    with pytest.raises(CtdError, match="not Unicode text: 1"):
+        ctd("prepare", "--config", file)
+    assert not list(tmp_path.glob("runs/tiny/prepared/*/manifest.json"))
+
+
+def test_a_corpus_without_documents_is_refused(config, tmp_path):
+    with pytest.raises(UsageError, match="there is nothing in"):
+        ctd("prepare", "--config", unprepared(config, tmp_path, ""))

@@ -1,0 +1,103 @@
+"""Corpora: every document once, whatever the parts; errors that name the place."""
+
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctd_core.config import GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.text.corpora import held_out_texts, plan_parts, read_part, share, training_texts
+
+TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
+
+
+def read(corpus, part_bytes):
+    parts = plan_parts(corpus, part_bytes)
+    assert [part.number for part in parts] == list(range(len(parts)))
+    return parts, [one.text for part in parts for one in read_part(corpus, part)]
+
+
+def json_lines(path):
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS))
+    return JsonLines(kind="jsonl", paths=[str(path)])
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 100, 1000, 10**6])
+def test_each_line_is_read_once_whatever_the_parts(tmp_path, part_bytes):
+    corpus = json_lines(tmp_path / "a.jsonl")
+    parts, texts = read(corpus, part_bytes)
+    assert texts == TEXTS
+    assert len(parts) > 1 or part_bytes == 10**6
+
+
+def test_patterns_name_many_files(tmp_path):
+    for name in ("a", "b"):
+        json_lines(tmp_path / f"{name}.jsonl")
+    assert read(JsonLines(kind="jsonl", paths=[f"{tmp_path}/*.jsonl"]), 10**6)[1] == TEXTS * 2
+
+
+@pytest.mark.parametrize("part_bytes", [1, 10**6])
+def test_parquet_text_files_and_saved_datasets(tmp_path, part_bytes):
+    pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet", row_group_size=9)
+    assert read(Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")], field="body"), part_bytes)[1] == TEXTS
+    for n, text in enumerate(TEXTS):
+        (tmp_path / f"{n:02}.txt").write_text(text)
+    assert read(TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"]), part_bytes)[1] == TEXTS
+    datasets.Dataset.from_dict({"body": TEXTS}).save_to_disk(tmp_path / "saved")
+    assert read(HubDataset(kind="dataset", name=str(tmp_path / "saved"), field="body"), part_bytes)[1] == TEXTS
+
+
+def test_texts_that_are_everywhere():
+    _, general = read(GeneralText(kind="general"), 10**6)
+    assert 25_000 < sum(len(text.encode()) for text in general) < 35_000
+    parts, docs = read(StdlibDocs(kind="stdlib-docs"), 100_000)
+    assert len(set(docs)) == len(docs) > 3000
+    assert len(parts) > 5
+    assert any("regular expression" in text for text in docs)
+
+
+@given(st.sets(st.text(max_size=20), max_size=40), st.floats(0, 0.9), st.floats(0.01, 1))
+def test_training_and_held_out_documents_are_disjoint(texts, held_out, sample):
+    from ctd_core.text.corpora import SourceText
+
+    corpus = GeneralText(kind="general", held_out_fraction=held_out, sample_fraction=sample)
+    sources = [SourceText("x", text) for text in texts]
+    trained = {one.text for one in training_texts(corpus, sources)}
+    held = {one.text for one in held_out_texts(corpus, 1.0, sources)}
+    assert not trained & held
+    if sample == 1:
+        assert trained | held == texts
+
+
+def test_shares_are_even():
+    shares = [share(str(n)) for n in range(4000)]
+    assert abs(sum(one < 0.25 for one in shares) / 4000 - 0.25) < 0.03
+
+
+def test_bad_files_are_errors_that_name_the_place(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    corpus = JsonLines(kind="jsonl", paths=[str(bad)])
+    for content, message in (
+        ('{"text": "a"}\nnonsense\n', r"bad\.jsonl:byte 14: not a line of JSON"),
+        ('{"body": "a"}\n', r"no text in the field 'text'; there is body"),
+        ("[1]\n", r"there is a list"),
+        ('{"text": 3}\n', r"no text in the field"),
+    ):
+        bad.write_text(content)
+        with pytest.raises(CtdError, match=message):
+            read(corpus, 100)
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CtdError, match=r"bad\.txt: not UTF-8"):
+        read(TextFiles(kind="text", paths=[str(tmp_path / "bad.txt")]), 100)
+    with pytest.raises(UsageError, match="not a Parquet file"):
+        read(Parquet(kind="parquet", paths=[str(bad)]), 100)
+    with pytest.raises(UsageError, match="no dataset could be loaded"):
+        read(HubDataset(kind="dataset", name=str(tmp_path / "missing")), 100)
+    pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="there is body"):
+        read(Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")]), 100)
