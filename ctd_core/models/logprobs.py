@@ -1,5 +1,6 @@
 """Token and boundary log-probabilities straight from hidden states, in bounded memory."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 NO_TARGET = -1
 BLOCK_BYTES = 32 * 2**20
+BLOCK_ROWS = 256  # fewer make thin matrix products
 SAFE_MASS = 1e-20  # above it, a float32 sum of probabilities has lost nothing to underflow
 
 
@@ -79,55 +81,61 @@ class _FusedLogprobs(torch.autograd.Function):
         needs_grad = any(ctx.needs_input_grad[:3])
         for rows, edges in _blocks(len(hidden), weight, boundary_rows):
             logits = _logits(hidden[rows], head)
-            largest = logits.amax(1)
-            probabilities = (logits - largest[:, None]).exp_()
-            mass = probabilities.sum(1)
-            norm[rows] = largest + mass.log()
+            keep_bytes -= logits.nbytes
+            is_kept = needs_grad and keep_bytes >= 0  # the kept ones are the first blocks
             targets = target_ids[rows]
             picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            largest = logits.amax(1)
+            shifted = logits - largest[:, None] if is_kept else logits.sub_(largest[:, None])
+            probabilities = shifted.exp_()
+            mass = probabilities.sum(1)
+            norm[rows] = largest + mass.log()
             token[rows] = torch.where(targets == NO_TARGET, 0.0, picked - norm[rows])
             asked = boundary_rows[edges] - rows.start
-            share = (probabilities @ mask)[asked] / mass[asked]
-            log_share = share.log()
-            tiny = share < SAFE_MASS
-            if bool(tiny.any()):
-                masked = logits[asked[tiny]].masked_fill(~begins_pretoken, -torch.inf)
-                log_share[tiny] = masked.logsumexp(1) - norm[rows][asked[tiny]]
-            boundary[edges] = log_share
-            keep_bytes -= logits.nbytes
-            if needs_grad and keep_bytes >= 0:  # the kept ones are the first blocks
+            if len(asked):
+                share = (probabilities @ mask)[asked] / mass[asked]
+                boundary[edges] = share.log()
+                tiny = asked[share < SAFE_MASS]
+                if len(tiny):
+                    masked = _logits(hidden[rows][tiny], head).masked_fill_(~begins_pretoken, -torch.inf)
+                    boundary[edges][share < SAFE_MASS] = masked.logsumexp(1) - norm[rows][tiny]
+            if is_kept:
                 kept.append(logits)
-        ctx.save_for_backward(
-            hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary, *kept
-        )  # fmt: skip
-        ctx.scale, ctx.cap = scale, cap
+        ctx.save_for_backward(hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary)
+        ctx.scale, ctx.cap, ctx.kept = scale, cap, kept
         return token, boundary
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_token, grad_boundary = grads
-        hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary, *kept = ctx.saved_tensors
+        hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary = ctx.saved_tensors
         head = Head(weight, bias, ctx.scale, ctx.cap)
+        mask = begins_pretoken.to(norm.dtype)
+        kept, ctx.kept = ctx.kept, []  # overwritten below: a second backward computes them again
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for number, (rows, edges) in enumerate(_blocks(len(hidden), weight, boundary_rows)):
             logits = kept[number] if number < len(kept) else _logits(hidden[rows], head)
+            slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
             wanted = torch.where(target_ids[rows] == NO_TARGET, 0.0, grad_token[rows])
-            asked = boundary_rows[edges] - rows.start
+            asked, grad_asked = boundary_rows[edges] - rows.start, grad_boundary[edges]
             # d log p(token) = onehot - softmax;  d log p(boundary) = softmax within the mask - softmax
-            pull = wanted.clone()
-            pull[asked] += grad_boundary[edges]
-            grad = (logits - norm[rows, None]).exp_().mul_(-pull[:, None])
-            finite = boundary[edges] > -torch.inf
-            asked, log_mass = asked[finite], (norm[rows][asked] + boundary[edges])[finite]
-            inside = (logits[asked] - log_mass[:, None]).masked_fill_(~begins_pretoken, -torch.inf).exp_()
-            grad.index_add_(0, asked, inside.mul_(grad_boundary[edges][finite][:, None]))
+            pull = wanted.index_add(0, asked, grad_asked)
+            inside = _inside_where_tiny(logits, asked, boundary[edges], norm[rows], begins_pretoken)
+            grad = logits.sub_(norm[rows, None]).exp_()
+            if len(asked):
+                share = boundary[edges].exp()
+                within = torch.zeros_like(pull).index_add_(0, asked, torch.where(inside.rows, 0.0, grad_asked / share))
+                grad.mul_(torch.outer(within, mask).sub_(pull[:, None]))
+                grad.index_add_(0, asked[inside.rows], inside.softmax.mul_(grad_asked[inside.rows][:, None]))
+            else:
+                grad.mul_(-pull[:, None])
             grad.scatter_add_(1, target_ids[rows].clamp(min=0)[:, None], wanted[:, None])
-            if head.cap is not None:
-                grad.mul_(1 - (logits / head.cap) ** 2)
-            grad = grad.mul_(head.scale).to(weight.dtype)
+            if slope is not None:
+                grad.mul_(slope)
+            grad = (grad if head.scale == 1.0 else grad.mul_(head.scale)).to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
@@ -135,6 +143,22 @@ class _FusedLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Tiny:
+    """Boundaries [K] too improbable for a sum of probabilities: `rows` [K] bool, and the softmax within the mask."""
+
+    rows: Tensor
+    softmax: Tensor
+
+
+def _inside_where_tiny(logits: Tensor, asked: Tensor, boundary: Tensor, norm: Tensor, begins_pretoken: Tensor) -> _Tiny:
+    tiny = boundary < math.log(SAFE_MASS)
+    finite = asked[tiny]
+    log_mass = (norm[finite] + boundary[tiny]).clamp(min=torch.finfo(norm.dtype).min)
+    inside = (logits[finite] - log_mass[:, None]).masked_fill_(~begins_pretoken, -torch.inf).exp_()
+    return _Tiny(tiny, inside)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -149,8 +173,8 @@ def _logits(hidden: Tensor, head: Head) -> Tensor:
 
 
 def _blocks(length: int, weight: Tensor, boundary_rows: Tensor) -> list[tuple[slice, slice]]:
-    """Blocks of rows whose logits fill about BLOCK_BYTES, each with its part of `boundary_rows`."""
-    step = max(1, BLOCK_BYTES // (weight.shape[0] * 4))
+    """Blocks of BLOCK_ROWS rows, or of more whose logits fill BLOCK_BYTES, each with its part of `boundary_rows`."""
+    step = max(BLOCK_ROWS, BLOCK_BYTES // (weight.shape[0] * 4))
     starts = list(range(0, length, step))
     cuts = torch.searchsorted(boundary_rows, torch.tensor([*starts, length], device=boundary_rows.device)).tolist()
     return [(slice(start, min(start + step, length)), slice(cuts[n], cuts[n + 1])) for n, start in enumerate(starts)]

@@ -34,6 +34,7 @@ HEADS = [{}, {"bias": False}, {"scale": 0.25}, {"cap": 2.0}, {"scale": 3.0, "cap
 @pytest.mark.parametrize("keep_bytes", [0, 500, 10**9])
 def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_bytes, monkeypatch):
     monkeypatch.setattr(logprobs, "BLOCK_BYTES", 4 * 13 * 4)  # four rows a block
+    monkeypatch.setattr(logprobs, "BLOCK_ROWS", 1)
     arguments = inputs(**head)
     leaves = [leaf for leaf in (arguments[0], arguments[1].weight, arguments[1].bias) if leaf is not None]
     results = token_and_boundary_logprobs(*arguments, keep_bytes=keep_bytes)
@@ -52,6 +53,7 @@ def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_byte
 @pytest.mark.parametrize("head", HEADS)
 def test_the_backward_is_the_derivative_of_the_forward(head, monkeypatch):
     monkeypatch.setattr(logprobs, "BLOCK_BYTES", 4 * 13 * 4)
+    monkeypatch.setattr(logprobs, "BLOCK_ROWS", 1)
     hidden, head, *rest = inputs(**head)
     leaves = (hidden, head.weight) if head.bias is None else (hidden, head.weight, head.bias)
 
