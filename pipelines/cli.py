@@ -1,6 +1,7 @@
 """The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage or config."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,7 @@ def _read_text(path: Path) -> str:
 
 def main() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
     try:
         app()
     except CtdError as error:

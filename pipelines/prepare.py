@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -85,9 +86,13 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
 
 def student_side(places: Places) -> Side:
     """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
-    options = places.config.student
+    return _student_side(places.config, places.tokenizer)
+
+
+def _student_side(config: RunConfig, trained: Path | None) -> Side:
+    options = config.student
     if isinstance(options.tokenizer, TrainedTokenizer):
-        name, revision = str(places.tokenizer), None
+        name, revision = str(trained), None
     elif isinstance(options.tokenizer, BytesTokenizer):
         name, revision = "bytes", None
     else:
@@ -109,35 +114,29 @@ def teacher_side(config: RunConfig) -> Side:
 class Job:
     """One part of one set, for any worker."""
 
-    config_json: str
     dataset: DatasetPlan
     part: int
 
 
 @cache
-def _places(config_json: str) -> Places:
-    return Places(RunConfig.model_validate_json(config_json))
-
-
-@cache
-def _sides(config_json: str) -> tuple[Side, Side]:
+def _sides(config_json: str, trained: Path | None) -> tuple[Side, Side]:
     """Tokenizers are loaded once a process."""
-    places = _places(config_json)
-    return student_side(places), teacher_side(places.config)
+    config = RunConfig.model_validate_json(config_json)
+    return _student_side(config, trained), teacher_side(config)
 
 
-def encode(row: dict[str, Any], jobs: list[Job]) -> dict[str, Any]:
+def encode(row: dict[str, Any], jobs: list[Job], config_json: str, trained: Path | None) -> dict[str, Any]:
     """Read a part, encode it twice, align and cut it: a row with the content of its shard."""
-    job = jobs[row["job"]]
-    dataset, options = job.dataset, _places(job.config_json).config.prepare
-    texts = read_part(dataset.corpus, dataset.parts[job.part])
+    dataset, part = jobs[row["job"]].dataset, jobs[row["job"]].part
+    options = RunConfig.model_validate_json(config_json).prepare
+    texts = read_part(dataset.corpus, dataset.parts[part])
     chosen = (
         training_texts(dataset.corpus, texts)
         if dataset.held_out_fraction is None
         else held_out_texts(dataset.corpus, dataset.held_out_fraction, texts)
     )
     documents = (plain_document(one.id, one.text) for one in chosen)
-    sides = _sides(job.config_json)
+    sides = _sides(config_json, trained)
     rows, counts = build_rows(*sides, documents, options.student_window_tokens, options.teacher_window_tokens)
     return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
@@ -171,21 +170,20 @@ def write(row: dict[str, Any], jobs: list[Job]) -> dict[str, Any]:
 
 
 def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
-    config_json = places.config.model_dump_json()
     jobs = []
     for dataset in datasets:
         finished = finished_shards(Folder(dataset.directory))
         todo = [n for n, part in enumerate(dataset.parts) if shard_file(part.number) not in finished]
         if finished:
             say(f"prepare: {dataset.name}: {len(finished)} of {len(dataset.parts)} shards are there already")
-        jobs += [Job(config_json, dataset, n) for n in todo]
+        jobs += [Job(dataset, n) for n in todo]
     if not jobs:
         return
     connect()
     options = places.config.prepare
     stream = ray.data.from_items([{"job": n} for n in range(len(jobs))], override_num_blocks=len(jobs))
-    shared = {"jobs": jobs}
-    stream = stream.map(encode, fn_kwargs=shared)
+    config_json = places.config.model_dump_json()
+    stream = stream.map(encode, fn_kwargs={"jobs": jobs, "config_json": config_json, "trained": places.tokenizer})
     if options.targets:
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
@@ -194,7 +192,7 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
-    stream = stream.map(write, fn_kwargs=shared)
+    stream = stream.map(write, fn_kwargs={"jobs": jobs})
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0

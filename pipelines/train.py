@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ctd_core.config import RunConfig
 from ctd_core.errors import CtdError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.loading import load_model
@@ -195,7 +194,7 @@ def _train_on_ray(places: Places) -> None:
     options = places.config.train
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"config": places.config.model_dump_json()},
+        train_loop_config={"places": places},  # with what it has computed: no worker reads the corpus again
         scaling_config=ray.train.ScalingConfig(num_workers=options.num_workers, use_gpu=options.use_gpu),
         run_config=ray.train.RunConfig(
             name=places.train.name,
@@ -211,7 +210,7 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    places = Places(RunConfig.model_validate_json(loop_config["config"]))
+    places: Places = loop_config["places"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
