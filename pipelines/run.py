@@ -57,7 +57,9 @@ def _samples(places: Places) -> list[dict[str, str]]:
 
 
 def write_report(places: Places, report: dict[str, Any]) -> None:
-    """Put report.json in its place, whole."""
+    """Put these figures into report.json, beside those of other stages that it holds."""
+    if places.report.exists():
+        report = json.loads(places.report.read_text()) | report
     temporary = places.report.with_suffix(".partial")
     temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False))
     os.replace(temporary, places.report)
