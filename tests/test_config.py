@@ -1,0 +1,53 @@
+"""A run's options survive every way that they travel."""
+
+import json
+import math
+
+import pytest
+import yaml
+
+from ctd_core.config import RunConfig, fingerprint, read_config
+from ctd_core.errors import UsageError
+from pipelines.recipes import read_recipe, recipe_names
+
+RUN = """
+name: r
+teacher: {model: t}
+student: {tokenizer: {kind: bytes}}
+corpus: {kind: stdlib-docs}
+train: {steps: 1, learning_rate: 1e-5, objectives: [{kind: alm, temperature: .inf}]}
+"""
+
+
+def test_infinity_and_exponents_survive_json_and_yaml():
+    config = read_config(RUN, "here", [])
+    assert config.train.learning_rate == 1e-5
+    assert math.isinf(config.train.objectives[0].temperature)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert read_config(yaml.safe_dump(json.loads(config.model_dump_json())), "again", []) == config
+
+
+def test_fingerprints_tell_options_apart():
+    config = read_config(RUN, "here", [])
+    changed = read_config(RUN, "here", ["train.objectives.0.temperature=5"])
+    assert fingerprint(config) == fingerprint(read_config(RUN, "there", [])) != fingerprint(changed)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_a_run(name):
+    assert read_config(read_recipe(name), name, []).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate={gap_set: x}", "gap_set is 'x', but the sets are"),
+        ("evaluate={sets: {h: {kind: held_out}}}", "held_out_fraction is 0"),
+        ("prepare.targets=false", "alm, which needs prepare.targets"),
+        ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
+        ("name=a/b", "name: "),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(override, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(RUN, "here", [override])
