@@ -261,7 +261,10 @@ class Evaluate(Options):
     gap_set: str | None = None
 
     @model_validator(mode="after")
-    def _gap_set_exists(self) -> "Evaluate":
+    def _sets_have_names(self) -> "Evaluate":
+        wrong = [name for name in self.sets if name == "train" or not re.fullmatch(r"[\w.-]+", name)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} cannot name a set: names are letters, digits, - and ., and not `train`")
         if self.gap_set is not None and self.gap_set not in self.sets:
             raise ValueError(f"gap_set is {self.gap_set!r}, but the sets are {sorted(self.sets)}")
         return self
@@ -297,6 +300,10 @@ class RunConfig(Options):
         held_out = [name for name, chosen in self.evaluate.sets.items() if isinstance(chosen, HeldOut)]
         if held_out and not self.corpus.held_out_fraction:
             raise ValueError(f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0")
+        if self.student.model is not None and (self.student.head != "as_teacher" or self.student.vocab_multiple != 1):
+            raise ValueError("student.head and student.vocab_multiple are for a student made from its teacher")
+        if not self.prepare.targets and self.evaluate.sets:
+            raise ValueError("evaluate.sets are measured against the teacher, which needs prepare.targets: true")
         if self.train.batch_tokens < self.prepare.student_window_tokens:
             raise ValueError(
                 f"train.batch_tokens is {self.train.batch_tokens}, less than one window of "

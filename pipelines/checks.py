@@ -17,11 +17,18 @@ def check_inputs(config: RunConfig, places: Places) -> None:
     if isinstance(config.student.tokenizer, PretrainedTokenizer):
         name, revision = config.student.tokenizer.name, config.student.tokenizer.revision
         make_side(load_tokenizer(name, revision), name, config.student.begin_token, config.student.end_token)
-    models = [("teacher.model", config.teacher.model, config.teacher.revision)]
-    if config.student.model is not None:
-        models.append(("student.model", config.student.model, config.student.revision))
-    for field, name, revision in models:
+    teacher, student = config.teacher, config.student
+    windows = (config.prepare.teacher_window_tokens, config.prepare.student_window_tokens)
+    models = [("teacher.model", teacher.model, teacher.revision, windows[0])]
+    if student.model is not None:
+        models.append(("student.model", student.model, student.revision, windows[1]))
+    for field, name, revision, window in models:
         try:
-            AutoConfig.from_pretrained(name, revision=revision)
+            longest = getattr(AutoConfig.from_pretrained(name, revision=revision), "max_position_embeddings", None)
         except Exception as error:  # OSError, ValueError and more
             raise UsageError(f"{field}: {name}: no model is there ({str(error).splitlines()[0]}).") from error
+        if longest is not None and window > longest:
+            raise UsageError(
+                f"{field}: {name} reads {longest} tokens at most, and its window in prepare is {window}. Set "
+                "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
+            )

@@ -52,8 +52,11 @@ def prepare(
     """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
 
     def work(places: "Places") -> None:
+        from pipelines.checks import check_inputs
         from pipelines.prepare import prepare as stage
         from pipelines.run import data_table
+
+        check_inputs(places.config, places)
 
         Console().print(data_table(stage(places)))
 
@@ -114,8 +117,11 @@ def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides =
     """
 
     def work(places: "Places") -> None:
+        from pipelines.checks import check_inputs
         from pipelines.run import print_report
         from pipelines.run import run as stage
+
+        check_inputs(places.config, places)
 
         print_report(places, stage(places))
 

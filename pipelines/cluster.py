@@ -6,23 +6,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import ray.data
 from ray.exceptions import RayError
 
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.training.step import FailedElsewhere
 
 # A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Workers stay in the directory of the command, so that relative paths of a run mean the same there.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine; nothing where already joined."""
+def connect(cpus: float, gpus: float, fields: str) -> None:
+    """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine.
+
+    Raises UsageError, naming `fields`, where a cluster of this machine alone could never hold `cpus` and `gpus` at
+    once; one that was joined may grow.
+    """
+    _join()
+    there = ray.cluster_resources()
+    has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
+    lacks = cpus > has[0] or gpus > has[1]
+    if lacks and "RAY_ADDRESS" not in os.environ:
+        raise UsageError(
+            f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once, and this machine has {has[0]:g} and {has[1]:g}. "
+            "Ask for less, or set RAY_ADDRESS to a cluster."
+        )
+
+
+def _join() -> None:
     if ray.is_initialized():
         return
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     options = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -36,12 +56,15 @@ def own_errors() -> Iterator[None]:
     except CtdError:
         raise
     except Exception as error:
+        found: list[CtdError] = []
         seen: BaseException | None = error
         while seen is not None:
-            for candidate in (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values()):
-                if isinstance(candidate, CtdError):
-                    raise (UsageError if isinstance(candidate, UsageError) else CtdError)(str(candidate)) from error
+            candidates = (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values())
+            found += [candidate for candidate in candidates if isinstance(candidate, CtdError)]
             seen = seen.__cause__ or seen.__context__
+        if found:
+            first = next((one for one in found if not isinstance(one, FailedElsewhere)), found[0])
+            raise (UsageError if isinstance(first, UsageError) else CtdError)(str(first)) from error
         if isinstance(error, RayError):
             raise CtdError(f"the work on the cluster failed: {error}") from error
         raise

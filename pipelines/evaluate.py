@@ -2,13 +2,15 @@
 
 from dataclasses import asdict, dataclass
 
+import torch
+
 from ctd_core.errors import CtdError
 from ctd_core.evaluation.agreement import Agreement, measure_agreement
 from ctd_core.models.loading import parameters
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.reading import ShardSet
 from pipelines.places import Places, latest_checkpoint
-from pipelines.progress import progress
+from pipelines.progress import Reporter, progress
 from pipelines.train import load_student
 
 
@@ -29,12 +31,9 @@ def evaluate(places: Places) -> Evaluation:
         raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
     sets = places.config.evaluate.sets
     with progress("evaluate", 2 * len(sets)) as reporter:
-        student = load_student(places, None)
-        before = _measure(places, student, lambda done, name: reporter.update(done, f"{name}, before training"))
+        before = _measure(places, load_student(places, None), reporter, 0, "before training")
         student = load_student(places, checkpoint)
-        after = _measure(
-            places, student, lambda done, name: reporter.update(len(sets) + done, f"{name}, after training")
-        )
+        after = _measure(places, student, reporter, len(sets), "after training")
     gap_set = places.config.evaluate.gap_set
     gap_closed = None
     if gap_set is not None:
@@ -43,12 +42,13 @@ def evaluate(places: Places) -> Evaluation:
     return Evaluation(before, after, parameters(student.model), gap_closed)
 
 
-def _measure(places: Places, student: LogprobModel, report: object) -> dict[str, Agreement]:
+def _measure(places: Places, student: LogprobModel, reporter: Reporter, done: int, when: str) -> dict[str, Agreement]:
+    student = student.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = {}
-    for done, name in enumerate(places.config.evaluate.sets, 1):
+    for number, name in enumerate(places.config.evaluate.sets, done + 1):
         shards = ShardSet(places.datasets[name].directory, verify=True)
         measured[name] = measure_agreement(student, shards, places.config.evaluate.batch_tokens)
-        report(done, name)  # type: ignore[operator]
+        reporter.update(number, f"{name}, {when}")
     return measured
 
 

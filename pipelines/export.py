@@ -8,7 +8,7 @@ import yaml
 
 from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
-from pipelines.places import Places, latest_checkpoint
+from pipelines.places import Places, latest_checkpoint, read_report
 from pipelines.prepare import student_side
 from pipelines.train import load_student, whole_directory
 
@@ -19,7 +19,7 @@ def export(places: Places) -> Path:
     if checkpoint is None:
         raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
     tokenizer = student_side(places).encoder.tokenizer
-    report = json.loads(places.report.read_text()) if places.report.exists() else {}
+    report = read_report(places)
     with whole_directory(places.model) as temporary:
         export_model(load_student(places, checkpoint).model, tokenizer, _card(places, checkpoint, report), temporary)
     return places.model

@@ -9,14 +9,16 @@ runs/demo/report.json
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from ctd_core.config import Corpus, HeldOut, RunConfig, TrainedTokenizer, fingerprint
+from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, TrainedTokenizer, fingerprint
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.text.corpora import Part, plan_parts
+from ctd_core.text.corpora import Part, corpus_files, plan_parts
 
 TRAIN_SET = "train"
 # Options that change how the work is done and not what comes out.
@@ -58,8 +60,10 @@ class Places:
     @cached_property
     def init(self) -> Path:
         """The student before training."""
-        student = self.config.student.model_dump(mode="json")
-        return self.config.directory / f"init-{fingerprint(student, self._tokenizer_fingerprint, self._teacher)}"
+        options = self.config.student
+        own = weights_fingerprint(options.model, options.revision) if options.model is not None else None
+        decides = fingerprint(options.model_dump(mode="json"), own, self._tokenizer_fingerprint, self._teacher)
+        return self.config.directory / f"init-{decides}"
 
     @cached_property
     def train(self) -> Path:
@@ -97,11 +101,16 @@ class Places:
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:
-        options = self.config.student.tokenizer.model_dump(mode="json")
+        chosen = self.config.student.tokenizer
+        options = chosen.model_dump(mode="json")
+        if isinstance(chosen, PretrainedTokenizer):
+            file = Path(chosen.name)
+            content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+            return fingerprint(options, content or weights_fingerprint(chosen.name, chosen.revision))
         if not self._is_trained:
             return fingerprint(options)
         corpus = self.config.corpus.model_dump(mode="json", exclude={"sample_fraction"})
-        return fingerprint(options, corpus, _content(self._corpus_parts))
+        return fingerprint(options, corpus, _content(self.config.corpus, self._corpus_parts))
 
     def _dataset(self, name: str, corpus: Corpus, held_out: float | None) -> DatasetPlan:
         own = corpus is self.config.corpus
@@ -114,20 +123,37 @@ class Places:
             self._teacher if self.config.prepare.targets else self.config.teacher.model_dump(mode="json"),
             corpus.model_dump(mode="json"),
             held_out,
-            _content(parts),
+            _content(corpus, parts),
             self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
         )
         return DatasetPlan(name, corpus, held_out, parts, self.config.directory / "prepared" / f"{name}-{decides}")
 
 
-def _content(parts: list[Part]) -> str:
-    """Stands for what the parts hold: names and sizes of files, the texts themselves where there are no files."""
+def _content(corpus: Corpus, parts: list[Part]) -> str:
+    """Stands for what the parts hold: names, sizes and times of files, the texts themselves where there are none."""
     digest = hashlib.sha256()
+    for file in corpus_files(corpus):
+        status = file.stat()
+        digest.update(repr((str(file), status.st_size, status.st_mtime_ns)).encode())
     for part in parts:
         digest.update(repr((part.source, part.start, part.stop)).encode())
         for text in part.texts:
             digest.update(text.text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
+
+
+def run_stamp(places: Places) -> str:
+    """The training and the step that figures belong to."""
+    checkpoint = latest_checkpoint(places.train)
+    return f"{places.train.name}/{checkpoint.name if checkpoint else None}"
+
+
+def read_report(places: Places) -> dict[str, Any]:
+    """What report.json holds of this very training and step; nothing where it is of another."""
+    if not places.report.exists():
+        return {}
+    report: dict[str, Any] = json.loads(places.report.read_text())
+    return report if report.get("run") == run_stamp(places) else {}
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -14,6 +14,7 @@ import torch
 from pyarrow import ipc
 
 from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
+from ctd_core.errors import CtdError
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.student import LogprobModel
@@ -37,11 +38,11 @@ from ctd_core.shards.manifest import (
     check_dropped,
     tokenizer_fingerprint,
 )
-from ctd_core.text.corpora import held_out_texts, read_part, training_texts
+from ctd_core.text.corpora import held_out_texts, is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
-from pipelines.places import DatasetPlan, Places
+from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
 
 
@@ -49,7 +50,7 @@ def prepare(places: Places) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
     ensure_tokenizer(places)
     datasets = places.datasets
-    open_sets = [one for one in datasets.values() if not Folder(one.directory).exists(MANIFEST)]
+    open_sets = [one for one in datasets.values() if not _is_finished(one)]
     for one in datasets.values():
         if one not in open_sets:
             say(f"prepare: {one.name} is there already, in {one.directory}")
@@ -58,6 +59,13 @@ def prepare(places: Places) -> dict[str, Manifest]:
         for one in open_sets:
             _close(places, one)
     return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
+
+
+def _is_finished(dataset: DatasetPlan) -> bool:
+    """Whether the manifest is there and every shard with it."""
+    folder = Folder(dataset.directory)
+    names = {shard_file(part.number) for part in dataset.parts}
+    return folder.exists(MANIFEST) and names <= finished_shards(folder).keys()
 
 
 def ensure_tokenizer(places: Places) -> None:
@@ -76,9 +84,11 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
     """The corpus without its held-out documents, the sample and the rest alike."""
     corpus = places.config.corpus.model_copy(update={"sample_fraction": 1.0})
     total = 0
-    for part in places.datasets["train"].parts:
+    for part in places.datasets[TRAIN_SET].parts:
         for one in training_texts(corpus, read_part(corpus, part)):
-            total += len(one.text.encode(errors="surrogatepass"))
+            if not is_unicode(one.text):
+                continue  # counted and dropped when it is encoded
+            total += len(one.text.encode())
             if total > max_text_bytes:
                 return
             yield one.text
@@ -179,8 +189,10 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
         jobs += [Job(dataset, n) for n in todo]
     if not jobs:
         return
-    connect()
     options = places.config.prepare
+    actors = options.scoring_actors if options.targets else 1
+    gpus = actors * options.scoring_gpus if options.targets else 0
+    connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
     stream = ray.data.from_items([{"job": n} for n in range(len(jobs))], override_num_blocks=len(jobs))
     config_json = places.config.model_dump_json()
     stream = stream.map(encode, fn_kwargs={"jobs": jobs, "config_json": config_json, "trained": places.tokenizer})
@@ -192,7 +204,7 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
-    stream = stream.map(write, fn_kwargs={"jobs": jobs})
+    stream = stream.map(write, fn_kwargs={"jobs": jobs}, num_cpus=0.1)  # finds room beside the scoring actors
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0
@@ -214,5 +226,11 @@ def _close(places: Places, dataset: DatasetPlan) -> None:
         config=json.loads(config.model_dump_json(include={"student", "teacher", "corpus", "prepare"})),
     )
     entries: list[ShardEntry] = [shards[shard_file(part.number)] for part in dataset.parts]
-    check_dropped(add_counts([entry.counts for entry in entries]), config.prepare.max_dropped_fraction)
+    counts = add_counts([entry.counts for entry in entries])
+    check_dropped(counts, config.prepare.max_dropped_fraction)
+    if not counts.scored_chunks:
+        raise CtdError(
+            f"the set {dataset.name} holds no text to learn from or measure ({counts.documents} documents, "
+            f"{counts.empty_documents} of them empty). Take more documents, or a larger held_out_fraction."
+        )
     write_manifest(folder, origin, entries)

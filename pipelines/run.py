@@ -15,7 +15,7 @@ from ctd_core.models.loading import load_model, parameters
 from ctd_core.shards.manifest import Manifest
 from pipelines.evaluate import as_report, evaluate
 from pipelines.export import export
-from pipelines.places import Places
+from pipelines.places import Places, read_report, run_stamp
 from pipelines.prepare import prepare
 from pipelines.train import train_student
 
@@ -48,8 +48,9 @@ def _samples(places: Places) -> list[dict[str, str]]:
     options = places.config.sample
     if not options.prompts:
         return []
-    names = {"teacher": places.config.teacher.model, "student": str(places.model)}
-    texts = {who: continue_text(name, options.prompts, options.max_new_tokens) for who, name in names.items()}
+    teacher = places.config.teacher
+    names = {"teacher": (teacher.model, teacher.revision), "student": (str(places.model), None)}
+    texts = {who: continue_text(*name, options.prompts, options.max_new_tokens) for who, name in names.items()}
     return [
         {"prompt": prompt, "teacher": texts["teacher"][n], "student": texts["student"][n]}
         for n, prompt in enumerate(options.prompts)
@@ -58,8 +59,7 @@ def _samples(places: Places) -> list[dict[str, str]]:
 
 def write_report(places: Places, report: dict[str, Any]) -> None:
     """Put these figures into report.json, beside those of other stages that it holds."""
-    if places.report.exists():
-        report = json.loads(places.report.read_text()) | report
+    report = read_report(places) | {"run": run_stamp(places)} | report
     temporary = places.report.with_suffix(".partial")
     temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False))
     os.replace(temporary, places.report)
@@ -86,7 +86,7 @@ def agreement_table(report: dict[str, Any]) -> Table:
 def data_table(manifests: dict[str, Manifest]) -> Table:
     """What the shards hold, a row for each set."""
     table = Table(title="prepared")
-    columns = ("set", "documents", "dropped", "rows", "MB of text", "student tokens", "teacher tokens", "chunk bytes")
+    columns = ("set", "texts", "dropped", "rows", "kB", "student tokens", "teacher tokens", "bytes a chunk")
     for column in columns:
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, manifest in manifests.items():
@@ -96,7 +96,7 @@ def data_table(manifests: dict[str, Manifest]) -> Table:
             f"{counts.documents:,}",
             f"{counts.dropped_documents:,}",
             f"{counts.rows:,}",
-            f"{counts.text_bytes / 1e6:.2f}",
+            f"{counts.text_bytes / 1e3:,.0f}",
             f"{counts.student_tokens:,}",
             f"{counts.teacher_tokens:,}",
             f"{counts.text_bytes / max(counts.chunks, 1):.2f}",

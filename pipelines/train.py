@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.loading import load_model
 from ctd_core.models.student import LogprobModel
@@ -34,6 +34,8 @@ CHECKPOINTS_KEPT = 2
 def train_student(places: Places) -> None:
     """Train to the last step, from the latest checkpoint where there is one; nothing where that is done."""
     options = places.config.train
+    if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
+        raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
     ShardSet(places.datasets[TRAIN_SET].directory, verify=True)
     ensure_student(places)
     start = latest_checkpoint(places.train)
@@ -190,8 +192,9 @@ def _train_on_ray(places: Places) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    connect()
     options = places.config.train
+    gpus = options.num_workers if options.use_gpu else 0
+    connect(options.num_workers, gpus, "train.num_workers and train.use_gpu")
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"places": places},  # with what it has computed: no worker reads the corpus again
@@ -200,7 +203,6 @@ def _train_on_ray(places: Places) -> None:
             name=places.train.name,
             storage_path=str(places.train.parent.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )
     trainer.fit()
@@ -214,14 +216,13 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
+    write_whole = local_checkpoints(places.train)
+
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
-            checkpoint = None
-            if rank == 0:
-                write(Path(temporary))
-                checkpoint = ray.train.Checkpoint.from_directory(temporary)
-            name = f"step_{int(metrics['step']):08d}"
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        # On the storage that all workers share, whole or not at all; Ray's own copy could be cut short by a kill.
+        if rank == 0:
+            write_whole(metrics, write)
+        ray.train.report(metrics)  # every worker waits here
 
     # The same directory on every worker; also after a run that was started with another number of workers.
     start = latest_checkpoint(places.train)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -44,6 +45,8 @@ def test_every_recipe_is_a_run(name):
         ("evaluate={gap_set: x}", "gap_set is 'x', but the sets are"),
         ("evaluate={sets: {h: {kind: held_out}}}", "held_out_fraction is 0"),
         ("prepare.targets=false", "alm, which needs prepare.targets"),
+        ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
+        ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
         ("name=a/b", "name: "),
     ],
@@ -51,3 +54,9 @@ def test_every_recipe_is_a_run(name):
 def test_options_that_do_not_fit_together_are_refused(override, message):
     with pytest.raises(UsageError, match=message):
         read_config(RUN, "here", [override])
+
+
+def test_the_run_in_the_readme_is_a_run():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    run = readme.split("A run is one YAML file:")[1].split("ctd run")[0]
+    assert read_config(run, "README.md", []).name == "mine"

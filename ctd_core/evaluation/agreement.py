@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.terms import student_logprobs
 from ctd_core.shards.batches import collate, ordered_batches
@@ -33,7 +34,9 @@ class Agreement:
 
 @torch.no_grad()
 def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int) -> Agreement:
-    """The agreement of `student` with the targets stored in `shards`, which have to hold some."""
+    """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare."""
+    if not shards.has_targets:
+        raise CtdError(f"{shards.name}: these shards have no targets to measure against. Prepare with targets: true.")
     lengths = shards.student_lengths()
     device = student.mask.device
     mine, theirs, sizes = [], [], []
@@ -49,6 +52,8 @@ def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int
         sizes.append(batch.chunks.num_bytes[text])
     student_logprob, teacher_logprob = np.concatenate(mine), np.concatenate(theirs)
     total = int(np.concatenate(sizes).sum())
+    if not total:
+        raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
     bits = 1 / (total * math.log(2))
     counts = shards.manifest.counts
     return Agreement(

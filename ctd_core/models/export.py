@@ -14,10 +14,10 @@ def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, car
 
 
 @torch.no_grad()
-def continue_text(name: str, prompts: list[str], max_new_tokens: int) -> list[str]:
+def continue_text(name: str, revision: str | None, prompts: list[str], max_new_tokens: int) -> list[str]:
     """The greedy continuation of each prompt by the model and tokenizer in `name`, without the prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32).eval()
     continuations = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

@@ -66,12 +66,13 @@ def check_head(model: PreTrainedModel, name: str) -> None:
 
 
 def weights_fingerprint(name: str, revision: str | None) -> str:
-    """SHA-256 over the weight files of a local directory; a hub id stands for itself at its revision."""
+    """SHA-256 over the weights, config and tokenizer of a local directory; a hub id stands for itself."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{revision}"
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+    patterns = ("*.safetensors", "*.bin", "config.json", "tokenizer*")
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
@@ -86,6 +87,7 @@ def parameters(model: nn.Module) -> int:
 
 def vocabulary_mask(begins_pretoken: Any, model: PreTrainedModel) -> Tensor:
     """`begins_pretoken` [tokens] as a bool tensor [V] on the model's device; padding entries are not in it."""
-    mask = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=model.device)
-    mask[: len(begins_pretoken)] = torch.from_numpy(begins_pretoken)
+    size = model.get_output_embeddings().weight.shape[0]
+    mask = torch.zeros(size, dtype=torch.bool, device=model.device)
+    mask[: len(begins_pretoken)] = torch.from_numpy(begins_pretoken[:size])  # ids beyond are refused where they occur
     return mask

@@ -51,9 +51,15 @@ def token_and_boundary_logprobs(
     if target_ids.numel() and (int(target_ids.max()) >= vocabulary or int(target_ids.min()) < NO_TARGET):
         raise ValueError(f"token ids reach from {int(target_ids.min())} to {int(target_ids.max())}, but the model's "
                          f"vocabulary has {vocabulary} entries")  # fmt: skip
-    results = _FusedLogprobs.apply(
-        hidden, head.weight, head.bias, target_ids, begins_pretoken, boundary_rows, head.scale, head.cap, keep_bytes
-    )  # type: ignore[no-untyped-call]
+    device = hidden.device.type
+    weight, bias = head.weight, head.bias
+    if torch.is_autocast_enabled(device):  # inputs as autocast would have them, sums in float32 all the same
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.autocast(device, enabled=False):
+        results = _FusedLogprobs.apply(
+            hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, head.scale, head.cap, keep_bytes
+        )  # type: ignore[no-untyped-call]
     token, boundary = results
     return token, boundary
 

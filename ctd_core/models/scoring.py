@@ -7,11 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards import schema
-from ctd_core.shards.batches import ordered_batches
-
-NO_TARGET = -1
+from ctd_core.shards.batches import NO_TARGET, ordered_batches
 
 
 @torch.no_grad()
@@ -22,12 +21,19 @@ def score_rows(
 
     A chunk's log-likelihood is the sum over its teacher tokens of log p(token | all before it); 0 where the chunk has
     no token or no context. The boundary is 0 after markers of no tokens. `on_tokens` hears of tokens done.
+    Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
     ids = _lists(rows, schema.TEACHER_IDS)
     ends = _lists(rows, schema.TEACHER_CHUNK_ENDS)
     chunk_logprobs: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(ids)
     boundary_logprobs = list(chunk_logprobs)
     lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    largest = max((int(one.max(initial=-1)) for one in ids), default=-1)
+    if largest >= len(teacher.mask):
+        raise CtdError(
+            f"token ids reach {largest}, and the teacher's embedding has {len(teacher.mask)} entries. Take the "
+            "tokenizer that belongs to the model."
+        )
     order = np.argsort(lengths, kind="stable")
     for batch in ordered_batches(lengths, order, batch_tokens) if len(order) else []:
         scored = _score(teacher, [ids[row] for row in batch], [ends[row] for row in batch])
@@ -73,4 +79,6 @@ def _score(
         chunks = np.diff(sums[row_ends], prepend=0.0)
         bounds = np.where(row_ends > 0, at_token[start + np.maximum(row_ends, 1) - 1], 0.0)
         results.append((chunks.astype(np.float32), bounds.astype(np.float32)))
+    if not all(np.isfinite(chunks).all() and np.isfinite(bounds).all() for chunks, bounds in results):
+        raise CtdError("the teacher's log-probabilities are not finite. Set teacher.dtype to bfloat16 or float32.")
     return results

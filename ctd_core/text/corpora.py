@@ -59,6 +59,14 @@ def read_part(corpus: Corpus, part: Part) -> Iterator[SourceText]:
     yield from part.texts or READERS[type(corpus)](corpus, part)
 
 
+def corpus_files(corpus: Corpus) -> list[Path]:
+    """The local files that `corpus` is read from; none where it lies elsewhere."""
+    if isinstance(corpus, JsonLines | Parquet | TextFiles):
+        return [Path(file) for file in _files(corpus.paths)]
+    folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
+    return sorted(folder.rglob("*.arrow")) if folder is not None and folder.is_dir() else []
+
+
 def training_texts(corpus: Corpus, texts: Iterable[SourceText]) -> Iterator[SourceText]:
     """Those of `texts` that are trained on: not held out, and in the sample."""
     held, sample = corpus.held_out_fraction, corpus.sample_fraction
@@ -68,6 +76,11 @@ def training_texts(corpus: Corpus, texts: Iterable[SourceText]) -> Iterator[Sour
 def held_out_texts(corpus: Corpus, sample_fraction: float, texts: Iterable[SourceText]) -> Iterator[SourceText]:
     """Those of `texts` that are held out, or `sample_fraction` of them."""
     return (one for one in texts if share(one.text) < corpus.held_out_fraction * sample_fraction)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: it holds no lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def share(text: str) -> float:

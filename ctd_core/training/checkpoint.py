@@ -22,7 +22,6 @@ def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     temporary = directory / f".{STATE}.partial"
     try:
@@ -42,8 +41,6 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
-    if torch.cuda.is_available() and state["cuda_random"]:
-        torch.cuda.set_rng_state_all(state["cuda_random"])
     return int(state["steps_done"])
 
 

@@ -58,7 +58,7 @@ def train(
     optimizer = make_optimizer(model, options)
     torch.manual_seed(options.seed)
     done = load_checkpoint(start, model, optimizer) if start is not None else 0
-    model.train()
+    model.eval()  # no dropout: what the student says must not depend on how a step was split
     wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
     autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
     stream = micro_batches(shards.student_lengths(), options.batch_tokens, options.seed)
@@ -78,21 +78,24 @@ def train(
                 "train.learning_rate or take these documents out; the last checkpoint is as it was."
             ) from error
         norm = clip(wrapped, options.clip_norm)
+        if not torch.isfinite(norm):
+            raise CtdError(
+                f"step {step + 1}: the gradient's norm is {float(norm)}, on rows "
+                f"{[int(one) for batch in batches for one in batch.rows]} of {shards.name} or those of another worker. "
+                "Lower train.learning_rate; the last checkpoint is as it was."
+            )
         optimizer.step()
         metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
         metrics |= {key: value for key, value in dataclasses.asdict(measured).items() if key != "losses"}
         metrics |= {f"loss_{n}_{one.kind}": measured.losses[n] for n, one in enumerate(options.objectives)}
         metrics["gradient_norm"] = float(norm)
         if _due(step, options.evaluate_every):
-            model.eval()
             metrics |= hooks.evaluate(student)
-            model.train()
         hooks.on_step(metrics)
         if _due(step, options.checkpoint_every) or step + 1 == options.steps:
             hooks.on_checkpoint(
                 metrics, partial(save_checkpoint, model=model, optimizer=optimizer, steps_done=step + 1)
             )
-    model.eval()
 
 
 def _due(step: int, every: int | None) -> bool:

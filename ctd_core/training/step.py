@@ -17,6 +17,10 @@ from ctd_core.objectives.terms import Plan, boundary_chunks, loss_sum, plan, stu
 from ctd_core.shards.batches import Batch
 
 
+class FailedElsewhere(CtdError):
+    """Another worker has failed, and tells why."""
+
+
 class LossNotFinite(CtdError):
     """The loss was infinite or not a number on these rows of the shards."""
 
@@ -130,4 +134,4 @@ def _raise_everywhere(failure: CtdError | None, device: torch.device) -> None:
     if failure is not None:
         raise failure
     if failed:
-        raise CtdError("the loss is not finite on another worker")
+        raise FailedElsewhere("the loss is not finite on another worker")

@@ -90,6 +90,6 @@ def preparing(texts: list[str], folder: Path) -> tuple[float, float]:
         "prepare": {"targets": False, "part_bytes": 1_500_000},
         "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
     })  # fmt: skip
-    start = seconds(connect, repeats=1)
+    start = seconds(lambda: connect(1, 0, ""), repeats=1)
     took = seconds(lambda: prepare(Places(config)), repeats=1)
     return baseline / took, baseline / (took + start)

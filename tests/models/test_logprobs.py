@@ -81,3 +81,22 @@ def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(target):
     targets[0] = target
     with pytest.raises(ValueError, match=f"{target}.*13 entries"):
         token_and_boundary_logprobs(hidden, head, targets, *rest)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 10**9])
+def test_under_autocast_sums_stay_in_float32(keep_bytes):
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(600, 16, generator=random).requires_grad_()
+    weight = torch.randn(50, 16, generator=random).requires_grad_()
+    arguments = (torch.randint(0, 50, (600,), generator=random), torch.arange(50) != 3, torch.arange(600))
+    rounded = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16().requires_grad_()
+    logits = torch.nn.functional.linear(*rounded).float()
+    expected = plain(torch.eye(600) @ logits, Head(torch.eye(50)), *arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = token_and_boundary_logprobs(hidden, Head(weight), *arguments, keep_bytes=keep_bytes)
+    for mine, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    grads = torch.autograd.grad(sum(one.sum() for one in results), (hidden, weight))
+    expected_grads = torch.autograd.grad(sum(one.sum() for one in expected), rounded)
+    for mine, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(mine, theirs.float(), rtol=0.05, atol=0.05)

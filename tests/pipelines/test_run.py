@@ -115,6 +115,8 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
 def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tmp_path):
     file = written(config, tmp_path)
     ctd("prepare", "--config", file)
+    with pytest.raises(UsageError, match=r"num_workers.*64 CPUs"):
+        ctd("train", "--config", file, "--set", "train.num_workers=64", "--set", "train.micro_batches=64")
     folder = only(tmp_path, "runs/tiny/prepared/train-*")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) > 4
@@ -125,10 +127,14 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
     ctd("prepare", "--config", file)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert kept.stat().st_mtime_ns == stamp
+    kept.unlink()  # as the error for a damaged shard says
+    ctd("prepare", "--config", file)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_two_ray_workers_train_as_this_process_does_and_resume(config, tmp_path):
-    file = written(config, tmp_path)
+def test_two_ray_workers_train_as_this_process_does(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = written(config, tmp_path, output="runs")  # a relative path means the same on a worker
     ctd("prepare", "--config", file)
     ctd("train", "--config", file)
     run = tmp_path / "runs" / "tiny"
@@ -153,6 +159,7 @@ def test_two_ray_workers_train_as_this_process_does_and_resume(config, tmp_path)
         ("teacher.begin_token=<s>", r"'<s>' is none of its special tokens"),
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
+        ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change, message):
