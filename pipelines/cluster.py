@@ -31,7 +31,7 @@ def connect(cpus: float, gpus: float, fields: str) -> None:
     lacks = cpus > has[0] or gpus > has[1]
     if lacks and "RAY_ADDRESS" not in os.environ:
         raise UsageError(
-            f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once, and this machine has {has[0]:g} and {has[1]:g}. "
+            f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once; this machine has {has[0]:g} and {has[1]:g}. "
             "Ask for less, or set RAY_ADDRESS to a cluster."
         )
 

@@ -41,7 +41,7 @@ class Places:
     """The places of one run; what has to be read for a fingerprint is read once."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
+        self.config = config.model_copy(update={"output": config.output.resolve()})  # the same on every worker
 
     @cached_property
     def tokenizer(self) -> Path | None:
