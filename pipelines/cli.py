@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from ctd_core.config import RunConfig, read_config
+from ctd_core.config import read_config
 from ctd_core.errors import CtdError, UsageError
 from pipelines.recipes import read_recipe, recipe_names
 
@@ -141,17 +141,12 @@ def _stage(
 
     places = Places(chosen)
     if dry_run:
-        _check(chosen, places)
+        from pipelines.checks import check_inputs
+
+        check_inputs(chosen, places)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="")
     else:
         work(places)
-
-
-def _check(config: RunConfig, places: "Places") -> None:
-    """Everything that can be checked without computing: files, tokenizers, models' configs."""
-    from pipelines.checks import check_inputs
-
-    check_inputs(config, places)
 
 
 @app.command()

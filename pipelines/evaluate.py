@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ctd_core.errors import CtdError
 from ctd_core.evaluation.agreement import Agreement, measure_agreement
 from ctd_core.models.loading import parameters
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.reading import ShardSet
-from pipelines.places import Places, latest_checkpoint
+from pipelines.places import Places, trained_checkpoint
+from pipelines.prepare import student_side
 from pipelines.progress import Reporter, progress
 from pipelines.train import load_student
 
@@ -26,13 +26,11 @@ class Evaluation:
 
 def evaluate(places: Places) -> Evaluation:
     """Measure the student before training and at its latest checkpoint; raises CtdError where there is none."""
-    checkpoint = latest_checkpoint(places.train)
-    if checkpoint is None:
-        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
+    checkpoint, side = trained_checkpoint(places), student_side(places)
     sets = places.config.evaluate.sets
     with progress("evaluate", 2 * len(sets)) as reporter:
-        before = _measure(places, load_student(places, None), reporter, 0, "before training")
-        student = load_student(places, checkpoint)
+        before = _measure(places, load_student(places, side, None), reporter, 0, "before training")
+        student = load_student(places, side, checkpoint)
         after = _measure(places, student, reporter, len(sets), "after training")
     gap_set = places.config.evaluate.gap_set
     gap_closed = None

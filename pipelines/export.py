@@ -6,22 +6,19 @@ from typing import Any
 
 import yaml
 
-from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
-from pipelines.places import Places, latest_checkpoint, read_report
+from pipelines.places import Places, read_report, steps_done, trained_checkpoint, whole_directory
 from pipelines.prepare import student_side
-from pipelines.train import load_student, whole_directory
+from pipelines.train import load_student
 
 
 def export(places: Places) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
-    checkpoint = latest_checkpoint(places.train)
-    if checkpoint is None:
-        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
-    tokenizer = student_side(places).encoder.tokenizer
+    checkpoint, side = trained_checkpoint(places), student_side(places)
     report = read_report(places)
     with whole_directory(places.model) as temporary:
-        export_model(load_student(places, checkpoint).model, tokenizer, _card(places, checkpoint, report), temporary)
+        model = load_student(places, side, checkpoint).model
+        export_model(model, side.encoder.tokenizer, _card(places, checkpoint, report), temporary)
     return places.model
 
 
@@ -50,7 +47,7 @@ tags: [distillation, cross-tokenizer]
 
 A student of `{config.teacher.model}` under another tokenizer ({config.student.tokenizer.kind}), trained with
 cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083) for
-{int(checkpoint.name.removeprefix("step_"))} steps on {config.corpus.kind}.
+{steps_done(checkpoint)} steps on {config.corpus.kind}.
 
 ## Measured
 

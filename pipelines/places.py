@@ -3,22 +3,29 @@
 runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is trained
 runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set
 runs/demo/init-<fp>/                 the student before training
-runs/demo/train-<fp>/                metrics.jsonl, step_000100/ …
+runs/demo/train-<fp>/                metrics.jsonl, step_00000100/ …
 runs/demo/model/                     the exported student
 runs/demo/report.json
 """
 
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, TrainedTokenizer, fingerprint
+from ctd_core.errors import CtdError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
+from ctd_core.training.checkpoint import STATE
 
 TRAIN_SET = "train"
 # Options that change how the work is done and not what comes out.
@@ -156,7 +163,54 @@ def read_report(places: Places) -> dict[str, Any]:
     return report if report.get("run") == run_stamp(places) else {}
 
 
+def checkpoint_directory(directory: Path, steps: int) -> Path:
+    """Where the checkpoint after `steps` steps lies within a training's `directory`."""
+    return directory / f"step_{steps:08d}"
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """The steps done at `checkpoint`; None is the start."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in `directory`, the fewest steps first."""
+    return sorted(state.parent for state in directory.glob(f"step_*/{STATE}"))
+
+
 def latest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint of the most steps in `directory`, None where there is none."""
-    whole = sorted(state.parent for state in directory.glob("step_*/state.pt"))
+    whole = checkpoints(directory)
     return whole[-1] if whole else None
+
+
+def trained_checkpoint(places: Places) -> Path:
+    """The run's latest checkpoint; raises CtdError where there is none."""
+    checkpoint = latest_checkpoint(places.train)
+    if checkpoint is None:
+        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
+    return checkpoint
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` so that it is there whole or as it was before."""
+    temporary = file.with_suffix(".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `directory` once it is whole."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+    except OSError as error:
+        raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -42,7 +42,7 @@ from ctd_core.text.corpora import held_out_texts, is_unicode, read_part, trainin
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
-from pipelines.places import TRAIN_SET, DatasetPlan, Places
+from pipelines.places import TRAIN_SET, DatasetPlan, Places, whole_directory
 from pipelines.progress import progress, say
 
 
@@ -75,9 +75,8 @@ def ensure_tokenizer(places: Places) -> None:
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
-    temporary = places.tokenizer.with_suffix(".partial")
-    tokenizer.save_pretrained(temporary)
-    os.replace(temporary, places.tokenizer)
+    with whole_directory(places.tokenizer) as temporary:
+        tokenizer.save_pretrained(temporary)
 
 
 def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:

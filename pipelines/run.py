@@ -1,7 +1,6 @@
 """`ctd run`: prepare, train, evaluate, export, and a report."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from ctd_core.models.loading import load_model, parameters
 from ctd_core.shards.manifest import Manifest
 from pipelines.evaluate import as_report, evaluate
 from pipelines.export import export
-from pipelines.places import Places, read_report, run_stamp
+from pipelines.places import Places, read_report, run_stamp, write_whole
 from pipelines.prepare import prepare
 from pipelines.train import train_student
 
@@ -60,9 +59,7 @@ def _samples(places: Places) -> list[dict[str, str]]:
 def write_report(places: Places, report: dict[str, Any]) -> None:
     """Put these figures into report.json, beside those of other stages that it holds."""
     report = read_report(places) | {"run": run_stamp(places)} | report
-    temporary = places.report.with_suffix(".partial")
-    temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False))
-    os.replace(temporary, places.report)
+    write_whole(places.report, json.dumps(report, indent=1, ensure_ascii=False))
 
 
 def agreement_table(report: dict[str, Any]) -> Table:

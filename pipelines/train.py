@@ -1,9 +1,7 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
 import json
-import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,17 +11,27 @@ from typing import Any
 
 import torch
 
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.loading import load_model
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
+from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
 from pipelines.cluster import connect, own_errors
-from pipelines.places import TRAIN_SET, Places, latest_checkpoint
+from pipelines.places import (
+    TRAIN_SET,
+    Places,
+    checkpoint_directory,
+    checkpoints,
+    latest_checkpoint,
+    steps_done,
+    whole_directory,
+    write_whole,
+)
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 
@@ -39,7 +47,7 @@ def train_student(places: Places) -> None:
     ShardSet(places.datasets[TRAIN_SET].directory, verify=True)
     ensure_student(places)
     start = latest_checkpoint(places.train)
-    done = 0 if start is None else int(start.name.removeprefix("step_"))
+    done = steps_done(start)
     if done >= options.steps:
         say(f"train: all {options.steps} steps are done already, in {places.train}")
         return
@@ -76,29 +84,12 @@ def ensure_student(places: Places) -> None:
         model.save_pretrained(temporary)
 
 
-@contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `directory` once it is whole."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    except OSError as error:
-        raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_student(places: Places, checkpoint: Path | None) -> LogprobModel:
-    """The student before training, or as a checkpoint has it."""
+def load_student(places: Places, side: Side, checkpoint: Path | None) -> LogprobModel:
+    """The student, whose tokenizer is `side`, before training or as a checkpoint has it."""
     model = load_model(str(places.init))
     if checkpoint is not None:
         load_weights(checkpoint, model)
-    return LogprobModel(model, student_side(places).encoder.spelling.begins_pretoken)
+    return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 
 def run_worker(
@@ -113,8 +104,9 @@ def run_worker(
     """One worker's part of the training."""
     options = places.config.train
     shards = ShardSet(places.datasets[TRAIN_SET].directory, verify=False)
-    student = load_student(places, None).to(device)
-    check_student(shards.manifest, shards.name, student_side(places), len(student.mask))
+    side = student_side(places)
+    student = load_student(places, side, None).to(device)
+    check_student(shards.manifest, shards.name, side, len(student.mask))
     log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
@@ -144,11 +136,9 @@ class MetricsLog:
     """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first."""
 
     def __init__(self, file: Path, start: Path | None) -> None:
-        done = 0 if start is None else int(start.name.removeprefix("step_"))
+        done = steps_done(start)
         kept = [line for line in read_metrics(file) if line["step"] <= done]
-        temporary = file.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, file)
+        write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file, self._last = file, time.monotonic()
 
     def add(self, metrics: Metrics) -> str:
@@ -177,9 +167,9 @@ def local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], No
     """Checkpoints in `directory`/step_N, each whole or not there; the last few are kept."""
 
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
-        with whole_directory(directory / f"step_{int(metrics['step']):08d}") as temporary:
+        with whole_directory(checkpoint_directory(directory, int(metrics["step"]))) as temporary:
             write(temporary)
-        for old in sorted(directory.glob("step_*"))[:-CHECKPOINTS_KEPT]:
+        for old in checkpoints(directory)[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old)
 
     return save
@@ -216,12 +206,12 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
 
-    write_whole = local_checkpoints(places.train)
+    save_here = local_checkpoints(places.train)
 
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
         # On the storage that all workers share, whole or not at all; Ray's own copy could be cut short by a kill.
         if rank == 0:
-            write_whole(metrics, write)
+            save_here(metrics, write)
         ray.train.report(metrics)  # every worker waits here
 
     # The same directory on every worker; also after a run that was started with another number of workers.

@@ -1,7 +1,5 @@
 """The teacher's side of approximate likelihood matching: two numbers for each finest chunk."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,13 +12,11 @@ from ctd_core.shards.batches import NO_TARGET, ordered_batches
 
 
 @torch.no_grad()
-def score_rows(
-    teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int, on_tokens: Callable[[int], None] | None = None
-) -> pa.RecordBatch:
+def score_rows(teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int) -> pa.RecordBatch:
     """`rows` with the teacher's log-likelihood of each finest chunk and log-probability of a boundary after it.
 
     A chunk's log-likelihood is the sum over its teacher tokens of log p(token | all before it); 0 where the chunk has
-    no token or no context. The boundary is 0 after markers of no tokens. `on_tokens` hears of tokens done.
+    no token or no context. The boundary is 0 after markers of no tokens.
     Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
     ids = _lists(rows, schema.TEACHER_IDS)
@@ -39,8 +35,6 @@ def score_rows(
         scored = _score(teacher, [ids[row] for row in batch], [ends[row] for row in batch])
         for row, (chunks, boundaries) in zip(batch, scored, strict=True):
             chunk_logprobs[row], boundary_logprobs[row] = chunks, boundaries
-        if on_tokens is not None:
-            on_tokens(int(lengths[batch].sum()))
     return schema.add_targets(rows, chunk_logprobs, boundary_logprobs)
 
 

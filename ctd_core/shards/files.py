@@ -29,9 +29,14 @@ class Folder:
         """The path of `file` within the file system."""
         return posixpath.join(self._root, file)
 
+    def size_bytes(self, file: str) -> int | None:
+        """The size of `file`, None where there is no such file."""
+        info = self._files.get_file_info(self.path(file))
+        return int(info.size) if info.type == fs.FileType.File else None
+
     def exists(self, file: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._files.get_file_info(self.path(file)).type == fs.FileType.File)
+        return self.size_bytes(file) is not None
 
     def files(self) -> list[str]:
         """The names of all files here, in order."""
@@ -55,7 +60,7 @@ class Folder:
                 stream.write(content)
             self._files.move(temporary, self.path(file))
         except OSError as error:
-            if self._files.get_file_info(temporary).type == fs.FileType.File:
+            if self.exists(f".{file}.partial"):
                 self._files.delete_file(temporary)
             raise CtdError(
                 f"{self.name}/{file}: cannot be written ({error}). Free or choose another place, then run the same "
@@ -116,8 +121,7 @@ def finished_shards(folder: Folder) -> dict[str, ShardEntry]:
     for file in folder.files():
         if file.endswith(".arrow.json"):
             entry = ShardEntry.model_validate_json(folder.read(file))
-            info = folder._files.get_file_info(folder.path(entry.file))
-            if info.type == fs.FileType.File and info.size == entry.size_bytes:
+            if folder.size_bytes(entry.file) == entry.size_bytes:
                 entries[entry.file] = entry
     return entries
 

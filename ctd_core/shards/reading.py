@@ -38,11 +38,7 @@ class ShardSet:
 
     def student_lengths(self) -> npt.NDArray[np.int64]:
         """The number of student tokens of every row."""
-        return self.lengths(STUDENT_IDS)
-
-    def lengths(self, column: str) -> npt.NDArray[np.int64]:
-        """The number of entries of every row in a list column."""
-        return np.concatenate([np.diff(offsets) for offsets, _ in self._columns[column]])
+        return np.concatenate([np.diff(offsets) for offsets, _ in self._columns[STUDENT_IDS]])
 
     def read(self, column: str, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         """One list column of some rows, as views of the files."""

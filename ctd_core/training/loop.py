@@ -24,7 +24,7 @@ Metrics = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; on every worker, in the same order.
+    """What the loop calls, on every worker in the same order; what a worker then does is the caller's business.
 
     on_step: with the metrics of a step, `step` counted from 1 among them.
     evaluate: every `evaluate_every` steps; its figures join the step's metrics.
