@@ -4,12 +4,9 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from ctd_core.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -314,74 +311,7 @@ class RunConfig(Options):
         return self
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------
-
-
-def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
-    """The run that `text` (YAML) describes, with `overrides` such as `train.steps=100` put in.
-
-    Raises UsageError that names `source`, the field, its value and what is allowed.
-    """
-    values = _parse_yaml(text, source)
-    if not isinstance(values, dict):
-        raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
-    for override in overrides:
-        _put(values, override)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
-
-
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits that stand for these values: options, or anything that JSON can hold."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source}: not YAML ({error}).") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _put(values: dict[str, Any], override: str) -> None:
-    path, equals, written = override.partition("=")
-    if not equals:
-        raise UsageError(f"--set {override}: write --set dotted.path=value.")
-    *parents, last = path.split(".")
-    inner: Any = values
-    for parent in parents:
-        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, override)
-    value = _parse_yaml(written, f"--set {override}")
-    if isinstance(inner, dict):
-        inner[last] = value
-    else:
-        _item(inner, last, override)
-        inner[int(last)] = value
-
-
-def _item(inner: Any, key: str, override: str) -> Any:
-    if not (isinstance(inner, list) and key.isdigit() and int(key) < len(inner)):
-        raise UsageError(f"--set {override}: there is no {key!r} to set there.")
-    return inner[int(key)]
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "the run"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field. `ctd run --help` tells where the fields are described."
-    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {error['input']!r})"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ctd_core.config import RunConfig, fingerprint, read_config
+from ctd_core.config import RunConfig, fingerprint
+from ctd_core.config_file import read_config
 from ctd_core.errors import UsageError
 from pipelines.recipes import read_recipe, recipe_names
 

@@ -1,0 +1,74 @@
+"""A run's YAML file: reading it, and telling what is wrong in it."""
+
+import re
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ctd_core.config import RunConfig
+from ctd_core.errors import UsageError
+
+
+def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
+    """The run that `text` (YAML) describes, with `overrides` such as `train.steps=100` put in.
+
+    Raises UsageError that names `source`, the field, its value and what is allowed.
+    """
+    values = _parse_yaml(text, source)
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
+    for override in overrides:
+        _put(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: not YAML ({error}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _put(values: dict[str, Any], override: str) -> None:
+    path, equals, written = override.partition("=")
+    if not equals:
+        raise UsageError(f"--set {override}: write --set dotted.path=value.")
+    *parents, last = path.split(".")
+    inner: Any = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, override)
+    value = _parse_yaml(written, f"--set {override}")
+    if isinstance(inner, dict):
+        inner[last] = value
+    else:
+        _item(inner, last, override)
+        inner[int(last)] = value
+
+
+def _item(inner: Any, key: str, override: str) -> Any:
+    if not (isinstance(inner, list) and key.isdigit() and int(key) < len(inner)):
+        raise UsageError(f"--set {override}: there is no {key!r} to set there.")
+    return inner[int(key)]
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the run"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field. `ctd run --help` tells where the fields are described."
+    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {error['input']!r})"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."
