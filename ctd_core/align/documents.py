@@ -54,7 +54,7 @@ def align_documents(student: Side, teacher: Side, documents: Sequence[Document])
             for segment in document.segments
         ]
         failed = next((part for part in parts if isinstance(part, DocumentError)), None)
-        results.append(failed or _join(document, [part for part in parts if isinstance(part, _Piece)]))
+        results.append(failed or _join(document, [part for part in parts if isinstance(part, AlignedText)]))
     return results
 
 
@@ -97,59 +97,40 @@ def cut_windows(
     return windows
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A segment's tokens and chunks, counted from its own beginning."""
-
-    student_ids: npt.NDArray[np.int32]
-    teacher_ids: npt.NDArray[np.int32]
-    student_ends: npt.NDArray[np.int64]
-    teacher_ends: npt.NDArray[np.int64]
-    kinds: npt.NDArray[np.uint8]
-    chunk_bytes: npt.NDArray[np.int64]
-
-
-def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
+def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> AlignedText:
     following = np.frombuffer(pair.text_bytes + b" ", dtype=np.uint8)[chunks.byte_ends]
     before_whitespace = np.isin(following, WHITESPACE_BYTES)
     kinds = np.where(before_whitespace, BEFORE_WHITESPACE, 0).astype(np.uint8)
-    lengths = np.diff(chunks.byte_ends, prepend=0)
-    return _Piece(pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, lengths)
+    ends = (chunks.student_ends.astype(np.int32), chunks.teacher_ends.astype(np.int32))
+    lengths = np.diff(chunks.byte_ends, prepend=0).astype(np.int32)
+    return AlignedText("", pair.student.ids, pair.teacher.ids, *ends, kinds, lengths)
 
 
-def _marker_piece(marker: Marker, student: Side, teacher: Side) -> _Piece:
+def _marker_piece(marker: Marker, student: Side, teacher: Side) -> AlignedText:
     mine, theirs = (np.array(side.markers.get(marker.role, ()), dtype=np.int32) for side in (student, teacher))
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
-    return _Piece(mine, theirs, np.array([len(mine)]), np.array([len(theirs)]), kinds, np.zeros(1, dtype=np.int64))
+    my_end, their_end = (np.array([len(ids)], dtype=np.int32) for ids in (mine, theirs))
+    return AlignedText("", mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int32))
 
 
-def _join(document: Document, pieces: list[_Piece]) -> AlignedText:
-    student_ids, teacher_ids = (
-        np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("student_ids", "teacher_ids")
-    )
-    student_starts = np.cumsum([0, *(len(piece.student_ids) for piece in pieces)])
-    teacher_starts = np.cumsum([0, *(len(piece.teacher_ids) for piece in pieces)])
-    student_ends = np.concatenate([p.student_ends + n for p, n in zip(pieces, student_starts, strict=False)])
-    teacher_ends = np.concatenate([p.teacher_ends + n for p, n in zip(pieces, teacher_starts, strict=False)])
-    wanted = np.repeat([segment.scored for segment in document.segments], [len(piece.kinds) for piece in pieces])
-    student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
-    scored = wanted & (student_begins > 0) & (teacher_begins > 0)
-    scored &= (student_ends > student_begins) & (teacher_ends > teacher_begins)
-    kinds = np.concatenate([piece.kinds for piece in pieces])
+def _join(document: Document, pieces: list[AlignedText]) -> AlignedText:
+    student_ids, student_ends = _joined([(piece.student_ids, piece.student_chunk_ends) for piece in pieces])
+    teacher_ids, teacher_ends = _joined([(piece.teacher_ids, piece.teacher_chunk_ends) for piece in pieces])
+    scored = np.repeat([segment.scored for segment in document.segments], [len(piece.chunk_kinds) for piece in pieces])
+    for ends in (student_ends, teacher_ends):
+        begins = np.concatenate([[0], ends[:-1]])
+        scored &= (begins > 0) & (ends > begins)  # context before it, and a token of its own
+    kinds = np.concatenate([piece.chunk_kinds for piece in pieces])
     kinds[scored] |= SCORED
-    return AlignedText(
-        document.id,
-        student_ids,
-        teacher_ids,
-        student_ends.astype(np.int32),
-        teacher_ends.astype(np.int32),
-        kinds,
-        np.concatenate([piece.chunk_bytes for piece in pieces]).astype(np.int32),
-    )
+    lengths = np.concatenate([piece.chunk_bytes for piece in pieces])
+    return AlignedText(document.id, student_ids, teacher_ids, student_ends, teacher_ends, kinds, lengths)
 
 
-def _begins(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], ends[:-1]])
+def _joined(pieces: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]) -> list[npt.NDArray[np.int32]]:
+    """The ids of all pieces, and their chunks' ends counted from the beginning of the first."""
+    starts = np.cumsum([0, *(len(ids) for ids, _ in pieces[:-1])])
+    ends = [ends + start for (_, ends), start in zip(pieces, starts, strict=True)]
+    return [np.concatenate([ids for ids, _ in pieces]), np.concatenate(ends).astype(np.int32)]
 
 
 def _window(document: AlignedText, first: int, start: int, stop: int) -> AlignedText:

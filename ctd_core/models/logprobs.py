@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_TARGET = -1
+from ctd_core.shards.batches import NO_TARGET
+
 BLOCK_BYTES = 32 * 2**20
 BLOCK_ROWS = 256  # fewer make thin matrix products
 SAFE_MASS = 1e-20  # above it, a float32 sum of probabilities has lost nothing to underflow

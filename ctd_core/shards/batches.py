@@ -12,7 +12,7 @@ from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED
 from ctd_core.shards import schema
 from ctd_core.shards.reading import ShardSet
 
-NO_TARGET = -1  # the value that models.logprobs takes for a row without a target
+NO_TARGET = -1  # in target_ids, where there is nothing to predict
 POOL_ROWS = 1024  # rows sorted by length together
 
 Rows = npt.NDArray[np.int64]
