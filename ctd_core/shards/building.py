@@ -17,20 +17,22 @@ DOCUMENTS_A_BATCH = 256
 def build_rows(
     student: Side,
     teacher: Side,
-    documents: Iterable[Document],
+    documents: Iterable[Document | DocumentError],
     student_window_tokens: int,
     teacher_window_tokens: int,
 ) -> tuple[pa.RecordBatch, Counts]:
     """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
 
-    Documents without text make no rows. Those that cannot be aligned are counted by reason.
+    Documents without text make no rows. Those that cannot be read or aligned are counted by reason.
     """
     rows: list[AlignedText] = []
     errors: list[DocumentError] = []
     count = empty = 0
     for batch in _batches(documents):
-        full = [document for document in batch if any(isinstance(s, Text) and s.text for s in document.segments)]
-        count, empty = count + len(batch), empty + len(batch) - len(full)
+        errors += [one for one in batch if isinstance(one, DocumentError)]
+        given = [one for one in batch if isinstance(one, Document)]
+        full = [document for document in given if any(isinstance(s, Text) and s.text for s in document.segments)]
+        count, empty = count + len(batch), empty + len(given) - len(full)
         for document, aligned in zip(full, align_documents(student, teacher, full), strict=True):
             made: list[AlignedText] | DocumentError = (
                 aligned
@@ -44,7 +46,7 @@ def build_rows(
     return rows_batch(rows), count_rows(count, empty, errors, rows)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Document | DocumentError]) -> Iterator[list[Document | DocumentError]]:
     remaining = iter(documents)
     while batch := list(islice(remaining, DOCUMENTS_A_BATCH)):
         yield batch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctd_core.config import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import CtdError, DocumentError, UsageError
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
 
@@ -54,8 +54,11 @@ def plan_parts(corpus: Corpus, part_bytes: int) -> list[Part]:
     return [Part(number, *one) for number, one in enumerate(ranges)]
 
 
-def read_part(corpus: Corpus, part: Part) -> Iterator[SourceText]:
-    """The documents of `part`; raises CtdError, naming the place, where they cannot be read."""
+def read_part(corpus: Corpus, part: Part) -> Iterator[SourceText | DocumentError]:
+    """The documents of `part`, or why there is no text where one should be.
+
+    Raises CtdError, naming the place, where the part cannot be read.
+    """
     yield from part.texts or READERS[type(corpus)](corpus, part)
 
 
@@ -67,15 +70,19 @@ def corpus_files(corpus: Corpus) -> list[Path]:
     return sorted(folder.rglob("*.arrow")) if folder is not None and folder.is_dir() else []
 
 
-def training_texts(corpus: Corpus, texts: Iterable[SourceText]) -> Iterator[SourceText]:
-    """Those of `texts` that are trained on: not held out, and in the sample."""
+def training_texts(corpus: Corpus, texts: Iterable[SourceText | DocumentError]) -> Iterator[SourceText | DocumentError]:
+    """Those of `texts` that are trained on: not held out, and in the sample. What is no text passes, to be counted."""
     held, sample = corpus.held_out_fraction, corpus.sample_fraction
-    return (one for one in texts if held <= share(one.text) < held + sample * (1 - held))
+    stop = held + sample * (1 - held)
+    return (one for one in texts if isinstance(one, DocumentError) or held <= share(one.text) < stop)
 
 
-def held_out_texts(corpus: Corpus, sample_fraction: float, texts: Iterable[SourceText]) -> Iterator[SourceText]:
+def held_out_texts(
+    corpus: Corpus, sample_fraction: float, texts: Iterable[SourceText | DocumentError]
+) -> Iterator[SourceText]:
     """Those of `texts` that are held out, or `sample_fraction` of them."""
-    return (one for one in texts if share(one.text) < corpus.held_out_fraction * sample_fraction)
+    stop = corpus.held_out_fraction * sample_fraction
+    return (one for one in texts if isinstance(one, SourceText) and share(one.text) < stop)
 
 
 def is_unicode(text: str) -> bool:
@@ -109,7 +116,7 @@ def _plan_json_lines(corpus: JsonLines, part_bytes: int) -> Iterator[tuple[str, 
         yield from ((file, start, min(start + part_bytes, size)) for start in range(0, size, part_bytes))
 
 
-def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText]:
+def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText | DocumentError]:
     with _opened(part.source) as stream:
         if part.start:
             stream.seek(part.start - 1)
@@ -122,7 +129,7 @@ def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText]:
                 value = json.loads(line)
             except ValueError as error:
                 raise CtdError(f"{place}: not a line of JSON ({error}).") from error
-            yield SourceText(place, _field(value, corpus.field, place))
+            yield _text(value, corpus.field, place)
 
 
 def _opened(file: str) -> Any:
@@ -132,11 +139,11 @@ def _opened(file: str) -> Any:
         raise CtdError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
-def _field(value: Any, field: str, place: str) -> str:
-    if not isinstance(value, dict) or not isinstance(value.get(field), str):
-        known = ", ".join(sorted(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise CtdError(f"{place}: no text in the field {field!r}; there is {known}. Set corpus.field.")
-    return str(value[field])
+def _text(value: Any, field: str, place: str) -> SourceText | DocumentError:
+    if isinstance(value, dict) and isinstance(value.get(field), str):
+        return SourceText(place, value[field])
+    known = ", ".join(sorted(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
+    return DocumentError(f"no text in the field {field!r}", f"{place}, where there is {known}; corpus.field names it")
 
 
 # --- Parquet: a part is a range of row groups ---------------------------------------------------------------------
@@ -162,14 +169,14 @@ def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, 
                 start, size = group + 1, 0
 
 
-def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText]:
+def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText | DocumentError]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(part.source) as file:
         for group in range(part.start, part.stop):
             for row, text in enumerate(file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()):
                 place = f"{part.source}:row group {group}, row {row}"
-                yield SourceText(place, _field({corpus.field: text}, corpus.field, place))
+                yield _text({corpus.field: text}, corpus.field, place)
 
 
 # --- Text files: a part is a range of files -----------------------------------------------------------------------
@@ -212,11 +219,11 @@ def _plan_dataset(corpus: HubDataset, part_bytes: int) -> Iterator[tuple[str, in
     yield from ((corpus.name, start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
 
-def _read_dataset(corpus: HubDataset, part: Part) -> Iterator[SourceText]:
+def _read_dataset(corpus: HubDataset, part: Part) -> Iterator[SourceText | DocumentError]:
     rows = _dataset(corpus).select_columns([corpus.field]).select(range(part.start, part.stop))
     for number, row in enumerate(rows, part.start):
         place = f"{corpus.name}[{corpus.split}]:row {number}"
-        yield SourceText(place, _field(row, corpus.field, place))
+        yield _text(row, corpus.field, place)
 
 
 def _dataset(corpus: HubDataset) -> Any:
@@ -270,7 +277,7 @@ PLANS: dict[type[Corpus], Callable[..., Iterator[tuple[str, int, int]]]] = {
     TextFiles: _plan_text_files,
     HubDataset: _plan_dataset,
 }
-READERS: dict[type[Corpus], Callable[..., Iterator[SourceText]]] = {
+READERS: dict[type[Corpus], Callable[..., Iterator[SourceText | DocumentError]]] = {
     JsonLines: _read_json_lines,
     Parquet: _read_parquet,
     TextFiles: _read_text_files,
