@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from ctd_core.config import read_config
+from ctd_core.config_file import read_config
 from ctd_core.errors import CtdError, UsageError
 from pipelines.recipes import read_recipe, recipe_names
 
@@ -54,10 +54,9 @@ def prepare(
     def work(places: "Places") -> None:
         from pipelines.checks import check_inputs
         from pipelines.prepare import prepare as stage
-        from pipelines.run import data_table
+        from pipelines.report import data_table
 
         check_inputs(places.config, places)
-
         Console().print(data_table(stage(places)))
 
     _stage(config, recipe, overrides, dry_run, work)
@@ -84,13 +83,10 @@ def evaluate(
     """Measure the student before and after training against its teacher, on every evaluation set."""
 
     def work(places: "Places") -> None:
-        from pipelines.evaluate import as_report
         from pipelines.evaluate import evaluate as stage
-        from pipelines.run import agreement_table, write_report
+        from pipelines.report import agreement_table
 
-        report = as_report(stage(places))
-        write_report(places, report)
-        Console().print(agreement_table(report))
+        Console().print(agreement_table(stage(places)))
 
     _stage(config, recipe, overrides, dry_run, work)
 
@@ -118,11 +114,10 @@ def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides =
 
     def work(places: "Places") -> None:
         from pipelines.checks import check_inputs
-        from pipelines.run import print_report
+        from pipelines.report import print_report
         from pipelines.run import run as stage
 
         check_inputs(places.config, places)
-
         print_report(places, stage(places))
 
     _stage(config, recipe, overrides, dry_run, work)

@@ -2,34 +2,32 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ctd_core.models.export import export_model
-from pipelines.places import Places, read_report, steps_done, trained_checkpoint, whole_directory
+from pipelines.places import Places, steps_done, trained_checkpoint, whole_directory
 from pipelines.prepare import student_side
+from pipelines.report import Report, read_report
 from pipelines.train import load_student
 
 
 def export(places: Places) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
     checkpoint, side = trained_checkpoint(places), student_side(places)
-    report = read_report(places)
+    model, card = load_student(places, side, checkpoint).model, _card(places, checkpoint, read_report(places))
     with whole_directory(places.model) as temporary:
-        model = load_student(places, side, checkpoint).model
-        export_model(model, side.encoder.tokenizer, _card(places, checkpoint, report), temporary)
+        export_model(model, side.encoder.tokenizer, card, temporary)
     return places.model
 
 
-def _card(places: Places, checkpoint: Path, report: dict[str, Any]) -> str:
+def _card(places: Places, checkpoint: Path, report: Report | None) -> str:
     config = places.config
     rows = [
-        f"| {name} | {one['teacher']['bits_per_byte']:.3f} | {one['student_before']['bits_per_byte']:.3f} | "
-        f"{one['student_after']['bits_per_byte']:.3f} | "
-        f"{one['student_before']['teacher_distance_bits_per_byte']:.3f} | "
-        f"{one['student_after']['teacher_distance_bits_per_byte']:.3f} |"
-        for name, one in report.get("sets", {}).items()
+        f"| {name} | {one.teacher.bits_per_byte:.3f} | {one.student_before.bits_per_byte:.3f} | "
+        f"{one.student_after.bits_per_byte:.3f} | {one.student_before.teacher_distance_bits_per_byte:.3f} | "
+        f"{one.student_after.teacher_distance_bits_per_byte:.3f} |"
+        for name, one in (report.sets if report else {}).items()
     ]
     measured = (
         "| text | teacher, bits per byte | before | after | distance to the teacher, before | after |\n"

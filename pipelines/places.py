@@ -9,7 +9,6 @@ runs/demo/report.json
 """
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+from safetensors import SafetensorError
 
 from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, TrainedTokenizer, fingerprint
 from ctd_core.errors import CtdError
@@ -149,20 +149,6 @@ def _content(corpus: Corpus, parts: list[Part]) -> str:
     return digest.hexdigest()
 
 
-def run_stamp(places: Places) -> str:
-    """The training and the step that figures belong to."""
-    checkpoint = latest_checkpoint(places.train)
-    return f"{places.train.name}/{checkpoint.name if checkpoint else None}"
-
-
-def read_report(places: Places) -> dict[str, Any]:
-    """What report.json holds of this very training and step; nothing where it is of another."""
-    if not places.report.exists():
-        return {}
-    report: dict[str, Any] = json.loads(places.report.read_text())
-    return report if report.get("run") == run_stamp(places) else {}
-
-
 def checkpoint_directory(directory: Path, steps: int) -> Path:
     """Where the checkpoint after `steps` steps lies within a training's `directory`."""
     return directory / f"step_{steps:08d}"
@@ -201,8 +187,13 @@ def write_whole(file: Path, text: str) -> None:
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `directory` once it is whole."""
+    """A directory to fill, which takes the place of `directory` once it is whole.
+
+    What a killed process left of an earlier try is removed. Raises CtdError where the disk does not take it.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for left in directory.parent.glob(f".{directory.name}.*"):
+        shutil.rmtree(left)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         yield temporary
@@ -210,7 +201,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

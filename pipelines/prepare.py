@@ -14,15 +14,15 @@ import torch
 from pyarrow import ipc
 
 from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import (
-    MANIFEST,
     Folder,
     finished_shards,
+    is_finished,
     read_manifest,
     shard_bytes,
     shard_file,
@@ -33,8 +33,7 @@ from ctd_core.shards.manifest import (
     Counts,
     Manifest,
     Origin,
-    ShardEntry,
-    add_counts,
+    build_manifest,
     check_dropped,
     tokenizer_fingerprint,
 )
@@ -50,7 +49,7 @@ def prepare(places: Places) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
     ensure_tokenizer(places)
     datasets = places.datasets
-    open_sets = [one for one in datasets.values() if not _is_finished(one)]
+    open_sets = [one for one in datasets.values() if not is_finished(Folder(one.directory))]
     for one in datasets.values():
         if one not in open_sets:
             say(f"prepare: {one.name} is there already, in {one.directory}")
@@ -59,13 +58,6 @@ def prepare(places: Places) -> dict[str, Manifest]:
         for one in open_sets:
             _close(places, one)
     return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
-
-
-def _is_finished(dataset: DatasetPlan) -> bool:
-    """Whether the manifest is there and every shard with it."""
-    folder = Folder(dataset.directory)
-    names = {shard_file(part.number) for part in dataset.parts}
-    return folder.exists(MANIFEST) and names <= finished_shards(folder).keys()
 
 
 def ensure_tokenizer(places: Places) -> None:
@@ -85,7 +77,7 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
     total = 0
     for part in places.datasets[TRAIN_SET].parts:
         for one in training_texts(corpus, read_part(corpus, part)):
-            if not is_unicode(one.text):
+            if isinstance(one, DocumentError) or not is_unicode(one.text):
                 continue  # counted and dropped when it is encoded
             total += len(one.text.encode())
             if total > max_text_bytes:
@@ -144,7 +136,7 @@ def encode(row: dict[str, Any], jobs: list[Job], config_json: str, trained: Path
         if dataset.held_out_fraction is None
         else held_out_texts(dataset.corpus, dataset.held_out_fraction, texts)
     )
-    documents = (plain_document(one.id, one.text) for one in chosen)
+    documents = (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen)
     sides = _sides(config_json, trained)
     rows, counts = build_rows(*sides, documents, options.student_window_tokens, options.teacher_window_tokens)
     return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
@@ -224,12 +216,12 @@ def _close(places: Places, dataset: DatasetPlan) -> None:
         teacher_model=places.teacher_weights if config.prepare.targets else None,
         config=json.loads(config.model_dump_json(include={"student", "teacher", "corpus", "prepare"})),
     )
-    entries: list[ShardEntry] = [shards[shard_file(part.number)] for part in dataset.parts]
-    counts = add_counts([entry.counts for entry in entries])
+    manifest = build_manifest(origin, [shards[shard_file(part.number)] for part in dataset.parts])
+    counts = manifest.counts
     check_dropped(counts, config.prepare.max_dropped_fraction)
     if not counts.scored_chunks:
         raise CtdError(
             f"the set {dataset.name} holds no text to learn from or measure ({counts.documents} documents, "
             f"{counts.empty_documents} of them empty). Take more documents, or a larger held_out_fraction."
         )
-    write_manifest(folder, origin, entries)
+    write_manifest(folder, manifest)

@@ -32,6 +32,12 @@ class Agreement:
     teacher_tokens_per_byte: float
 
 
+def gap_closed(before: Agreement, after: Agreement) -> float:
+    """The share of the distance to the teacher that training took away; 0 where there was none."""
+    start = before.teacher_distance_bits_per_byte
+    return 1 - after.teacher_distance_bits_per_byte / start if start else 0.0
+
+
 @torch.no_grad()
 def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int) -> Agreement:
     """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ctd_core.config import Dtype
 from ctd_core.errors import CtdError, UsageError
@@ -78,6 +78,12 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def count_parameters(name: str, revision: str | None) -> int:
+    """The number of parameters of the model in `name`, from its config alone."""
+    with torch.device("meta"):
+        return parameters(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, revision=revision)))
 
 
 def parameters(model: nn.Module) -> int:

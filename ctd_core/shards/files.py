@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs, ipc
 
 from ctd_core.errors import CtdError
-from ctd_core.shards.manifest import Counts, Manifest, Origin, ShardEntry, build_manifest, parse_manifest
+from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
 
 MANIFEST = "manifest.json"
 
@@ -29,19 +29,14 @@ class Folder:
         """The path of `file` within the file system."""
         return posixpath.join(self._root, file)
 
-    def size_bytes(self, file: str) -> int | None:
-        """The size of `file`, None where there is no such file."""
-        info = self._files.get_file_info(self.path(file))
-        return int(info.size) if info.type == fs.FileType.File else None
-
     def exists(self, file: str) -> bool:
         """Whether there is such a file."""
-        return self.size_bytes(file) is not None
+        return bool(self._files.get_file_info(self.path(file)).type == fs.FileType.File)
 
-    def files(self) -> list[str]:
-        """The names of all files here, in order."""
+    def sizes_bytes(self) -> dict[str, int]:
+        """The size of every file here, by name."""
         found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+        return {info.base_name: int(info.size) for info in found if info.type == fs.FileType.File}
 
     def read(self, file: str) -> bytes:
         """The bytes of `file`; raises CtdError where it cannot be read."""
@@ -117,20 +112,21 @@ def write_shard(folder: Folder, part: int, content: bytes | pa.Buffer, counts: C
 
 def finished_shards(folder: Folder) -> dict[str, ShardEntry]:
     """The shards of `folder` that are whole, by file name: those with an entry, and of the size that it tells."""
-    entries = {}
-    for file in folder.files():
-        if file.endswith(".arrow.json"):
-            entry = ShardEntry.model_validate_json(folder.read(file))
-            if folder.size_bytes(entry.file) == entry.size_bytes:
-                entries[entry.file] = entry
-    return entries
+    sizes = folder.sizes_bytes()
+    beside = [file for file in sorted(sizes) if file.endswith(".arrow.json")]
+    entries = [ShardEntry.model_validate_json(folder.read(file)) for file in beside]
+    return {entry.file: entry for entry in entries if sizes.get(entry.file) == entry.size_bytes}
 
 
-def write_manifest(folder: Folder, origin: Origin, shards: list[ShardEntry]) -> Manifest:
+def is_finished(folder: Folder) -> bool:
+    """Whether the manifest is there and every shard that it names, of the size that it tells."""
+    sizes = folder.sizes_bytes()
+    return MANIFEST in sizes and all(sizes.get(one.file) == one.size_bytes for one in read_manifest(folder).shards)
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Close a set of shards."""
-    manifest = build_manifest(origin, shards)
     folder.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1).encode())
-    return manifest
 
 
 def read_manifest(folder: Folder) -> Manifest:

@@ -216,8 +216,8 @@ def test_an_error_on_a_worker_comes_out_as_itself(config, tmp_path):
 
 
 def test_too_many_dropped_documents_fail_the_run_with_the_reasons(config, tmp_path):
-    file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": "lone \\ud800"}\n')
-    with pytest.raises(CtdError, match="not Unicode text: 1"):
+    file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": "lone \\ud800"}\n{"text": null}\n')
+    with pytest.raises(CtdError, match=r"(?s)3 documents.*no text in the field 'text': 1.*not Unicode text: 1"):
         ctd("prepare", "--config", file)
     assert not list(tmp_path.glob("runs/tiny/prepared/*/manifest.json"))
 

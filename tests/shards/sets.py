@@ -5,7 +5,7 @@ import numpy as np
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
-from ctd_core.shards.manifest import Origin, tokenizer_fingerprint
+from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerprint
 from ctd_core.shards.schema import add_targets
 from ctd_core.text.segments import make_side, plain_document
 from tests.tokenizers import TEXTS, TOTAL
@@ -45,4 +45,6 @@ def write_set(location, student, teacher, documents, parts=2, teacher_model=None
         teacher_model=None,
         config={},
     )
-    return write_manifest(folder, origin, entries)
+    manifest = build_manifest(origin, entries)
+    write_manifest(folder, manifest)
+    return manifest
