@@ -3,6 +3,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 TEACHER := runs/teachers/SmolLM2-135M-Instruct
+TOKENIZERS := runs/tokenizers
 
 .PHONY: install demo check test bench clean
 
@@ -20,13 +21,16 @@ demo: install $(TEACHER)  ## the main job on a real model: SmolLM2 moved to a to
 $(TEACHER): | install
 	$(BIN)/python -m pipelines.demo_teacher $@
 
+$(TOKENIZERS): | install
+	$(BIN)/python -m tests.real_tokenizers $@
+
 check: install  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install  ## the tests
+test: install $(TEACHER) $(TOKENIZERS)  ## the tests
 	$(BIN)/python -m pytest
 
 bench: install $(TEACHER)  ## ratios against baselines measured in the same process

