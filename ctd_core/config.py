@@ -147,6 +147,13 @@ class Prepare(Options):
 
     student_window_tokens: int = Field(default=1024, ge=8)
     teacher_window_tokens: int = Field(default=1024, ge=8)
+    split_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="train on this share of each part's tokens: the windows in which most chunks have several student "
+        "tokens; evaluation sets are left as they are",
+    )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
     max_dropped_fraction: float = Field(default=0.01, ge=0, le=1)
     part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")

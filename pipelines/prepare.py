@@ -137,8 +137,13 @@ def encode(row: dict[str, Any], jobs: list[Job], config_json: str, trained: Path
         else held_out_texts(dataset.corpus, dataset.held_out_fraction, texts)
     )
     documents = (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen)
-    sides = _sides(config_json, trained)
-    rows, counts = build_rows(*sides, documents, options.student_window_tokens, options.teacher_window_tokens)
+    rows, counts = build_rows(
+        *_sides(config_json, trained),
+        documents,
+        options.student_window_tokens,
+        options.teacher_window_tokens,
+        options.split_fraction if dataset.name == TRAIN_SET else 1.0,
+    )
     return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
 

@@ -92,7 +92,7 @@ def agreement_table(report: Report) -> Table:
 def data_table(manifests: dict[str, Manifest]) -> Table:
     """What the shards hold, a row for each set."""
     table = Table(title="prepared")
-    columns = ("set", "texts", "dropped", "rows", "kB", "student tokens", "teacher tokens", "bytes a chunk")
+    columns = ("set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk")
     for column in columns:
         table.add_column(column, justify="left" if column == "set" else "right")
     for name, manifest in manifests.items():
@@ -102,6 +102,7 @@ def data_table(manifests: dict[str, Manifest]) -> Table:
             f"{counts.documents:,}",
             f"{counts.dropped_documents:,}",
             f"{counts.rows:,}",
+            f"{counts.left_out_rows:,}",
             f"{counts.text_bytes / 1e3:,.0f}",
             f"{counts.student_tokens:,}",
             f"{counts.teacher_tokens:,}",

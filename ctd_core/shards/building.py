@@ -6,6 +6,7 @@ from itertools import islice
 import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText, align_documents, cut_windows
+from ctd_core.align.selection import most_split
 from ctd_core.errors import DocumentError
 from ctd_core.shards.manifest import Counts, count_rows
 from ctd_core.shards.schema import rows_batch
@@ -20,10 +21,12 @@ def build_rows(
     documents: Iterable[Document | DocumentError],
     student_window_tokens: int,
     teacher_window_tokens: int,
+    split_fraction: float = 1.0,
 ) -> tuple[pa.RecordBatch, Counts]:
     """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
 
-    Documents without text make no rows. Those that cannot be read or aligned are counted by reason.
+    Documents without text make no rows. Those that cannot be read or aligned are counted by reason. A `split_fraction`
+    below 1 leaves out windows, see align.selection.
     """
     rows: list[AlignedText] = []
     errors: list[DocumentError] = []
@@ -43,7 +46,8 @@ def build_rows(
                 errors.append(DocumentError(made.reason, f"document {document.id}: {made}"))
             else:
                 rows += made
-    return rows_batch(rows), count_rows(count, empty, errors, rows)
+    kept = most_split(rows, split_fraction)
+    return rows_batch(kept), count_rows(count, empty, errors, kept, len(rows) - len(kept))
 
 
 def _batches(documents: Iterable[Document | DocumentError]) -> Iterator[list[Document | DocumentError]]:

@@ -30,6 +30,7 @@ class Counts(Options):
     empty_documents: int = 0
     dropped: dict[str, Dropped] = Field({}, description="by reason")
     rows: int = 0
+    left_out_rows: int = Field(0, description="windows that prepare.split_fraction left out")
     student_tokens: int = 0
     teacher_tokens: int = 0
     text_bytes: int = 0
@@ -71,8 +72,13 @@ class Manifest(Options):
     shards: list[ShardEntry]
 
 
-def count_rows(documents: int, empty: int, errors: Sequence[DocumentError], rows: Sequence[AlignedText]) -> Counts:
-    """The counts of the rows made of `documents`, of which `empty` had no text and `errors` tells the dropped ones."""
+def count_rows(
+    documents: int, empty: int, errors: Sequence[DocumentError], rows: Sequence[AlignedText], left_out: int
+) -> Counts:
+    """The counts of the rows made of `documents`, of which `empty` had no text and `errors` tells the dropped ones.
+
+    left_out: the number of rows that were made and are none of `rows`.
+    """
     by_reason: dict[str, list[str]] = defaultdict(list)
     for error in errors:
         by_reason[error.reason].append(str(error))
@@ -81,6 +87,7 @@ def count_rows(documents: int, empty: int, errors: Sequence[DocumentError], rows
         empty_documents=empty,
         dropped={reason: Dropped(documents=len(all_), example=all_[0]) for reason, all_ in by_reason.items()},
         rows=len(rows),
+        left_out_rows=left_out,
         student_tokens=sum(len(row.student_ids) for row in rows),
         teacher_tokens=sum(len(row.teacher_ids) for row in rows),
         text_bytes=sum(int(row.chunk_bytes.sum()) for row in rows),
