@@ -157,6 +157,12 @@ class Prepare(Options):
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
     max_dropped_fraction: float = Field(default=0.01, ge=0, le=1)
     part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        le=255,
+        description="how many of the teacher's top tokens are stored where a chunk is one token of both sides",
+    )
     scoring_batch_tokens: int = Field(default=4096, gt=0, description="padded teacher tokens in a forward pass")
     scoring_actors: int = Field(default=1, ge=1)
     scoring_gpus: float = Field(default=0, ge=0, description="GPUs for each scoring actor")
@@ -205,6 +211,12 @@ class Alm(Options):
     boundary: bool = Field(
         default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"
     )
+    average: Literal["chunk", "byte", "token"] = Field(
+        default="chunk", description="what the loss is a mean over: merged chunks, their bytes or their student tokens"
+    )
+    leave_out_one_to_one: bool = Field(
+        default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
+    )
 
 
 class Sft(Options):
@@ -214,7 +226,15 @@ class Sft(Options):
     weight: float = Field(default=1.0, gt=0)
 
 
-AnyObjective = Annotated[Alm | Sft, Field(discriminator="kind")]
+class OneToOneKl(Options):
+    """Kullback-Leibler divergence over the stored top tokens where a chunk is one token of both sides."""
+
+    kind: Literal["one_to_one_kl"]
+    weight: float = Field(default=1.0, gt=0)
+    direction: Literal["forward", "reverse"] = "reverse"
+
+
+AnyObjective = Annotated[Alm | Sft | OneToOneKl, Field(discriminator="kind")]
 
 
 # --- Training ---------------------------------------------------------------------------------------------------
@@ -315,6 +335,10 @@ class RunConfig(Options):
             )
         if not self.prepare.targets and any(isinstance(objective, Alm) for objective in self.train.objectives):
             raise ValueError("train.objectives holds alm, which needs prepare.targets: true")
+        if not self.prepare.top_k and any(isinstance(objective, OneToOneKl) for objective in self.train.objectives):
+            raise ValueError("train.objectives holds one_to_one_kl, which needs prepare.top_k above 0, such as 16")
+        if self.prepare.top_k and not self.prepare.targets:
+            raise ValueError("prepare.top_k is part of the targets, which prepare.targets: false leaves out")
         return self
 
 

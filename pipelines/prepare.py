@@ -13,10 +13,11 @@ import ray
 import torch
 from pyarrow import ipc
 
+from ctd_core.align.vocabulary import exact_map
 from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.loading import load_model
-from ctd_core.models.scoring import score_rows
+from ctd_core.models.scoring import TopTokens, score_rows
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import (
@@ -150,19 +151,22 @@ def encode(row: dict[str, Any], jobs: list[Job], config_json: str, trained: Path
 class Score:
     """The teacher, held by an actor; adds its two numbers a chunk to a part's rows."""
 
-    def __init__(self, config_json: str) -> None:
+    def __init__(self, config_json: str, trained: Path | None) -> None:
         config = RunConfig.model_validate_json(config_json)
         self._options = config.prepare
         device = torch.device("cuda" if config.prepare.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.prepare.scoring_actors))
         model = load_model(config.teacher.model, config.teacher.revision, config.teacher.dtype).to(device)
-        self._teacher = LogprobModel(model, teacher_side(config).encoder.spelling.begins_pretoken)
+        student, teacher = _sides(config_json, trained)
+        self._teacher = LogprobModel(model, teacher.encoder.spelling.begins_pretoken)
+        spellings = student.encoder.spelling, teacher.encoder.spelling
+        self._top = TopTokens(config.prepare.top_k, exact_map(*spellings)) if config.prepare.top_k else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
             rows = reader.get_batch(0)
-        scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens)
+        scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens, self._top)
         return row | {"content": shard_bytes(scored).to_pybytes()}
 
 
@@ -196,7 +200,7 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
             Score,
-            fn_constructor_kwargs={"config_json": config_json},
+            fn_constructor_kwargs={"config_json": config_json, "trained": places.tokenizer},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )

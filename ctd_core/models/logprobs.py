@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from ctd_core.shards.batches import NO_TARGET
 
 BLOCK_BYTES = 32 * 2**20
 BLOCK_ROWS = 256  # fewer make thin matrix products
@@ -31,38 +30,52 @@ class Head:
 def token_and_boundary_logprobs(
     hidden: Tensor,
     head: Head,
-    target_ids: Tensor,
+    token_rows: Tensor,
+    token_ids: Tensor,
     begins_pretoken: Tensor,
     boundary_rows: Tensor,
     keep_bytes: int = 256 * 2**20,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the next token, and of the next token beginning with a pretoken boundary.
+    """Log-probabilities of next tokens, and of the next token beginning with a pretoken boundary.
 
-    hidden: [N, H]. target_ids: [N] int64, NO_TARGET where no token is asked for (the result is 0 there).
+    hidden: [N, H]. token_ids: [Q] int64, the tokens that are asked for. token_rows: [Q] int64, the row of `hidden`
+    that predicts each; any number of tokens may be asked of a row.
     begins_pretoken: [V] bool. boundary_rows: [M] int64, ascending and distinct: the rows of `hidden` for which the
     boundary is asked.
     keep_bytes: logits of up to this many bytes are kept for the backward pass; those beyond are computed again, so
     memory is bounded by `keep_bytes` and a block, whatever N and V.
 
-    Returns [N] and [M], natural logarithms in float32 (float64 for float64 input). The boundary term is a masked
-    logsumexp: it does not underflow where the boundary's probability does. Raises ValueError for a target outside
+    Returns [Q] and [M], natural logarithms in float32 (float64 for float64 input). The boundary term is a masked
+    logsumexp: it does not underflow where the boundary's probability does. Raises ValueError for a token outside
     the vocabulary.
     """
     vocabulary = head.weight.shape[0]
-    if target_ids.numel() and (int(target_ids.max()) >= vocabulary or int(target_ids.min()) < NO_TARGET):
-        raise ValueError(f"token ids reach from {int(target_ids.min())} to {int(target_ids.max())}, but the model's "
+    if token_ids.numel() and (int(token_ids.max()) >= vocabulary or int(token_ids.min()) < 0):
+        raise ValueError(f"token ids reach from {int(token_ids.min())} to {int(token_ids.max())}, but the model's "
                          f"vocabulary has {vocabulary} entries")  # fmt: skip
     device = hidden.device.type
+    order = token_rows.argsort(stable=True)
+    token_rows, token_ids = token_rows[order], token_ids[order]
     weight, bias = head.weight, head.bias
     if torch.is_autocast_enabled(device):  # inputs as autocast would have them, sums in float32 all the same
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
         results = _FusedLogprobs.apply(
-            hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, head.scale, head.cap, keep_bytes
+            *(hidden, weight, bias, token_rows, token_ids, begins_pretoken, boundary_rows),
+            *(head.scale, head.cap, keep_bytes),
         )  # type: ignore[no-untyped-call]
     token, boundary = results
-    return token, boundary
+    return token.new_empty(len(order)).index_copy(0, order, token), boundary
+
+
+def top_logprobs(hidden: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` most probable next tokens after each row of `hidden` [N, H]: ids [N, k], log-probabilities [N, k]."""
+    found = [
+        torch.nn.functional.log_softmax(_logits(hidden[rows], head), 1).topk(k, 1)
+        for rows, _, _ in _blocks(len(hidden), head.weight, *[torch.arange(0, device=hidden.device)] * 2)
+    ]
+    return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -72,7 +85,8 @@ class _FusedLogprobs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        target_ids: Tensor,
+        token_rows: Tensor,
+        token_ids: Tensor,
         begins_pretoken: Tensor,
         boundary_rows: Tensor,
         scale: float,
@@ -81,23 +95,22 @@ class _FusedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
         mask = begins_pretoken.to(_wide(hidden))
-        token = hidden.new_zeros(len(hidden), dtype=mask.dtype)
+        token = hidden.new_zeros(len(token_rows), dtype=mask.dtype)
         boundary = hidden.new_zeros(len(boundary_rows), dtype=mask.dtype)
-        norm = torch.empty_like(token)  # logsumexp of the logits
+        norm = hidden.new_empty(len(hidden), dtype=mask.dtype)  # logsumexp of the logits
         kept: list[Tensor] = []
         needs_grad = any(ctx.needs_input_grad[:3])
-        for rows, edges in _blocks(len(hidden), weight, boundary_rows):
+        for rows, tokens, edges in _blocks(len(hidden), weight, token_rows, boundary_rows):
             logits = _logits(hidden[rows], head)
             keep_bytes -= logits.nbytes
             is_kept = needs_grad and keep_bytes >= 0  # the kept ones are the first blocks
-            targets = target_ids[rows]
-            picked = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+            picked = logits[token_rows[tokens] - rows.start, token_ids[tokens]]
             largest = logits.amax(1)
             shifted = logits - largest[:, None] if is_kept else logits.sub_(largest[:, None])
             probabilities = shifted.exp_()
             mass = probabilities.sum(1)
             norm[rows] = largest + mass.log()
-            token[rows] = torch.where(targets == NO_TARGET, 0.0, picked - norm[rows])
+            token[tokens] = picked - norm[token_rows[tokens]]
             asked = boundary_rows[edges] - rows.start
             if len(asked):
                 share = (probabilities @ mask)[asked] / mass[asked]
@@ -108,14 +121,15 @@ class _FusedLogprobs(torch.autograd.Function):
                     boundary[edges][share < SAFE_MASS] = masked.logsumexp(1) - norm[rows][tiny]
             if is_kept:
                 kept.append(logits)
-        ctx.save_for_backward(hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary)
+        saved = (hidden, weight, bias, token_rows, token_ids, begins_pretoken, boundary_rows, norm, boundary)
+        ctx.save_for_backward(*saved)
         ctx.scale, ctx.cap, ctx.kept = scale, cap, kept
         return token, boundary
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_token, grad_boundary = grads
-        hidden, weight, bias, target_ids, begins_pretoken, boundary_rows, norm, boundary = ctx.saved_tensors
+        hidden, weight, bias, token_rows, token_ids, begins_pretoken, boundary_rows, norm, boundary = ctx.saved_tensors
         head = Head(weight, bias, ctx.scale, ctx.cap)
         mask = begins_pretoken.to(norm.dtype)
         kept, ctx.kept = ctx.kept, []  # overwritten below: a second backward computes them again
@@ -123,13 +137,13 @@ class _FusedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        for number, (rows, edges) in enumerate(_blocks(len(hidden), weight, boundary_rows)):
+        for number, (rows, tokens, edges) in enumerate(_blocks(len(hidden), weight, token_rows, boundary_rows)):
             logits = kept[number] if number < len(kept) else _logits(hidden[rows], head)
             slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
-            wanted = torch.where(target_ids[rows] == NO_TARGET, 0.0, grad_token[rows])
+            predicting, wanted = token_rows[tokens] - rows.start, grad_token[tokens]
             asked, grad_asked = boundary_rows[edges] - rows.start, grad_boundary[edges]
             # d log p(token) = onehot - softmax;  d log p(boundary) = softmax within the mask - softmax
-            pull = wanted.index_add(0, asked, grad_asked)
+            pull = norm.new_zeros(len(logits)).index_add_(0, predicting, wanted).index_add_(0, asked, grad_asked)
             inside = _inside_where_tiny(logits, asked, boundary[edges], norm[rows], begins_pretoken)
             grad = logits.sub_(norm[rows, None]).exp_()
             if len(asked):
@@ -139,7 +153,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 grad.index_add_(0, asked[inside.rows], inside.softmax.mul_(grad_asked[inside.rows][:, None]))
             else:
                 grad.mul_(-pull[:, None])
-            grad.scatter_add_(1, target_ids[rows].clamp(min=0)[:, None], wanted[:, None])
+            grad.view(-1).index_add_(0, predicting * grad.shape[1] + token_ids[tokens], wanted)
             if slope is not None:
                 grad.mul_(slope)
             grad = (grad if head.scale == 1.0 else grad.mul_(head.scale)).to(weight.dtype)
@@ -149,7 +163,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(grad.T, hidden[rows])
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -179,9 +193,10 @@ def _logits(hidden: Tensor, head: Head) -> Tensor:
     return logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
 
 
-def _blocks(length: int, weight: Tensor, boundary_rows: Tensor) -> list[tuple[slice, slice]]:
-    """Blocks of BLOCK_ROWS rows, or of more whose logits fill BLOCK_BYTES, each with its part of `boundary_rows`."""
+def _blocks(length: int, weight: Tensor, token_rows: Tensor, boundary_rows: Tensor) -> list[tuple[slice, slice, slice]]:
+    """Blocks of BLOCK_ROWS rows, or of more whose logits fill BLOCK_BYTES, each with its parts of the other two."""
     step = max(BLOCK_ROWS, BLOCK_BYTES // (weight.shape[0] * 4))
-    starts = list(range(0, length, step))
-    cuts = torch.searchsorted(boundary_rows, torch.tensor([*starts, length], device=boundary_rows.device)).tolist()
-    return [(slice(start, min(start + step, length)), slice(cuts[n], cuts[n + 1])) for n, start in enumerate(starts)]
+    edges = torch.tensor([*range(0, length, step), length], device=token_rows.device)
+    cuts = (edges.tolist(), *(torch.searchsorted(rows, edges).tolist() for rows in (token_rows, boundary_rows)))
+    rows, tokens, boundaries = ([slice(*pair) for pair in pairwise(cut)] for cut in cuts)
+    return list(zip(rows, tokens, boundaries, strict=True))

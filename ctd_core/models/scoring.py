@@ -1,28 +1,57 @@
 """The teacher's side of approximate likelihood matching: two numbers for each finest chunk."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
+from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.errors import CtdError
+from ctd_core.models.loading import head_of
+from ctd_core.models.logprobs import top_logprobs
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards import schema
-from ctd_core.shards.batches import NO_TARGET, ordered_batches
+from ctd_core.shards.batches import ordered_batches
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """Ask for the teacher's `k` most probable tokens. student_ids: [U], a token's id with the student, −1 for none."""
+
+    k: int
+    student_ids: npt.NDArray[np.int32]
+
+
+class _Scores(NamedTuple):
+    """One row of TARGET_FIELDS and TOP_FIELDS."""
+
+    chunk: npt.NDArray[np.float32]
+    boundary: npt.NDArray[np.float32]
+    top_counts: npt.NDArray[np.uint8]
+    top_ids: npt.NDArray[np.int32]
+    top_logprobs: npt.NDArray[np.float16]
 
 
 @torch.no_grad()
-def score_rows(teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int) -> pa.RecordBatch:
+def score_rows(
+    teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int, top: TopTokens | None = None
+) -> pa.RecordBatch:
     """`rows` with the teacher's log-likelihood of each finest chunk and log-probability of a boundary after it.
 
     A chunk's log-likelihood is the sum over its teacher tokens of log p(token | all before it); 0 where the chunk has
-    no token or no context. The boundary is 0 after markers of no tokens.
+    no token or no context. The boundary is 0 after markers of no tokens. With `top`, also what TOP_FIELDS say.
     Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
-    ids = _lists(rows, schema.TEACHER_IDS)
-    ends = _lists(rows, schema.TEACHER_CHUNK_ENDS)
-    chunk_logprobs: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(ids)
-    boundary_logprobs = list(chunk_logprobs)
+    sides = [_lists(rows, column) for column in (schema.STUDENT_CHUNK_ENDS, schema.TEACHER_CHUNK_ENDS)]
+    ids, ends, kinds = _lists(rows, schema.TEACHER_IDS), sides[1], _lists(rows, schema.CHUNK_KINDS)
+    one_to_one = [
+        np.flatnonzero((kind & (SCORED | MARKER) == SCORED) & np.all([np.diff(one, prepend=0) == 1 for one in both], 0))
+        for kind, *both in zip(kinds, *sides, strict=True)
+    ]
     lengths = np.array([len(one) for one in ids], dtype=np.int64)
     largest = max((int(one.max(initial=-1)) for one in ids), default=-1)
     if largest >= len(teacher.mask):
@@ -31,11 +60,15 @@ def score_rows(teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int) -
             "tokenizer that belongs to the model."
         )
     order = np.argsort(lengths, kind="stable")
+    scores: dict[int, _Scores] = {}
     for batch in ordered_batches(lengths, order, batch_tokens) if len(order) else []:
-        scored = _score(teacher, [ids[row] for row in batch], [ends[row] for row in batch])
-        for row, (chunks, boundaries) in zip(batch, scored, strict=True):
-            chunk_logprobs[row], boundary_logprobs[row] = chunks, boundaries
-    return schema.add_targets(rows, chunk_logprobs, boundary_logprobs)
+        found = _score(
+            teacher, [ids[row] for row in batch], [ends[row] for row in batch], [one_to_one[row] for row in batch], top
+        )
+        scores |= zip(batch.tolist(), found, strict=True)
+    fields = schema.TARGET_FIELDS if top is None else [*schema.TARGET_FIELDS, *schema.TOP_FIELDS]
+    columns = [[scores[row][number] for row in range(len(ids))] for number in range(len(fields))]
+    return schema.with_columns(rows, fields, columns)
 
 
 def _lists(rows: pa.RecordBatch, column: str) -> list[npt.NDArray[np.int32]]:
@@ -44,9 +77,13 @@ def _lists(rows: pa.RecordBatch, column: str) -> list[npt.NDArray[np.int32]]:
 
 
 def _score(
-    teacher: LogprobModel, ids: list[npt.NDArray[np.int32]], ends: list[npt.NDArray[np.int32]]
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """Chunk and boundary log-probabilities of each row of a batch."""
+    teacher: LogprobModel,
+    ids: list[npt.NDArray[np.int32]],
+    ends: list[npt.NDArray[np.int32]],
+    one_to_one: list[npt.NDArray[np.int64]],
+    top: TopTokens | None,
+) -> list[_Scores]:
+    """The scores of each row of a batch; `one_to_one` holds the chunks of each that top tokens are asked for."""
     device = teacher.mask.device
     lengths = np.array([len(one) for one in ids])
     inside = np.arange(lengths.max()) < lengths[:, None]
@@ -54,25 +91,42 @@ def _score(
     flat = np.concatenate(ids).astype(np.int64)
     input_ids[inside] = flat
     starts = np.cumsum(lengths) - lengths
-    targets = np.append(flat[1:], NO_TARGET)
-    targets[starts + lengths - 1] = NO_TARGET
+    predicted = np.setdiff1d(np.arange(len(flat)), starts)  # all but each row's first
     asked = [np.unique(one[one > 0].astype(np.int64)) - 1 + start for one, start in zip(ends, starts, strict=True)]
-    token, boundary = teacher(
+    token, boundary, hidden = teacher(
         torch.from_numpy(input_ids).to(device),
         torch.from_numpy(np.flatnonzero(inside)).to(device),
-        torch.from_numpy(targets).to(device),
+        torch.from_numpy(predicted - 1).to(device),
+        torch.from_numpy(flat[predicted]).to(device),
         torch.from_numpy(np.concatenate(asked)).to(device),
     )
     at_token = np.zeros(len(flat))
     at_token[np.concatenate(asked)] = boundary.double().cpu().numpy()
-    token_logprobs = token.double().cpu().numpy()
+    token_logprobs = np.zeros(len(flat))  # 0 for the first token of a row, which nothing predicts
+    token_logprobs[predicted] = token.double().cpu().numpy()
     results = []
-    for start, length, row_ends in zip(starts, lengths, ends, strict=True):
-        # The log-probability of token t stands at t - 1; the first token of a row has none.
-        sums = np.concatenate([[0.0, 0.0], np.cumsum(token_logprobs[start : start + length - 1])])
+    for start, length, row_ends, positions in zip(starts, lengths, ends, one_to_one, strict=True):
+        sums = np.concatenate([[0.0], np.cumsum(token_logprobs[start : start + length])])
         chunks = np.diff(sums[row_ends], prepend=0.0)
         bounds = np.where(row_ends > 0, at_token[start + np.maximum(row_ends, 1) - 1], 0.0)
-        results.append((chunks.astype(np.float32), bounds.astype(np.float32)))
-    if not all(np.isfinite(chunks).all() and np.isfinite(bounds).all() for chunks, bounds in results):
+        before = hidden[torch.from_numpy(start + row_ends[positions] - 2).to(device)]
+        found = _top_tokens(teacher, before, positions, len(row_ends), top)
+        results.append(_Scores(chunks.astype(np.float32), bounds.astype(np.float32), *found))
+    if not all(np.isfinite(one.chunk).all() and np.isfinite(one.boundary).all() for one in results):
         raise CtdError("the teacher's log-probabilities are not finite. Set teacher.dtype to bfloat16 or float32.")
     return results
+
+
+def _top_tokens(
+    teacher: LogprobModel, hidden: Tensor, positions: npt.NDArray[np.int64], num_chunks: int, top: TopTokens | None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], npt.NDArray[np.float16]]:
+    """The top tokens at `positions` of a row, predicted from `hidden`, that are tokens of the student too."""
+    counts = np.zeros(num_chunks, dtype=np.uint8)
+    if top is None or not len(positions):
+        return counts, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float16)
+    teacher_ids, logprobs = top_logprobs(hidden, head_of(teacher.model), top.k)
+    padded = np.append(top.student_ids, np.full(len(teacher.mask), -1, dtype=np.int32))  # the model's padding entries
+    student_ids = padded[teacher_ids.cpu().numpy()]
+    shared = student_ids >= 0
+    counts[positions] = shared.sum(1)
+    return counts, student_ids[shared], logprobs.cpu().numpy()[shared].astype(np.float16)

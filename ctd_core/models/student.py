@@ -19,11 +19,14 @@ class LogprobModel(nn.Module):
         self.register_buffer("mask", vocabulary_mask(begins_pretoken, model), persistent=False)
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, target_ids: Tensor, boundary_rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """[N] log-probabilities of `target_ids` [N], and [M] of a pretoken boundary at `boundary_rows` [M].
+        self, input_ids: Tensor, positions: Tensor, token_rows: Tensor, token_ids: Tensor, boundary_rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[Q] log-probabilities of next tokens, [M] of a pretoken boundary (see token_and_boundary_logprobs).
 
-        input_ids: [B, S]; positions: [N], where in [B * S] each target is predicted; boundary_rows: among the N.
+        The third result are the hidden states [N, H] that they are of.
+
+        input_ids: [B, S]; positions: [N], the places in [B * S] that matter; token_rows and boundary_rows: among the N.
         """
         hidden = last_hidden(self.model, input_ids).flatten(0, 1)[positions]
-        return token_and_boundary_logprobs(hidden, head_of(self.model), target_ids, self.mask, boundary_rows)
+        head = head_of(self.model)
+        return *token_and_boundary_logprobs(hidden, head, token_rows, token_ids, self.mask, boundary_rows), hidden

@@ -12,7 +12,6 @@ from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED
 from ctd_core.shards import schema
 from ctd_core.shards.reading import ShardSet
 
-NO_TARGET = -1  # in target_ids, where there is nothing to predict
 POOL_ROWS = 1024  # rows sorted by length together
 
 Rows = npt.NDArray[np.int64]
@@ -24,11 +23,13 @@ class Chunks:
 
     scored: meant for training. marker: special tokens rather than text. before_whitespace: the next begins with white
     space. breaks: a merged chunk has to end here. num_bytes, num_student_tokens: its length.
+    one_to_one: scored text that is one token of both sides.
     teacher_logprobs, teacher_boundary_logprobs: the targets, zeros where the shards have none.
     """
 
     scored: npt.NDArray[np.bool_]
     marker: npt.NDArray[np.bool_]
+    one_to_one: npt.NDArray[np.bool_]
     before_whitespace: npt.NDArray[np.bool_]
     breaks: npt.NDArray[np.bool_]
     num_bytes: npt.NDArray[np.int64]
@@ -38,22 +39,45 @@ class Chunks:
 
 
 @dataclass(frozen=True)
+class Top:
+    """The E stored tokens of the teacher's most probable ones, at the one-to-one chunks of a batch.
+
+    ids: [E] int64, tokens of the student. teacher_logprobs: [E] float32. rows: [E] int64, the index among the batch's
+    N tokens of the one before. group: [E] int64, which of the `groups` chunks each belongs to.
+    """
+
+    ids: Tensor
+    teacher_logprobs: Tensor
+    rows: Tensor
+    group: Tensor
+    groups: int
+
+    def to(self, device: torch.device) -> "Top":
+        """The same with its tensors on `device`."""
+        names = ("ids", "teacher_logprobs", "rows", "group")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows padded to S student tokens, of which N are not padding.
 
     input_ids: [B, S] int64. positions: [N] int64, where the tokens lie in the flattened [B * S].
-    target_ids: [N] int64, the token after each one, NO_TARGET where it is not scored.
-    chunk_of_target: [N] int64, that token's finest chunk, 0 where there is no target.
+    target_ids: [Q] int64, the tokens of scored chunks. target_rows: [Q] int64, ascending: the index among the N of
+    the token before each. chunk_of_target: [Q] int64, its finest chunk.
     chunk_rows: [C] int64, the index among the N of each chunk's last token.
+    top: the teacher's most probable tokens, none where the shards have none.
     rows: [B] int64, the rows' numbers in the set of shards.
     """
 
     input_ids: Tensor
     positions: Tensor
+    target_rows: Tensor
     target_ids: Tensor
     chunk_of_target: Tensor
     chunk_rows: Tensor
     chunks: Chunks
+    top: Top
     rows: Rows
 
     @property
@@ -63,8 +87,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        names = ("input_ids", "positions", "target_ids", "chunk_of_target", "chunk_rows")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        names = ("input_ids", "positions", "target_rows", "target_ids", "chunk_of_target", "chunk_rows")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, top=self.top.to(device), **moved)
 
 
 def micro_batches(lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int) -> Iterator[Rows]:
@@ -114,23 +139,43 @@ def collate(shards: ShardSet, rows: Rows) -> Batch:
     chunks, chunk_rows = _chunks(shards, rows, token_starts)
 
     chunk_of_token = np.repeat(np.arange(len(chunk_rows)), chunks.num_student_tokens)
-    has_target = np.ones(len(flat_ids), dtype=np.bool_)
-    has_target[token_starts + lengths - 1] = False
-    following = np.minimum(np.arange(len(flat_ids)) + 1, len(flat_ids) - 1)
-    has_target &= chunks.scored[chunk_of_token[following]]
+    targets = np.flatnonzero(chunks.scored[chunk_of_token])  # a scored token is never the first of its row
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(np.flatnonzero(inside)),
-        target_ids=torch.from_numpy(np.where(has_target, flat_ids[following], NO_TARGET).astype(np.int64)),
-        chunk_of_target=torch.from_numpy(np.where(has_target, chunk_of_token[following], 0)),
+        target_rows=torch.from_numpy(targets - 1),
+        target_ids=torch.from_numpy(flat_ids[targets].astype(np.int64)),
+        chunk_of_target=torch.from_numpy(chunk_of_token[targets]),
         chunk_rows=torch.from_numpy(chunk_rows),
         chunks=chunks,
+        top=_top(shards, rows, chunk_rows - chunks.num_student_tokens),
         rows=rows,
+    )
+
+
+def _top(shards: ShardSet, rows: Rows, rows_before: Rows) -> Top:
+    """`rows_before` [C]: for each finest chunk the index of the token before it."""
+    if not shards.has_top:
+        none = torch.zeros(0, dtype=torch.int64)
+        return Top(none, none.float(), none, none, 0)
+    counts, ids, logprobs = (np.concatenate(shards.read(field.name, rows)) for field in schema.TOP_FIELDS)
+    filled = np.flatnonzero(counts)
+    group = np.repeat(np.arange(len(filled)), counts[filled])
+    return Top(
+        ids=torch.from_numpy(ids.astype(np.int64)),
+        teacher_logprobs=torch.from_numpy(logprobs.astype(np.float32)),
+        rows=torch.from_numpy(rows_before[filled][group]),
+        group=torch.from_numpy(group),
+        groups=len(filled),
     )
 
 
 def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, Rows]:
     ends = shards.read(schema.STUDENT_CHUNK_ENDS, rows)
+    student_tokens, teacher_tokens = (
+        np.concatenate([np.diff(one, prepend=0) for one in side]).astype(np.int64)
+        for side in (ends, shards.read(schema.TEACHER_CHUNK_ENDS, rows))
+    )
     counts = np.array([len(one) for one in ends])
     kinds = np.concatenate(shards.read(schema.CHUNK_KINDS, rows))
     scored, marker = kinds & SCORED > 0, kinds & MARKER > 0
@@ -144,10 +189,11 @@ def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, R
     chunks = Chunks(
         scored=scored,
         marker=marker,
+        one_to_one=scored & ~marker & (student_tokens == 1) & (teacher_tokens == 1),
         before_whitespace=kinds & BEFORE_WHITESPACE > 0,
         breaks=breaks,
         num_bytes=np.concatenate(shards.read(schema.CHUNK_BYTES, rows)).astype(np.int64),
-        num_student_tokens=np.concatenate([np.diff(one, prepend=0) for one in ends]).astype(np.int64),
+        num_student_tokens=student_tokens,
         teacher_logprobs=targets[0],
         teacher_boundary_logprobs=targets[1],
     )

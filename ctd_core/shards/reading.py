@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ctd_core.errors import CtdError
 from ctd_core.shards.files import Folder, read_manifest
-from ctd_core.shards.schema import STUDENT_IDS, TARGET_FIELDS, list_parts
+from ctd_core.shards.schema import STUDENT_IDS, TARGET_FIELDS, TOP_FIELDS, list_parts
 
 
 class ShardSet:
@@ -26,7 +26,9 @@ class ShardSet:
         if not filled:
             raise CtdError(f"{self.name}: the shards hold no rows.")
         batches = [folder.open_batch(entry, verify) for entry in filled]
-        self.has_targets = all(field.name in batches[0].schema.names for field in TARGET_FIELDS)
+        self.has_targets, self.has_top = (
+            all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
+        )
         self._columns: dict[str, list[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]] = {
             name: [list_parts(batch.column(name)) for batch in batches] for name in batches[0].schema.names[1:]
         }

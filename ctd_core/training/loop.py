@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.config import Alm, Train
+from ctd_core.config import Alm, OneToOneKl, Train
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.batches import collate, micro_batches
@@ -53,6 +53,8 @@ def train(
     """
     if not shards.has_targets and any(isinstance(objective, Alm) for objective in options.objectives):
         raise CtdError(f"{shards.name}: these shards have no targets, and alm needs them. Prepare with targets: true.")
+    if not shards.has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
+        raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
     model, device = student.model, student.mask.device
     freeze(model, options.freeze)
     optimizer = make_optimizer(model, options)

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.config import AnyObjective
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.terms import Plan, boundary_chunks, loss_sum, plan, student_logprobs
+from ctd_core.objectives.plan import Plan, boundary_chunks, student_logprobs
+from ctd_core.objectives.table import plan
 from ctd_core.shards.batches import Batch
 
 
@@ -71,7 +72,7 @@ def accumulate_gradients(
         last = number == len(batches) - 1
         with nullcontext() if last or not isinstance(student, DistributedDataParallel) else student.no_sync():
             with nullcontext() if autocast is None else torch.autocast(device.type, autocast):
-                terms, measured = _forward(student, batch, objectives, planned)
+                terms, measured = _forward(student, batch, planned)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
                 failure = LossNotFinite(total.item(), batch.rows.tolist())
@@ -97,15 +98,18 @@ def accumulate_gradients(
 def _forward(
     student: LogprobModel | DistributedDataParallel,
     batch: Batch,
-    objectives: Sequence[AnyObjective],
     plans: Sequence[Plan],
 ) -> tuple[list[Tensor], Tensor]:
     """Each objective's sum over the batch, and sums for the metrics."""
     asked = boundary_chunks(plans)
     boundary_rows = batch.chunk_rows[torch.from_numpy(asked).to(batch.chunk_rows.device)]
-    token, boundary = student(batch.input_ids, batch.positions, batch.target_ids, boundary_rows)
-    logprobs = student_logprobs(batch, asked, token, boundary)
-    terms = [loss_sum(objective, one, logprobs) for objective, one in zip(objectives, plans, strict=True)]
+    rows, ids = batch.target_rows, batch.target_ids
+    if any(one.needs_top for one in plans):
+        rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
+    logprobs, boundary, _ = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
+    token, top = logprobs.tensor_split([len(batch.target_ids)])
+    said = student_logprobs(batch, asked, token, boundary, top)
+    terms = [one.loss_sum(said) for one in plans]
     chunks, scored = batch.chunks, batch.chunks.scored
     measured = [
         scored.sum(),

@@ -70,7 +70,9 @@ def logprobs(vocabulary: int, boundary: bool):
 
     def fused() -> None:
         hidden.grad = weight.grad = None
-        token, bounds = token_and_boundary_logprobs(hidden, Head(weight), targets, mask, rows)
+        token, bounds = token_and_boundary_logprobs(
+            hidden, Head(weight), torch.arange(BATCH_TOKENS), targets, mask, rows
+        )
         (token.sum() + bounds.sum()).backward()
 
     def full() -> None:

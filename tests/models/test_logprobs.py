@@ -4,27 +4,26 @@ import pytest
 import torch
 
 from ctd_core.models import logprobs
-from ctd_core.models.logprobs import NO_TARGET, Head, token_and_boundary_logprobs
+from ctd_core.models.logprobs import Head, token_and_boundary_logprobs, top_logprobs
 
 
-def plain(hidden, head, target_ids, begins_pretoken, boundary_rows):
+def plain(hidden, head, token_rows, token_ids, begins_pretoken, boundary_rows):
     logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
     logits = logits * head.scale
     if head.cap is not None:
         logits = head.cap * torch.tanh(logits / head.cap)
     every = logits.log_softmax(1)
-    token = every.gather(1, target_ids.clamp(min=0)[:, None])[:, 0] * (target_ids != NO_TARGET)
-    return token, every[boundary_rows][:, begins_pretoken].logsumexp(1)
+    return every[token_rows, token_ids], every[boundary_rows][:, begins_pretoken].logsumexp(1)
 
 
 def inputs(rows=11, width=5, vocabulary=13, dtype=torch.float64, bias=True, scale=1.0, cap=None):
     random = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=dtype).requires_grad_()  # noqa: E731
-    targets = torch.randint(0, vocabulary, (rows,), generator=random)
-    targets[3] = NO_TARGET
+    token_rows = torch.tensor([*(row for row in range(rows) if row != 3), 5, 0, 5])  # any number a row, any order
+    token_ids = torch.randint(0, vocabulary, (len(token_rows),), generator=random)
     begins_pretoken = torch.arange(vocabulary) % 3 == 0
     head = Head(draw(vocabulary, width), draw(vocabulary) if bias else None, scale, cap)
-    return draw(rows, width), head, targets, begins_pretoken, torch.tensor([0, 3, 4, rows - 1])
+    return draw(rows, width), head, token_rows, token_ids, begins_pretoken, torch.tensor([0, 3, 4, rows - 1])
 
 
 HEADS = [{}, {"bias": False}, {"scale": 0.25}, {"cap": 2.0}, {"scale": 3.0, "cap": 5.0}]
@@ -66,7 +65,7 @@ def test_the_backward_is_the_derivative_of_the_forward(head, monkeypatch):
 def test_a_boundary_beyond_the_range_of_float32_is_not_minus_infinity():
     hidden, weight = torch.ones(1, 1), torch.tensor([[0.0], [-300.0], [-301.0]]).requires_grad_()
     mask = torch.tensor([False, True, True])
-    arguments = (hidden, Head(weight), torch.tensor([0]), mask, torch.tensor([0]))
+    arguments = (hidden, Head(weight), torch.tensor([0]), torch.tensor([0]), mask, torch.tensor([0]))
     _, boundary = token_and_boundary_logprobs(*arguments)
     torch.testing.assert_close(boundary, plain(*arguments)[1])
     assert boundary.item() == pytest.approx(-299.6867, abs=1e-3)
@@ -75,12 +74,27 @@ def test_a_boundary_beyond_the_range_of_float32_is_not_minus_infinity():
     torch.testing.assert_close(grad, expected)
 
 
-@pytest.mark.parametrize("target", [-2, 13])
-def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(target):
-    hidden, head, targets, *rest = inputs()
-    targets[0] = target
-    with pytest.raises(ValueError, match=f"{target}.*13 entries"):
-        token_and_boundary_logprobs(hidden, head, targets, *rest)
+@pytest.mark.parametrize("token", [-2, 13])
+def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(token):
+    hidden, head, token_rows, token_ids, *rest = inputs()
+    token_ids[0] = token
+    with pytest.raises(ValueError, match=f"{token}.*13 entries"):
+        token_and_boundary_logprobs(hidden, head, token_rows, token_ids, *rest)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_top_tokens_are_the_most_probable_ones(head, monkeypatch):
+    monkeypatch.setattr(logprobs, "BLOCK_BYTES", 4 * 13 * 4)
+    monkeypatch.setattr(logprobs, "BLOCK_ROWS", 1)
+    hidden, head, *_ = inputs(**head)
+    every = torch.stack([
+        plain(hidden, head, torch.full((13,), row), torch.arange(13), torch.ones(13).bool(), torch.arange(0))[0]
+        for row in range(len(hidden))
+    ])  # fmt: skip
+    expected = every.topk(4, 1)
+    ids, values = top_logprobs(hidden, head, 4)
+    torch.testing.assert_close(values, expected.values)
+    assert torch.equal(ids, expected.indices)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 10**9])
@@ -88,7 +102,8 @@ def test_under_autocast_sums_stay_in_float32(keep_bytes):
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(600, 16, generator=random).requires_grad_()
     weight = torch.randn(50, 16, generator=random).requires_grad_()
-    arguments = (torch.randint(0, 50, (600,), generator=random), torch.arange(50) != 3, torch.arange(600))
+    tokens = torch.arange(600), torch.randint(0, 50, (600,), generator=random)
+    arguments = (*tokens, torch.arange(50) != 3, torch.arange(600))
     rounded = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16().requires_grad_()
     logits = torch.nn.functional.linear(*rounded).float()
     expected = plain(torch.eye(600) @ logits, Head(torch.eye(50)), *arguments)

@@ -6,7 +6,7 @@ from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerprint
-from ctd_core.shards.schema import add_targets
+from ctd_core.shards.schema import TARGET_FIELDS, with_columns
 from ctd_core.text.segments import make_side, plain_document
 from tests.tokenizers import TEXTS, TOTAL
 
@@ -24,7 +24,7 @@ def texts(count, seed=0):
     return [" ".join(random.choice(WORDS, size=int(random.integers(3, 60)))) for _ in range(count)]
 
 
-def write_set(location, student, teacher, documents, parts=2, teacher_model=None):
+def write_set(location, student, teacher, documents, parts=2, teacher_model=None, top=None):
     """Shards of `documents` in `location`; targets of `teacher_model`, random ones where that is None."""
     folder = Folder(location)
     random = np.random.default_rng(0)
@@ -35,9 +35,9 @@ def write_set(location, student, teacher, documents, parts=2, teacher_model=None
         if teacher_model is None:
             sizes = [len(one) for one in rows.column("chunk_bytes").to_pylist()]
             numbers = [-random.exponential(2.0, size).astype(np.float32) for size in sizes]
-            rows = add_targets(rows, numbers, numbers)
+            rows = with_columns(rows, TARGET_FIELDS, [numbers, numbers])
         else:
-            rows = score_rows(teacher_model, rows, 512)
+            rows = score_rows(teacher_model, rows, 512, top)
         entries.append(write_shard(folder, part, shard_bytes(rows), counts))
     origin = Origin(
         student_tokenizer=tokenizer_fingerprint(student),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.errors import CtdError
-from ctd_core.shards.batches import NO_TARGET, collate, micro_batches
+from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, finished_shards, read_manifest
 from ctd_core.shards.manifest import check_dropped, check_student
@@ -51,20 +51,19 @@ def test_a_batch_holds_each_rows_tokens_and_the_chunks_of_their_successors(made)
     flat = batch.input_ids.flatten()[batch.positions].tolist()
     ids = shards.read("student_ids", rows)
     assert flat == [token for one in ids for token in one]
+    found = zip(batch.target_rows.tolist(), batch.target_ids.tolist(), batch.chunk_of_target.tolist(), strict=True)
+    expected = []
     at = first_chunk = 0
     for row, one in enumerate(ids):
         ends = shards.read("student_chunk_ends", rows)[row]
         kinds = shards.read("chunk_kinds", rows)[row]
         assert batch.chunk_rows[first_chunk : first_chunk + len(ends)].tolist() == [at + end - 1 for end in ends]
-        for place in range(len(one)):
-            target = int(batch.target_ids[at + place])
+        for place in range(len(one) - 1):
             chunk = int(np.searchsorted(ends, place + 1, side="right"))
-            if place == len(one) - 1 or not kinds[chunk] & 1:
-                assert target == NO_TARGET
-            else:
-                assert target == one[place + 1]
-                assert int(batch.chunk_of_target[at + place]) == first_chunk + chunk
+            if kinds[chunk] & 1:
+                expected.append((at + place, one[place + 1], first_chunk + chunk))
         at, first_chunk = at + len(one), first_chunk + len(ends)
+    assert list(found) == expected
     assert batch.chunks.breaks[first_chunk - 1]
 
 

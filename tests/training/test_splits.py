@@ -8,7 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.config import Alm, Debiased, Finest, Sft
+from ctd_core.align.vocabulary import exact_map
+from ctd_core.config import Alm, Debiased, Finest, OneToOneKl, Sft
+from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
@@ -21,6 +23,7 @@ OBJECTIVES = [
     Alm(kind="alm", chunks=Debiased(kind="debiased"), temperature=2.0),
     Alm(kind="alm", divergence="tv", temperature=float("inf"), chunks=Finest(), boundary=False, weight=0.5),
     Sft(kind="sft", weight=0.3),
+    OneToOneKl(kind="one_to_one_kl"),
 ]
 
 
@@ -50,7 +53,10 @@ def one_step(rank, world, location, out):
 
 
 def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path):
-    write_set(tmp_path / "shards", side(STUDENT), side(TEACHER), texts(40))
+    student, teacher = side(STUDENT), side(TEACHER)
+    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
+    top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    write_set(tmp_path / "shards", student, teacher, texts(40), teacher_model=model, top=top)
     for world in (1, 2, 4):
         mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path), nprocs=world)
     results = [torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 4)]

@@ -1,0 +1,38 @@
+"""Kullback–Leibler divergence where the next chunk is one token of both sides, over the teacher's stored top tokens."""
+
+import torch
+from torch import Tensor
+
+from ctd_core.config import OneToOneKl
+from ctd_core.objectives.plan import Plan, StudentLogprobs
+from ctd_core.shards.batches import Batch
+
+LEAST = 1e-6  # the least probability that all other tokens together are taken to have
+
+
+def one_to_one_kl(options: OneToOneKl, batch: Batch) -> Plan:
+    """KL(teacher ‖ student), or with the sides swapped, over the stored tokens and one bucket for all others.
+
+    The stored tokens are those of the teacher's top k whose bytes are a token of the student too. Merging the rest
+    into one bucket bounds the full divergence from below (data processing). Mean over the step's one-to-one chunks.
+    Strict one-to-one positions with a top-16 reverse KL: arXiv 2610.08448.
+    """
+    top = batch.top
+
+    def loss_sum(student: StudentLogprobs) -> Tensor:
+        mine, theirs = student.top, top.teacher_logprobs.to(student.top.dtype)
+        terms = _terms(options.direction, mine, theirs)
+        rest = [_log_rest(one, top.group, top.groups) for one in (mine, theirs)]
+        return terms.sum() + _terms(options.direction, *rest).sum()
+
+    return Plan(top.groups, loss_sum, needs_top=True)
+
+
+def _terms(direction: str, mine: Tensor, theirs: Tensor) -> Tensor:
+    return theirs.exp() * (theirs - mine) if direction == "forward" else mine.exp() * (mine - theirs)
+
+
+def _log_rest(logprobs: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups], the log-probability of everything that is not stored; it is bounded so that its gradient is finite."""
+    stored = logprobs.new_zeros(groups).index_add(0, group, logprobs.exp())
+    return torch.log1p(-stored.clamp(max=1 - LEAST))

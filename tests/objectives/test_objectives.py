@@ -1,0 +1,132 @@
+"""Objectives over a batch against slow sums."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ctd_core.align.vocabulary import exact_map
+from ctd_core.config import Alm, AtWhitespace, Debiased, Finest, Groups, OneToOneKl, Sft
+from ctd_core.models.scoring import TopTokens
+from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.divergences import binarised_divergence
+from ctd_core.objectives.plan import boundary_chunks, student_logprobs
+from ctd_core.objectives.table import plan
+from ctd_core.shards.batches import collate
+from ctd_core.shards.reading import ShardSet
+from tests.models.tiny import llama
+from tests.shards.sets import side, texts, write_set
+
+RULES = [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
+STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """Five rows with random targets and a tiny teacher's five most probable tokens."""
+    location = tmp_path_factory.mktemp("shards")
+    student, teacher = side(STUDENT), side(TEACHER)
+    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
+    top = TopTokens(5, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    write_set(location, student, teacher, texts(12), parts=1, teacher_model=model, top=top)
+    return collate(ShardSet(location, verify=True), np.arange(5))
+
+
+def random_student(batch, asked):
+    random = torch.Generator().manual_seed(0)
+    token = -torch.rand(len(batch.target_ids), generator=random) * 3
+    boundary = -torch.rand(len(asked), generator=random)
+    top = (batch.top.teacher_logprobs + torch.rand(len(batch.top.ids), generator=random) - 0.5).clamp(max=-0.01)
+    return student_logprobs(batch, asked, token, boundary, top - 0.1)
+
+
+def merged_chunks(batch, rule):
+    """The finest chunks of each merged one, one chunk after another."""
+    chunks, merged = batch.chunks, []
+    for n in np.flatnonzero(chunks.scored):
+        merged.append(n)
+        closes = {
+            "finest": True,
+            "whitespace": chunks.before_whitespace[n],
+            "debiased": chunks.teacher_boundary_logprobs[n] > math.log(0.1),
+            "groups": len(merged) == 3,
+        }[rule.kind]
+        if closes or chunks.breaks[n]:
+            yield merged
+            merged = []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+@pytest.mark.parametrize("boundary", [True, False])
+@pytest.mark.parametrize("average", ["chunk", "byte", "token"])
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_alm_is_the_mean_divergence_of_merged_chunks(batch, rule, boundary, average, leave_out):
+    options = Alm(
+        kind="alm", chunks=rule, boundary=boundary, temperature=2.0, average=average, leave_out_one_to_one=leave_out
+    )
+    planned = plan(options, batch)
+    student = random_student(batch, boundary_chunks([planned]))
+    chunks, total, weights = batch.chunks, 0.0, 0.0
+    for merged in merged_chunks(batch, rule):
+        if leave_out and len(merged) == 1 and chunks.one_to_one[merged[0]]:
+            continue
+        mine, theirs = student.chunk[merged].sum(), float(chunks.teacher_logprobs[merged].sum())
+        if boundary:
+            mine, theirs = mine + student.boundary[merged[-1]], theirs + chunks.teacher_boundary_logprobs[merged[-1]]
+        sizes = {"chunk": 1, "byte": chunks.num_bytes[merged].sum(), "token": chunks.num_student_tokens[merged].sum()}
+        total += sizes[average] * binarised_divergence("kl", mine, torch.tensor(theirs), 2.0)
+        weights += sizes[average]
+    assert planned.count == weights
+    torch.testing.assert_close(planned.loss_sum(student), torch.as_tensor(total), rtol=1e-4, atol=1e-4)
+
+
+def test_sft_is_the_cross_entropy_of_the_targets(batch):
+    planned = plan(Sft(kind="sft"), batch)
+    student = random_student(batch, boundary_chunks([planned]))
+    assert planned.count == len(batch.target_ids)
+    torch.testing.assert_close(planned.loss_sum(student), -student.token.sum())
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_one_to_one_kl_is_the_divergence_over_the_stored_tokens_and_the_rest(batch, direction):
+    planned = plan(OneToOneKl(kind="one_to_one_kl", direction=direction), batch)
+    student, top, total, groups = random_student(batch, boundary_chunks([planned])), batch.top, 0.0, set()
+    for group in set(top.group.tolist()):
+        mine, theirs = (one[top.group == group].double().exp() for one in (student.top, top.teacher_logprobs))
+        mine, theirs = (torch.cat([one, (1 - one.sum())[None]]) for one in (mine, theirs))
+        p, q = (theirs, mine) if direction == "forward" else (mine, theirs)
+        total, groups = total + float((p * (p / q).log()).sum()), groups | {group}
+    assert planned.count == len(groups) > 10
+    assert planned.loss_sum(student).item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("extreme", [-200.0, -1e-9])
+def test_one_to_one_kl_is_0_in_agreement_and_finite_at_extremes(batch, direction, extreme):
+    planned = plan(OneToOneKl(kind="one_to_one_kl", direction=direction), batch)
+    agreeing = student_logprobs(
+        batch, boundary_chunks([]), torch.zeros(len(batch.target_ids)), torch.zeros(0), batch.top.teacher_logprobs
+    )
+    assert planned.loss_sum(agreeing).item() == pytest.approx(0, abs=1e-6)
+    top = torch.full_like(batch.top.teacher_logprobs, extreme).requires_grad_()
+    loss = planned.loss_sum(student_logprobs(batch, boundary_chunks([]), agreeing.token, torch.zeros(0), top))
+    (grad,) = torch.autograd.grad(loss, top)
+    assert loss.isfinite()
+    assert grad.isfinite().all()
+
+
+def test_the_stored_tokens_stand_where_a_chunk_is_one_token_of_both_sides(batch):
+    top, chunks = batch.top, batch.chunks
+    chosen = np.flatnonzero(chunks.one_to_one)
+    rows = {int(batch.target_rows[(batch.chunk_of_target == chunk).nonzero()[0, 0]]) for chunk in chosen}
+    stored = set(top.rows.tolist())
+    assert stored <= rows
+    assert len(stored) > 0.9 * len(rows)  # the rest has none of its top tokens in the student's vocabulary
+    assert all(len(set(top.ids[top.group == group].tolist())) == (top.group == group).sum() for group in top.group)
+
+
+def test_chunk_log_likelihoods_are_sums_over_tokens(batch):
+    student = random_student(batch, boundary_chunks([]))
+    for chunk in range(len(batch.chunk_rows)):
+        torch.testing.assert_close(student.chunk[chunk], student.token[batch.chunk_of_target == chunk].sum())
