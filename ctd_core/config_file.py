@@ -4,9 +4,9 @@ import re
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from ctd_core.config import RunConfig
+from ctd_core.config import AnyChunks, RunConfig
 from ctd_core.errors import UsageError
 
 
@@ -24,6 +24,18 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
+
+
+def read_rule(text: str) -> AnyChunks:
+    """The chunking rule that `text` (YAML) describes, or the kind of one; raises UsageError that names it."""
+    values = _parse_yaml(text, f"--rule {text}")
+    try:
+        rule: AnyChunks = TypeAdapter(AnyChunks).validate_python(
+            {"kind": values} if isinstance(values, str) else values
+        )
+    except ValidationError as error:
+        raise UsageError(f"--rule {text}: " + "\n".join(_explain(one) for one in error.errors())) from error
+    return rule
 
 
 def _parse_yaml(text: str, source: str) -> Any:

@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from ctd_core.config_file import read_config
+from ctd_core.config_file import read_config, read_rule
 from ctd_core.errors import CtdError, UsageError
 from pipelines.recipes import read_recipe, recipe_names
 
@@ -166,6 +166,31 @@ def inspect(
         print(json.dumps(as_json(inspection), ensure_ascii=False))
     else:
         Console().print(as_rich(inspection), soft_wrap=True)
+
+
+@app.command()
+def chunks(
+    shards: Annotated[str, typer.Option(help="A directory or URI of prepared shards, such as runs/demo/prepared/…")],
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="A rule, such as '{kind: debiased, gamma: 0.2}', in place of the usual ones. Repeatable."),
+    ] = None,
+    as_json_lines: Annotated[
+        bool, typer.Option("--json", help="A JSON object for each rule, and nothing else.")
+    ] = False,
+) -> None:
+    """Show what each chunking rule makes of prepared shards: look here before you choose one.
+
+    Example: ctd chunks --shards runs/demo/prepared/general-1a2b3c4d5e6f7a8b
+    """
+    from pipelines.chunks import RULES, as_json, as_table, measure_rules
+
+    measured = measure_rules(shards, [read_rule(one) for one in rule] if rule else RULES)
+    if as_json_lines:
+        for one in as_json(measured):
+            print(json.dumps(one))
+    else:
+        Console().print(as_table(measured))
 
 
 def _read_text(path: Path) -> str:

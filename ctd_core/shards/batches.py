@@ -22,7 +22,7 @@ class Chunks:
     """The C finest chunks of a batch, row after row; all arrays are [C].
 
     scored: meant for training. marker: special tokens rather than text. before_whitespace: the next begins with white
-    space. breaks: a merged chunk has to end here. num_bytes, num_student_tokens: its length.
+    space. breaks: a merged chunk has to end here. num_bytes, num_student_tokens, num_teacher_tokens: its length.
     one_to_one: scored text that is one token of both sides.
     teacher_logprobs, teacher_boundary_logprobs: the targets, zeros where the shards have none.
     """
@@ -34,6 +34,7 @@ class Chunks:
     breaks: npt.NDArray[np.bool_]
     num_bytes: npt.NDArray[np.int64]
     num_student_tokens: npt.NDArray[np.int64]
+    num_teacher_tokens: npt.NDArray[np.int64]
     teacher_logprobs: npt.NDArray[np.float32]
     teacher_boundary_logprobs: npt.NDArray[np.float32]
 
@@ -194,6 +195,7 @@ def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, R
         breaks=breaks,
         num_bytes=np.concatenate(shards.read(schema.CHUNK_BYTES, rows)).astype(np.int64),
         num_student_tokens=student_tokens,
+        num_teacher_tokens=teacher_tokens,
         teacher_logprobs=targets[0],
         teacher_boundary_logprobs=targets[1],
     )
