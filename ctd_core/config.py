@@ -234,7 +234,42 @@ class OneToOneKl(Options):
     direction: Literal["forward", "reverse"] = "reverse"
 
 
-AnyObjective = Annotated[Alm | Sft | OneToOneKl, Field(discriminator="kind")]
+class Live(Options):
+    """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
+
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Kd(Live):
+    """Kullback-Leibler divergence of the whole distribution, for one tokenizer on both sides (arXiv 1503.02531)."""
+
+    kind: Literal["kd"]
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class Uld(Live):
+    """Universal logit distillation: distance of sorted probabilities (arXiv 2402.12030)."""
+
+    kind: Literal["uld"]
+    places: Literal["same_index", "one_to_one"] = Field(
+        default="same_index",
+        description="compare the n-th tokens of both sides, as published, or where a chunk is one token of both sides",
+    )
+
+
+class MinEd(Live):
+    """Divergence under a map of vocabularies by edit distance, at one-to-one chunks (arXiv 2401.10491)."""
+
+    kind: Literal["mined"]
+
+
+class HiddenStates(Live):
+    """Distance of the last hidden states at chunk ends (arXiv 2503.20083)."""
+
+    kind: Literal["hidden_states"]
+
+
+AnyObjective = Annotated[Alm | Sft | OneToOneKl | Kd | Uld | MinEd | HiddenStates, Field(discriminator="kind")]
 
 
 # --- Training ---------------------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from ctd_core.config import Live
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.loading import load_model
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
+from ctd_core.objectives.plan import LiveTeacher
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import Side
@@ -53,6 +55,8 @@ def train_student(places: Places) -> None:
         return
     if done:
         say(f"train: going on from step {done}, in {places.train}")
+    if live := [one.kind for one in options.objectives if isinstance(one, Live)]:
+        say(f"train: {', '.join(live)} asks the teacher at every step, so it is loaded beside the student")
     places.train.mkdir(parents=True, exist_ok=True)
     with progress("train", options.steps) as reporter:
         if options.num_workers:
@@ -92,6 +96,13 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 
+def live_teacher(places: Places, student: Side, device: torch.device) -> LiveTeacher:
+    """The teacher on `device`, for objectives that compare with it directly."""
+    options = places.config.teacher
+    model = load_model(options.model, options.revision, options.dtype).to(device)
+    return LiveTeacher(model, student.encoder.spelling, teacher_side(places.config).encoder.spelling)
+
+
 def run_worker(
     places: Places,
     on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None],
@@ -118,7 +129,8 @@ def run_worker(
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model) if rank == 0 else {}
 
-    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world)
+    live = live_teacher(places, side, device) if any(isinstance(one, Live) for one in options.objectives) else None
+    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live)
 
 
 def measure_sets(places: Places, model: LogprobModel) -> Metrics:

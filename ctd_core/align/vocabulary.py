@@ -5,6 +5,8 @@ import numpy.typing as npt
 
 from ctd_core.text.spelling import Spelling
 
+NEAREST_AT_ONCE = 1024  # rows of a matrix of distances
+
 
 def exact_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
     """[U], for each teacher token the student token of the same bytes, −1 where there is none.
@@ -21,3 +23,31 @@ def exact_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
     for raw, token in theirs.items():
         result[token] = mine.get(raw, -1)
     return result
+
+
+def nearest_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
+    """[U], for each teacher token the student token of the least edit distance in bytes; the same bytes have none.
+
+    Special tokens and ids without a token have no student token: −1. Of several equally near ones, the shortest and
+    then the first is taken. Levenshtein distances are rapidfuzz's.
+    """
+    from rapidfuzz import process
+    from rapidfuzz.distance import Levenshtein
+
+    result = exact_map(student, teacher)
+    mine, theirs = _spelled(student), _spelled(teacher)
+    order = np.array(sorted((token for token, text in enumerate(mine) if text), key=lambda token: len(mine[token])))
+    choices = [mine[token] for token in order]
+    unmatched = [token for token, text in enumerate(theirs) if text and result[token] < 0]
+    for start in range(0, len(unmatched), NEAREST_AT_ONCE):
+        tokens = unmatched[start : start + NEAREST_AT_ONCE]
+        spelled = [theirs[token] for token in tokens]
+        distances = process.cdist(spelled, choices, scorer=Levenshtein.distance, workers=-1)
+        result[tokens] = order[distances.argmin(1)]
+    return result
+
+
+def _spelled(side: Spelling) -> list[str]:
+    """A character for each byte of every token, none for special tokens and ids without one."""
+    plain = zip(side.token_bytes, side.is_special, strict=True)
+    return [raw.decode("latin-1") if raw and not is_special else "" for raw, is_special in plain]

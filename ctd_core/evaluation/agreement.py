@@ -8,7 +8,7 @@ import torch
 
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import NO_CHUNKS, student_logprobs
+from ctd_core.objectives.plan import chunk_sums
 from ctd_core.shards.batches import collate, ordered_batches
 from ctd_core.shards.reading import ShardSet
 
@@ -50,8 +50,8 @@ def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int
         batch = collate(shards, rows)
         moved = batch.to(device)
         none = moved.positions[:0]
-        token, boundary, _ = student(moved.input_ids, moved.positions, moved.target_rows, moved.target_ids, none)
-        chunk = student_logprobs(moved, NO_CHUNKS, token, boundary, token[:0]).chunk
+        token, _, _ = student(moved.input_ids, moved.positions, moved.target_rows, moved.target_ids, none)
+        chunk = chunk_sums(moved, token)
         text = batch.chunks.scored & ~batch.chunks.marker
         mine.append(chunk.double().cpu().numpy()[text])
         theirs.append(batch.chunks.teacher_logprobs[text].astype(np.float64))

@@ -72,7 +72,7 @@ def token_and_boundary_logprobs(
 def top_logprobs(hidden: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor]:
     """The `k` most probable next tokens after each row of `hidden` [N, H]: ids [N, k], log-probabilities [N, k]."""
     found = [
-        torch.nn.functional.log_softmax(_logits(hidden[rows], head), 1).topk(k, 1)
+        torch.nn.functional.log_softmax(logits_of(hidden[rows], head), 1).topk(k, 1)
         for rows, _, _ in _blocks(len(hidden), head.weight, *[torch.arange(0, device=hidden.device)] * 2)
     ]
     return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])
@@ -101,7 +101,7 @@ class _FusedLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         needs_grad = any(ctx.needs_input_grad[:3])
         for rows, tokens, edges in _blocks(len(hidden), weight, token_rows, boundary_rows):
-            logits = _logits(hidden[rows], head)
+            logits = logits_of(hidden[rows], head)
             keep_bytes -= logits.nbytes
             is_kept = needs_grad and keep_bytes >= 0  # the kept ones are the first blocks
             picked = logits[token_rows[tokens] - rows.start, token_ids[tokens]]
@@ -117,7 +117,7 @@ class _FusedLogprobs(torch.autograd.Function):
                 boundary[edges] = share.log()
                 tiny = asked[share < SAFE_MASS]
                 if len(tiny):
-                    masked = _logits(hidden[rows][tiny], head).masked_fill_(~begins_pretoken, -torch.inf)
+                    masked = logits_of(hidden[rows][tiny], head).masked_fill_(~begins_pretoken, -torch.inf)
                     boundary[edges][share < SAFE_MASS] = masked.logsumexp(1) - norm[rows][tiny]
             if is_kept:
                 kept.append(logits)
@@ -138,7 +138,7 @@ class _FusedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for number, (rows, tokens, edges) in enumerate(_blocks(len(hidden), weight, token_rows, boundary_rows)):
-            logits = kept[number] if number < len(kept) else _logits(hidden[rows], head)
+            logits = kept[number] if number < len(kept) else logits_of(hidden[rows], head)
             slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
             predicting, wanted = token_rows[tokens] - rows.start, grad_token[tokens]
             asked, grad_asked = boundary_rows[edges] - rows.start, grad_boundary[edges]
@@ -186,7 +186,8 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _logits(hidden: Tensor, head: Head) -> Tensor:
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
+    """The logits [N, V] of `hidden` [N, H], in float32 or wider."""
     logits = torch.nn.functional.linear(hidden, head.weight, head.bias).to(_wide(hidden))
     if head.scale != 1.0:
         logits = logits * head.scale

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctd_core.align.merging import merge
 from ctd_core.config import Alm
 from ctd_core.objectives.divergences import binarised_divergence
-from ctd_core.objectives.plan import NO_CHUNKS, Plan, StudentLogprobs
+from ctd_core.objectives.plan import NO_CHUNKS, Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 
 
@@ -40,7 +40,7 @@ def alm(options: Alm, batch: Batch) -> Plan:
     if options.average != "chunk":
         weights = summed(chunks.num_bytes if options.average == "byte" else chunks.num_student_tokens)
 
-    def loss_sum(student: StudentLogprobs) -> Tensor:
+    def loss_sum(student: StudentOutputs, teacher_outputs: TeacherOutputs | None) -> Tensor:
         device = student.token.device
         at, of, after = (torch.from_numpy(one).to(device) for one in (finest, merged, last))
         mine = student.chunk.new_zeros(len(kept)).index_add(0, of, student.chunk[at])

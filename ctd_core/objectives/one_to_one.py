@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ctd_core.config import OneToOneKl
-from ctd_core.objectives.plan import Plan, StudentLogprobs
+from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least probability that all other tokens together are taken to have
@@ -19,7 +19,7 @@ def one_to_one_kl(options: OneToOneKl, batch: Batch) -> Plan:
     """
     top = batch.top
 
-    def loss_sum(student: StudentLogprobs) -> Tensor:
+    def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
         mine, theirs = student.top, top.teacher_logprobs.to(student.top.dtype)
         terms = _terms(options.direction, mine, theirs)
         rest = [_log_rest(one, top.group, top.groups) for one in (mine, theirs)]

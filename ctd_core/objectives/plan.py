@@ -7,26 +7,56 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ctd_core.models.loading import head_of, last_hidden
+from ctd_core.models.logprobs import Head
 from ctd_core.shards.batches import Batch
+from ctd_core.text.spelling import Spelling
 
 Indices = npt.NDArray[np.int64]
 NO_CHUNKS: Indices = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class StudentLogprobs:
+class StudentOutputs:
     """What the student says of a batch.
 
     token: [Q], log-probability of each target. chunk: [C], sums over each finest chunk's tokens.
     boundary: [C], log-probability that a pretoken boundary follows, 0 at chunks where no plan asked.
-    top: [E], log-probability of each of the teacher's most probable tokens, empty where no plan asked.
+    top: [E], log-probability of each of the teacher's stored top tokens, empty where no plan asked.
+    hidden: [N, H], its last hidden states. head: what turns them into logits.
     """
 
     token: Tensor
     chunk: Tensor
     boundary: Tensor
     top: Tensor
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What a live teacher says of a batch. hidden: [M, K], its last hidden states; no gradient flows to them."""
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """A teacher loaded beside the student, for objectives that stored targets do not serve; and both vocabularies."""
+
+    model: PreTrainedModel
+    student_spelling: Spelling
+    teacher_spelling: Spelling
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> TeacherOutputs:
+        """The hidden states of the batch's teacher tokens."""
+        hidden = last_hidden(self.model, batch.teacher.input_ids).flatten(0, 1)[batch.teacher.positions]
+        return TeacherOutputs(hidden, head_of(self.model))
 
 
 @dataclass(frozen=True)
@@ -35,14 +65,18 @@ class Plan:
 
     count: what the sum is divided by, once it has been added up over the step. It is known from the shards alone, so
     it is added up over all workers before any gradient exists; each objective says what it counts.
-    loss_sum: the objective's sum over the batch, a scalar in float32 or wider.
+    loss_sum: the objective's sum over the batch, a scalar in float32 or wider; the teacher is there where the
+    objective is a live one.
     boundary_chunks: the finest chunks after which the boundary is needed. needs_top: whether `top` is.
     """
 
     count: float
-    loss_sum: Callable[[StudentLogprobs], Tensor]
+    loss_sum: Callable[[StudentOutputs, TeacherOutputs | None], Tensor]
     boundary_chunks: Indices = field(default_factory=lambda: NO_CHUNKS)
     needs_top: bool = False
+
+
+Objective = Callable[[Batch], Plan]
 
 
 def boundary_chunks(plans: Sequence[Plan]) -> Indices:
@@ -50,9 +84,11 @@ def boundary_chunks(plans: Sequence[Plan]) -> Indices:
     return np.unique(np.concatenate([one.boundary_chunks for one in plans] or [NO_CHUNKS]))
 
 
-def student_logprobs(batch: Batch, asked: Indices, token: Tensor, boundary: Tensor, top: Tensor) -> StudentLogprobs:
-    """Sums over finest chunks of `token` [Q]; `boundary` [K] put at the chunks `asked` [K]; `top` as it is."""
-    count = len(batch.chunk_rows)
-    chunk = token.new_zeros(count).index_add(0, batch.chunk_of_target, token)
-    spread = token.new_zeros(count).index_copy(0, torch.from_numpy(asked).to(token.device), boundary)
-    return StudentLogprobs(token, chunk, spread, top)
+def chunk_sums(batch: Batch, token: Tensor) -> Tensor:
+    """[C], sums over each finest chunk's targets of `token` [Q]."""
+    return token.new_zeros(len(batch.chunk_rows)).index_add(0, batch.chunk_of_target, token)
+
+
+def at_chunks(batch: Batch, asked: Indices, values: Tensor) -> Tensor:
+    """[C], `values` [K] at the chunks `asked` [K] and 0 elsewhere."""
+    return values.new_zeros(len(batch.chunk_rows)).index_copy(0, torch.from_numpy(asked).to(values.device), values)

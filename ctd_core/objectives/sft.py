@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from ctd_core.config import Sft
-from ctd_core.objectives.plan import Plan, StudentLogprobs
+from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 
 
 def sft(options: Sft, batch: Batch) -> Plan:
     """−log p of every target token of the student. Mean over the step's target tokens."""
 
-    def loss_sum(student: StudentLogprobs) -> Tensor:
+    def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
         return -student.token.sum()
 
     return Plan(len(batch.target_ids), loss_sum)

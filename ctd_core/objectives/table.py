@@ -1,17 +1,27 @@
 """The objectives by kind."""
 
 from collections.abc import Callable
+from functools import partial
 
-from ctd_core.config import AnyObjective
+from ctd_core.config import AnyObjective, Live
+from ctd_core.errors import UsageError
 from ctd_core.objectives.alm import alm
+from ctd_core.objectives.hidden_states import hidden_states
+from ctd_core.objectives.kd import kd
+from ctd_core.objectives.mined import mined
 from ctd_core.objectives.one_to_one import one_to_one_kl
-from ctd_core.objectives.plan import Plan
+from ctd_core.objectives.plan import LiveTeacher, Objective, Plan
 from ctd_core.objectives.sft import sft
-from ctd_core.shards.batches import Batch
+from ctd_core.objectives.uld import uld
 
-OBJECTIVES: dict[str, Callable[..., Plan]] = {"alm": alm, "one_to_one_kl": one_to_one_kl, "sft": sft}
+STORED: dict[str, Callable[..., Plan]] = {"alm": alm, "one_to_one_kl": one_to_one_kl, "sft": sft}
+LIVE: dict[str, Callable[..., Objective]] = {"hidden_states": hidden_states, "kd": kd, "mined": mined, "uld": uld}
 
 
-def plan(objective: AnyObjective, batch: Batch) -> Plan:
-    """What `objective` needs for `batch`, and how its sum is made."""
-    return OBJECTIVES[objective.kind](objective, batch)
+def make_objective(options: AnyObjective, live: LiveTeacher | None) -> Objective:
+    """The objective that `options` describe; raises UsageError where it needs a live teacher and there is none."""
+    if not isinstance(options, Live):
+        return partial(STORED[options.kind], options)
+    if live is None:
+        raise UsageError(f"train.objectives holds {options.kind}, which needs a teacher loaded beside the student.")
+    return LIVE[options.kind](options, live)

@@ -60,6 +60,26 @@ class Top:
 
 
 @dataclass(frozen=True)
+class TeacherTokens:
+    """The teacher's side of a batch, for objectives that ask it live: B rows padded to T tokens, M not padding.
+
+    input_ids: [B, T] int64. positions: [M] int64, where the tokens lie in the flattened [B * T].
+    target_rows: [R] int64, the index among the M of the token before each token of a scored chunk.
+    chunk_rows: [C] int64, the index among the M of each chunk's last token.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    target_rows: Tensor
+    chunk_rows: Tensor
+
+    def to(self, device: torch.device) -> "TeacherTokens":
+        """The same on `device`."""
+        names = ("input_ids", "positions", "target_rows", "chunk_rows")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows padded to S student tokens, of which N are not padding.
 
@@ -67,7 +87,7 @@ class Batch:
     target_ids: [Q] int64, the tokens of scored chunks. target_rows: [Q] int64, ascending: the index among the N of
     the token before each. chunk_of_target: [Q] int64, its finest chunk.
     chunk_rows: [C] int64, the index among the N of each chunk's last token.
-    top: the teacher's most probable tokens, none where the shards have none.
+    top: the teacher's most probable tokens, none where the shards have none. teacher: its side of the same rows.
     rows: [B] int64, the rows' numbers in the set of shards.
     """
 
@@ -79,6 +99,7 @@ class Batch:
     chunk_rows: Tensor
     chunks: Chunks
     top: Top
+    teacher: TeacherTokens
     rows: Rows
 
     @property
@@ -90,7 +111,7 @@ class Batch:
         """The same batch with its tensors on `device`."""
         names = ("input_ids", "positions", "target_rows", "target_ids", "chunk_of_target", "chunk_rows")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, top=self.top.to(device), **moved)
+        return replace(self, top=self.top.to(device), teacher=self.teacher.to(device), **moved)
 
 
 def micro_batches(lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int) -> Iterator[Rows]:
@@ -129,28 +150,57 @@ def ordered_batches(lengths: npt.NDArray[np.int64], rows: Rows, batch_tokens: in
 
 def collate(shards: ShardSet, rows: Rows) -> Batch:
     """Some rows as one batch. Padding ids are 0: under causal attention nothing reads them."""
-    ids = shards.read(schema.STUDENT_IDS, rows)
-    lengths = np.array([len(one) for one in ids])
-    width = int(lengths.max())
-    input_ids = np.zeros((len(rows), width), dtype=np.int64)
-    inside = np.arange(width) < lengths[:, None]
-    flat_ids = np.concatenate(ids)
-    input_ids[inside] = flat_ids
-    token_starts = np.cumsum(lengths) - lengths
-    chunks, chunk_rows = _chunks(shards, rows, token_starts)
-
-    chunk_of_token = np.repeat(np.arange(len(chunk_rows)), chunks.num_student_tokens)
-    targets = np.flatnonzero(chunks.scored[chunk_of_token])  # a scored token is never the first of its row
+    chunks = _chunks(shards, rows)
+    student = _side(shards.read(schema.STUDENT_IDS, rows), chunks.scored, chunks.num_student_tokens)
+    teacher = _side(shards.read(schema.TEACHER_IDS, rows), chunks.scored, chunks.num_teacher_tokens)
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        positions=torch.from_numpy(np.flatnonzero(inside)),
-        target_rows=torch.from_numpy(targets - 1),
-        target_ids=torch.from_numpy(flat_ids[targets].astype(np.int64)),
-        chunk_of_target=torch.from_numpy(chunk_of_token[targets]),
-        chunk_rows=torch.from_numpy(chunk_rows),
+        input_ids=torch.from_numpy(student.input_ids),
+        positions=torch.from_numpy(student.positions),
+        target_rows=torch.from_numpy(student.targets - 1),
+        target_ids=torch.from_numpy(student.flat_ids[student.targets]),
+        chunk_of_target=torch.from_numpy(student.chunk_of_target),
+        chunk_rows=torch.from_numpy(student.chunk_rows),
         chunks=chunks,
-        top=_top(shards, rows, chunk_rows - chunks.num_student_tokens),
+        top=_top(shards, rows, student.chunk_rows - chunks.num_student_tokens),
+        teacher=TeacherTokens(
+            input_ids=torch.from_numpy(teacher.input_ids),
+            positions=torch.from_numpy(teacher.positions),
+            target_rows=torch.from_numpy(teacher.targets - 1),
+            chunk_rows=torch.from_numpy(teacher.chunk_rows),
+        ),
         rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side's tokens. flat_ids [N]; targets [Q], the indices among the N of the tokens of scored chunks."""
+
+    input_ids: Rows
+    positions: Rows
+    flat_ids: Rows
+    targets: Rows
+    chunk_of_target: Rows
+    chunk_rows: Rows
+
+
+def _side(
+    ids: list[npt.NDArray[np.int32]], scored: npt.NDArray[np.bool_], chunk_tokens: npt.NDArray[np.int64]
+) -> _Side:
+    lengths = np.array([len(one) for one in ids])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.zeros(inside.shape, dtype=np.int64)
+    flat_ids = np.concatenate(ids).astype(np.int64)
+    input_ids[inside] = flat_ids
+    chunk_of_token = np.repeat(np.arange(len(chunk_tokens)), chunk_tokens)
+    targets = np.flatnonzero(scored[chunk_of_token])  # a scored token is never the first of its row
+    return _Side(
+        input_ids=input_ids,
+        positions=np.flatnonzero(inside),
+        flat_ids=flat_ids,
+        targets=targets,
+        chunk_of_target=chunk_of_token[targets],
+        chunk_rows=np.maximum(np.cumsum(chunk_tokens) - 1, 0),
     )
 
 
@@ -171,7 +221,7 @@ def _top(shards: ShardSet, rows: Rows, rows_before: Rows) -> Top:
     )
 
 
-def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, Rows]:
+def _chunks(shards: ShardSet, rows: Rows) -> Chunks:
     ends = shards.read(schema.STUDENT_CHUNK_ENDS, rows)
     student_tokens, teacher_tokens = (
         np.concatenate([np.diff(one, prepend=0) for one in side]).astype(np.int64)
@@ -187,7 +237,7 @@ def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, R
         targets = [np.concatenate(shards.read(field.name, rows)) for field in schema.TARGET_FIELDS]
     else:
         targets = [np.zeros(len(kinds), dtype=np.float32)] * 2
-    chunks = Chunks(
+    return Chunks(
         scored=scored,
         marker=marker,
         one_to_one=scored & ~marker & (student_tokens == 1) & (teacher_tokens == 1),
@@ -199,5 +249,3 @@ def _chunks(shards: ShardSet, rows: Rows, token_starts: Rows) -> tuple[Chunks, R
         teacher_logprobs=targets[0],
         teacher_boundary_logprobs=targets[1],
     )
-    last = np.concatenate([one.astype(np.int64) - 1 + start for one, start in zip(ends, token_starts, strict=True)])
-    return chunks, np.maximum(last, 0)

@@ -13,11 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.config import Alm, OneToOneKl, Train
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
-from ctd_core.training.step import LossNotFinite, accumulate_gradients
+from ctd_core.training.step import LossNotFinite, WeightedObjective, accumulate_gradients
 
 Metrics = dict[str, float]
 
@@ -44,11 +46,13 @@ def train(
     start: Path | None = None,
     rank: int = 0,
     world: int = 1,
+    live: LiveTeacher | None = None,
 ) -> None:
     """Train `student`, which lies on its device, in place, from the checkpoint in `start` where there is one.
 
     Worker `rank` of `world` takes every `world`-th micro-batch of the one stream that (seed, shards) define; where a
     process group is initialised, the workers are its members. The last step always makes a checkpoint.
+    `live` lies on the same device; it has to be there where an objective is a live one.
     Raises CtdError, with the step and the rows, where the loss is not finite.
     """
     if not shards.has_targets and any(isinstance(objective, Alm) for objective in options.objectives):
@@ -56,6 +60,7 @@ def train(
     if not shards.has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
         raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
     model, device = student.model, student.mask.device
+    objectives = [WeightedObjective(one.weight, make_objective(one, live)) for one in options.objectives]
     freeze(model, options.freeze)
     optimizer = make_optimizer(model, options)
     torch.manual_seed(options.seed)
@@ -72,7 +77,7 @@ def train(
         fraction = rate_fraction(step, options)
         set_rate(optimizer, fraction)
         try:
-            measured = accumulate_gradients(wrapped, batches, options.objectives, autocast)
+            measured = accumulate_gradients(wrapped, batches, objectives, live, autocast)
         except LossNotFinite as error:
             documents = sorted(set(shards.documents(np.array(error.rows))))
             raise CtdError(

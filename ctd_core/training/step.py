@@ -10,12 +10,27 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.config import AnyObjective
 from ctd_core.errors import CtdError
+from ctd_core.models.loading import head_of
 from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import Plan, boundary_chunks, student_logprobs
-from ctd_core.objectives.table import plan
+from ctd_core.objectives.plan import (
+    LiveTeacher,
+    Objective,
+    Plan,
+    StudentOutputs,
+    at_chunks,
+    boundary_chunks,
+    chunk_sums,
+)
 from ctd_core.shards.batches import Batch
+
+
+@dataclass(frozen=True)
+class WeightedObjective:
+    """One term of the loss."""
+
+    weight: float
+    plan: Objective
 
 
 class FailedElsewhere(CtdError):
@@ -52,17 +67,20 @@ class StepMetrics:
 def accumulate_gradients(
     student: LogprobModel | DistributedDataParallel,
     batches: Sequence[Batch],
-    objectives: Sequence[AnyObjective],
+    objectives: Sequence[WeightedObjective],
+    live: LiveTeacher | None = None,
     autocast: torch.dtype | None = None,
 ) -> StepMetrics:
     """Add to the parameters the gradient of Σ_k weight_k · sum_k / count_k, over `batches` of every worker.
+
+    `live` is asked once a batch, where it is given.
 
     Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
     split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
     """
     device = batches[0].input_ids.device
     wide = torch.float64  # for what is added up over workers
-    plans = [[plan(objective, batch) for objective in objectives] for batch in batches]
+    plans = [[objective.plan(batch) for objective in objectives] for batch in batches]
     counts = torch.tensor([[one.count for one in row] for row in plans], dtype=wide, device=device).sum(0)
     world = _sum_over_workers(counts)
     scales = [objective.weight / max(float(count), 1.0) for objective, count in zip(objectives, counts, strict=True)]
@@ -72,7 +90,7 @@ def accumulate_gradients(
         last = number == len(batches) - 1
         with nullcontext() if last or not isinstance(student, DistributedDataParallel) else student.no_sync():
             with nullcontext() if autocast is None else torch.autocast(device.type, autocast):
-                terms, measured = _forward(student, batch, planned)
+                terms, measured = _forward(student, batch, planned, live)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
                 failure = LossNotFinite(total.item(), batch.rows.tolist())
@@ -99,6 +117,7 @@ def _forward(
     student: LogprobModel | DistributedDataParallel,
     batch: Batch,
     plans: Sequence[Plan],
+    live: LiveTeacher | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Each objective's sum over the batch, and sums for the metrics."""
     asked = boundary_chunks(plans)
@@ -106,10 +125,14 @@ def _forward(
     rows, ids = batch.target_rows, batch.target_ids
     if any(one.needs_top for one in plans):
         rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
-    logprobs, boundary, _ = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
+    teacher = live.outputs(batch) if live is not None else None
+    logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
-    said = student_logprobs(batch, asked, token, boundary, top)
-    terms = [one.loss_sum(said) for one in plans]
+    model = student.module if isinstance(student, DistributedDataParallel) else student
+    said = StudentOutputs(
+        token, chunk_sums(batch, token), at_chunks(batch, asked, boundary), top, hidden, head_of(model.model)
+    )
+    terms = [one.loss_sum(said, teacher) for one in plans]
     chunks, scored = batch.chunks, batch.chunks.scored
     measured = [
         scored.sum(),

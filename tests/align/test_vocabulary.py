@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from ctd_core.align.vocabulary import exact_map
+from ctd_core.align.vocabulary import exact_map, nearest_map
 from tests.tokenizers import PARTIAL, TOTAL, encoder
 
 
@@ -17,3 +17,28 @@ def test_every_teacher_token_goes_to_the_last_student_token_of_its_bytes_or_to_n
         same = [n for n, other in enumerate(mine.token_bytes) if raw and other == raw and not mine.is_special[n]]
         last = token == max(n for n, other in enumerate(theirs.token_bytes) if other == raw)
         assert ids[token] == (same[-1] if same and last and not theirs.is_special[token] else -1)
+
+
+def edit_distance(a, b):
+    row = list(range(len(b) + 1))
+    for n, x in enumerate(a, 1):
+        before, row[0] = row[0], n
+        for m, y in enumerate(b, 1):
+            before, row[m] = row[m], min(row[m] + 1, row[m - 1] + 1, before + (x != y))
+    return row[-1]
+
+
+@pytest.mark.parametrize("student", ["byte-level BPE, 300", "SentencePiece BPE"])
+def test_every_teacher_token_goes_to_the_nearest_student_token(student):
+    mine, theirs = encoder(student).spelling, encoder("byte-level BPE, 600").spelling
+    exact, nearest = exact_map(mine, theirs), nearest_map(mine, theirs)
+    for token in range(0, len(nearest), 7):
+        if exact[token] >= 0:
+            assert nearest[token] == exact[token]
+            continue
+        raw = b"" if theirs.is_special[token] else theirs.token_bytes[token] or b""
+        if not raw:
+            assert nearest[token] == -1
+            continue
+        others = [other for n, other in enumerate(mine.token_bytes) if other and not mine.is_special[n]]
+        assert edit_distance(raw, mine.token_bytes[nearest[token]]) == min(edit_distance(raw, one) for one in others)

@@ -11,6 +11,7 @@ from ctd_core.models.loading import load_model
 from ctd_core.models.logprobs import Head, token_and_boundary_logprobs
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import Batch, collate, micro_batches
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
@@ -19,7 +20,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import clip, make_optimizer
-from ctd_core.training.step import accumulate_gradients
+from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.benchmarks.measuring import compare, seconds
 from tests.benchmarks.texts import standard_library_source
 
@@ -112,6 +113,8 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
     labels[read.positions] = read.input_ids.flatten()[read.positions]
     labels = labels.view_as(read.input_ids)
 
+    weighted = WeightedObjective(1.0, make_objective(objective, None))
+
     def finish() -> None:
         clip(model, 1.0)
         optimizer.step()
@@ -119,7 +122,7 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
 
     def ours() -> Batch:
         batch = collate(shards, rows)
-        accumulate_gradients(model, [batch], [objective])
+        accumulate_gradients(model, [batch], [weighted])
         finish()
         return batch
 

@@ -1,6 +1,7 @@
 """A step gives the same loss and gradients however its micro-batches are split over workers and accumulation."""
 
 import socket
+from functools import cache
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Alm, Debiased, Finest, OneToOneKl, Sft
+from ctd_core.config import Alm, Debiased, Finest, HiddenStates, MinEd, OneToOneKl, Sft, Uld
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
-from ctd_core.training.step import accumulate_gradients
+from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.models.tiny import llama
 from tests.shards.sets import side, texts, write_set
 
@@ -24,7 +27,16 @@ OBJECTIVES = [
     Alm(kind="alm", divergence="tv", temperature=float("inf"), chunks=Finest(), boundary=False, weight=0.5),
     Sft(kind="sft", weight=0.3),
     OneToOneKl(kind="one_to_one_kl"),
+    Uld(kind="uld"),
+    MinEd(kind="mined"),
+    HiddenStates(kind="hidden_states"),
 ]
+
+
+@cache
+def live_teacher():
+    model = llama(600, seed=1, dtype=torch.float64)
+    return LiveTeacher(model, side(STUDENT).encoder.spelling, side(TEACHER).encoder.spelling)
 
 
 def free_port():
@@ -46,7 +58,8 @@ def one_step(rank, world, location, out):
     student = LogprobModel(llama(300, dtype=torch.float64), side(STUDENT).encoder.spelling.begins_pretoken)
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     batches = [collate(shards, next(stream)) for _ in range(4)][rank::world]
-    metrics = accumulate_gradients(DistributedDataParallel(student), batches, OBJECTIVES)
+    objectives = [WeightedObjective(one.weight, make_objective(one, live_teacher())) for one in OBJECTIVES]
+    metrics = accumulate_gradients(DistributedDataParallel(student), batches, objectives, live_teacher())
     if rank == 0:
         gradients = {name: one.grad for name, one in student.named_parameters()}
         torch.save((metrics.losses, metrics.loss, metrics.tokens, gradients), out / f"{world}.pt")

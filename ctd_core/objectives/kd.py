@@ -1,0 +1,28 @@
+"""Knowledge distillation of the whole next-token distribution, where both sides share a tokenizer."""
+
+from torch import Tensor
+
+from ctd_core.config import Kd
+from ctd_core.errors import UsageError
+from ctd_core.objectives.plan import LiveTeacher, Objective
+from ctd_core.objectives.positions import logit_objective, one_to_one_places
+
+
+def kd(options: Kd, live: LiveTeacher) -> Objective:
+    """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) of the next token (Hinton et al., arXiv 1503.02531).
+
+    Mean over the step's one-to-one chunks: with one tokenizer, all tokens of scored text. Entries beyond the tokenizer
+    (padding of the vocabulary) are left out. Raises UsageError where the two vocabularies differ.
+    """
+    if live.student_spelling.token_bytes != live.teacher_spelling.token_bytes:
+        raise UsageError(
+            "train.objectives: kd compares token by token, and student and teacher have different vocabularies. Take "
+            "alm, or another objective that crosses tokenizers."
+        )
+    tokens = len(live.student_spelling.token_bytes)
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        mine, theirs = ((one[:, :tokens] / options.temperature).log_softmax(1) for one in (student, teacher))
+        return options.temperature**2 * (theirs.exp() * (theirs - mine)).sum(1)
+
+    return logit_objective(one_to_one_places, loss)

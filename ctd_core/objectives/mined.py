@@ -1,0 +1,32 @@
+"""Minimum edit distance (Wan et al., FuseLLM, arXiv 2401.10491)."""
+
+import torch
+from torch import Tensor
+
+from ctd_core.align.vocabulary import nearest_map
+from ctd_core.config import MinEd
+from ctd_core.objectives.plan import LiveTeacher, Objective
+from ctd_core.objectives.positions import logit_objective, one_to_one_places
+
+LEAST = 1e-30  # in place of a probability of 0 under a logarithm
+
+
+def mined(options: MinEd, live: LiveTeacher) -> Objective:
+    """KL(mapped teacher ‖ student): each teacher token's probability goes to the student token nearest in spelling.
+
+    Nearest is the least edit distance between the tokens' bytes; where tokens are the same bytes, it is that one. Both
+    distributions are over tokens of text alone, without special ones. Mean over the one-to-one chunks.
+    """
+    nearest = torch.from_numpy(nearest_map(live.student_spelling, live.teacher_spelling)).long()
+    theirs = (nearest >= 0).nonzero()[:, 0]
+    nearest = nearest[theirs]
+    mine = torch.tensor([token for token, raw in enumerate(live.student_spelling.token_bytes) if raw])
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        device = student.device
+        probabilities = teacher[:, theirs.to(device)].softmax(1)
+        mapped = torch.zeros_like(student).index_add(1, nearest.to(device), probabilities)[:, mine.to(device)]
+        logprobs = student[:, mine.to(device)].log_softmax(1)
+        return (mapped * (mapped.clamp(min=LEAST).log() - logprobs)).sum(1)
+
+    return logit_objective(one_to_one_places, loss)

@@ -1,0 +1,86 @@
+"""Places at which student and teacher are asked for the same thing, and objectives that compare their logits there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ctd_core.models.logprobs import logits_of
+from ctd_core.objectives.plan import Objective, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.shards.batches import Batch
+
+BLOCK_BYTES = 64 * 2**20
+
+# From student logits [K, V] and teacher logits [K, U] to a loss for each of the K places.
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """P places: `student` [P] and `teacher` [P] are rows of the two sides' hidden states."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+def one_to_one_places(batch: Batch) -> Places:
+    """Where the next chunk is one token of both sides, the place before it."""
+    chosen = torch.from_numpy(np.flatnonzero(batch.chunks.one_to_one)).to(batch.chunk_rows.device)
+    return Places(batch.chunk_rows[chosen] - 1, batch.teacher.chunk_rows[chosen] - 1)
+
+
+def chunk_end_places(batch: Batch) -> Places:
+    """The last token of every scored chunk."""
+    chosen = torch.from_numpy(np.flatnonzero(batch.chunks.scored)).to(batch.chunk_rows.device)
+    return Places(batch.chunk_rows[chosen], batch.teacher.chunk_rows[chosen])
+
+
+def same_index_places(batch: Batch) -> Places:
+    """The places before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
+    student, teacher = (
+        _by_row_and_index(side.target_rows, side.positions // side.input_ids.shape[1])
+        for side in (batch, batch.teacher)
+    )
+    _, mine, theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
+    device = batch.target_rows.device
+    chosen = (torch.from_numpy(one).to(device) for one in (mine, theirs))
+    return Places(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
+
+
+def _by_row_and_index(target_rows: Tensor, row_of_token: Tensor) -> np.ndarray:
+    """For each target a number that stands for its row of the batch and its place among that row's targets."""
+    rows = row_of_token[target_rows].cpu().numpy()
+    starts = np.searchsorted(rows, rows)
+    return rows * 2**32 + np.arange(len(rows)) - starts
+
+
+def logit_objective(find_places: Callable[[Batch], Places], loss: LogitLoss) -> Objective:
+    """An objective that compares logits with a live teacher's: the sum of `loss` over places, divided by their number.
+
+    Logits exist for a block of places at a time, and are computed again for the gradients.
+    """
+
+    def plan(batch: Batch) -> Plan:
+        places = find_places(batch)
+
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
+            assert teacher is not None, "a live objective is planned only where there is a teacher"
+            return _sum_over_blocks(places, student, teacher, loss)
+
+        return Plan(len(places.student), loss_sum)
+
+    return plan
+
+
+def _sum_over_blocks(places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: LogitLoss) -> Tensor:
+    def block_sum(mine: Tensor, theirs: Tensor) -> Tensor:
+        return loss(logits_of(mine, student.head), logits_of(theirs, teacher.head)).sum()
+
+    size = max(16, BLOCK_BYTES // (4 * (student.head.weight.shape[0] + teacher.head.weight.shape[0])))
+    total = student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
+    for mine, theirs in zip(torch.split(places.student, size), torch.split(places.teacher, size), strict=True):
+        total = total + checkpoint(block_sum, student.hidden[mine], teacher.hidden[theirs], use_reentrant=False)
+    return total

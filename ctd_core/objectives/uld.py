@@ -1,0 +1,30 @@
+"""Universal logit distillation (Boizard et al., arXiv 2402.12030)."""
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ctd_core.config import Uld
+from ctd_core.objectives.plan import LiveTeacher, Objective
+from ctd_core.objectives.positions import logit_objective, one_to_one_places, same_index_places
+
+PLACES = {"same_index": same_index_places, "one_to_one": one_to_one_places}
+
+
+def uld(options: Uld, live: LiveTeacher) -> Objective:
+    """Σ_k |p_S(k) − p_T(k)| over both sides' probabilities in descending order, the shorter one filled up with zeros.
+
+    The paper pairs the n-th token of either side, up to the shorter one's end (`places: same_index`). Mean over the
+    places. It is 0 also where the two distributions agree in all but the tokens that they are of.
+    """
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return sorted_distance(student.softmax(1), teacher.softmax(1))
+
+    return logit_objective(PLACES[options.places], loss)
+
+
+def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """[K], the L1 distance of probabilities [K, V] and [K, U], each in descending order."""
+    size = max(student.shape[1], teacher.shape[1])
+    mine, theirs = (pad(one.sort(1, descending=True).values, (0, size - one.shape[1])) for one in (student, teacher))
+    return (mine - theirs).abs().sum(1)

@@ -1,0 +1,197 @@
+"""Objectives that ask a live teacher, against slow sums over places."""
+
+import numpy as np
+import pytest
+import torch
+
+from ctd_core.align.vocabulary import nearest_map
+from ctd_core.config import HiddenStates, Kd, MinEd, Uld
+from ctd_core.errors import UsageError
+from ctd_core.models.logprobs import Head
+from ctd_core.models.student import LogprobModel
+from ctd_core.objectives import positions
+from ctd_core.objectives.plan import LiveTeacher, StudentOutputs
+from ctd_core.objectives.table import make_objective
+from ctd_core.shards.batches import collate
+from ctd_core.shards.reading import ShardSet
+from tests.models.tiny import llama
+from tests.shards.sets import side, texts, write_set
+
+ROWS = np.arange(5)
+CROSSING = [
+    Uld(kind="uld"),
+    Uld(kind="uld", places="one_to_one"),
+    MinEd(kind="mined"),
+    HiddenStates(kind="hidden_states"),
+]
+
+
+class Pair:
+    """A tiny student and a live teacher, and shards of their tokenizers."""
+
+    def __init__(self, location, student, teacher):
+        sides = [side(student), side(teacher)]
+        write_set(location, *sides, texts(12), parts=1)
+        self.shards = ShardSet(location, verify=True)
+        sizes = [len(one.encoder.spelling.token_bytes) for one in sides]
+        self.student = LogprobModel(llama(sizes[0]), sides[0].encoder.spelling.begins_pretoken)
+        self.live = LiveTeacher(llama(sizes[1], seed=1), *(one.encoder.spelling for one in sides))
+
+    def outputs(self, batch):
+        token, _, hidden = self.student(
+            batch.input_ids, batch.positions, batch.target_rows, batch.target_ids, batch.positions[:0]
+        )
+        head = self.student.model.get_output_embeddings()
+        return StudentOutputs(token, token, token, token, hidden, Head(head.weight))
+
+    def logits(self, batch):
+        """[B, S, V] and [B, T, U], from the models themselves."""
+        return self.student.model(batch.input_ids).logits, self.live.model(batch.teacher.input_ids).logits
+
+    def loss(self, options, batch):
+        planned = make_objective(options, self.live)(batch)
+        return planned.loss_sum(self.outputs(batch), self.live.outputs(batch)), planned.count
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return Pair(tmp_path_factory.mktemp("shards"), "byte-level BPE, 300", "byte-level BPE, 600")
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory):
+    """Student and teacher are one model."""
+    made = Pair(tmp_path_factory.mktemp("same"), "byte-level BPE, 600", "byte-level BPE, 600")
+    made.live.model.load_state_dict(made.student.model.state_dict())
+    return made
+
+
+def chunks(shards, row):
+    """(student start, student end, teacher start, teacher end, kind) of each chunk of a row."""
+    columns = ("student_chunk_ends", "teacher_chunk_ends", "chunk_kinds")
+    student, teacher, kinds = (shards.read(one, np.array([row]))[0] for one in columns)
+    before = zip([0, *student[:-1]], student, [0, *teacher[:-1]], teacher, kinds, strict=True)
+    return [tuple(int(value) for value in one) for one in before]
+
+
+def one_to_one(shards, row):
+    return [
+        (start - 1, teacher_start - 1)
+        for start, end, teacher_start, teacher_end, kind in chunks(shards, row)
+        if kind & 1 and not kind & 2 and end - start == teacher_end - teacher_start == 1
+    ]
+
+
+def same_index(shards, row):
+    scored = [one for one in chunks(shards, row) if one[4] & 1]
+    student = [place - 1 for one in scored for place in range(one[0], one[1])]
+    teacher = [place - 1 for one in scored for place in range(one[2], one[3])]
+    return list(zip(student, teacher, strict=False))
+
+
+def uld(student, teacher):
+    a, b = (sorted(one.softmax(0).tolist(), reverse=True) for one in (student, teacher))
+    size = max(len(a), len(b))
+    return sum(abs(x - y) for x, y in zip(a + [0.0] * (size - len(a)), b + [0.0] * (size - len(b)), strict=True))
+
+
+def test_uld_and_mined_are_means_over_their_places(pair, monkeypatch):
+    monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
+    batch = collate(pair.shards, ROWS)
+    student, teacher = pair.logits(batch)
+    nearest = nearest_map(pair.live.student_spelling, pair.live.teacher_spelling)
+
+    mine_ids = [n for n, raw in enumerate(pair.live.student_spelling.token_bytes) if raw]
+    their_ids = [n for n, token in enumerate(nearest) if token >= 0]
+
+    def mined(mine, theirs):
+        mapped = torch.zeros_like(mine)
+        for token, probability in zip(their_ids, theirs[their_ids].softmax(0), strict=True):
+            mapped[nearest[token]] += probability
+        p, q = mapped[mine_ids], mine[mine_ids].softmax(0)
+        return float((p * (p / q).log())[p > 0].sum())
+
+    for options, find, value in (
+        (Uld(kind="uld"), same_index, uld),
+        (Uld(kind="uld", places="one_to_one"), one_to_one, uld),
+        (MinEd(kind="mined"), one_to_one, mined),
+    ):
+        places = [(n, *place) for n, row in enumerate(ROWS) for place in find(pair.shards, row)]
+        loss, count = pair.loss(options, batch)
+        assert count == len(places) > 20
+        with torch.no_grad():
+            expected = sum(value(student[n, s], teacher[n, t]) for n, s, t in places)
+        assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):
+    batch = collate(pair.shards, ROWS)
+    with torch.no_grad():
+        student = pair.student.model.base_model(batch.input_ids).last_hidden_state
+        teacher = pair.live.model.base_model(batch.teacher.input_ids).last_hidden_state
+    total = count = 0
+    for n, row in enumerate(ROWS):
+        ends = [(one[1] - 1, one[3] - 1) for one in chunks(pair.shards, row) if one[4] & 1]
+        mine = torch.stack([student[n, end] for end, _ in ends])
+        theirs = torch.stack([teacher[n, end] for _, end in ends])
+        total += float(((mine - theirs) ** 2 / (theirs**2).mean(0)).mean(1).sum())
+        count += len(ends)
+    loss, counted = pair.loss(HiddenStates(kind="hidden_states"), batch)
+    assert counted == count
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
+    batch = collate(same.shards, ROWS)
+    changed = llama(600, seed=5)
+    live = LiveTeacher(changed, same.live.student_spelling, same.live.teacher_spelling)
+    planned = make_objective(Kd(kind="kd", temperature=temperature), live)(batch)
+    tokens = len(same.live.student_spelling.token_bytes)
+    with torch.no_grad():
+        loss = planned.loss_sum(same.outputs(batch), live.outputs(batch))
+        student = same.student.model(batch.input_ids).logits[..., :tokens] / temperature
+        teacher = changed(batch.teacher.input_ids).logits[..., :tokens] / temperature
+    total = 0.0
+    places = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(same.shards, row)]
+    for n, s, t in places:
+        p, q = teacher[n, t].softmax(0), student[n, s].softmax(0)
+        total += temperature**2 * float((p * (p / q).log()).sum())
+    assert planned.count == len(places)
+    assert loss.item() == pytest.approx(total, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [*CROSSING, Kd(kind="kd")], ids=lambda one: one.kind)
+def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(same, options):
+    loss, _ = same.loss(options, collate(same.shards, ROWS))
+    assert abs(loss.item()) < 1e-4
+    gradients = torch.autograd.grad(loss, list(same.student.model.parameters()))
+    assert max(one.abs().max() for one in gradients) < 1e-3
+
+
+@pytest.mark.parametrize("options", CROSSING, ids=lambda one: f"{one.kind}")
+def test_padding_changes_nothing(pair, options):
+    together, _ = pair.loss(options, collate(pair.shards, ROWS))
+    apart = sum(pair.loss(options, collate(pair.shards, ROWS[n : n + 1]))[0] for n in range(len(ROWS)))
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", CROSSING, ids=lambda one: f"{one.kind}")
+def test_gradients_are_finite_at_extreme_logits(pair, options):
+    batch = collate(pair.shards, ROWS)
+    for scale in (1e-3, 1e4):
+        student = pair.outputs(batch)
+        hidden = (student.hidden.detach() * scale).requires_grad_()
+        teacher = pair.live.outputs(batch)
+        planned = make_objective(options, pair.live)(batch)
+        loss = planned.loss_sum(StudentOutputs(*[student.token] * 4, hidden, student.head), teacher)
+        (grad,) = torch.autograd.grad(loss, hidden)
+        assert loss.isfinite()
+        assert grad.isfinite().all()
+
+
+def test_objectives_that_cannot_be_had_say_so(pair):
+    with pytest.raises(UsageError, match="different vocabularies"):
+        make_objective(Kd(kind="kd"), pair.live)
+    with pytest.raises(UsageError, match="mined, which needs a teacher"):
+        make_objective(MinEd(kind="mined"), None)
