@@ -4,8 +4,9 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers
+SMALL := runs/teachers/small
 
-.PHONY: install demo check test bench clean
+.PHONY: install demo check test bench compare clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -35,6 +36,13 @@ test: install $(TEACHER) $(TOKENIZERS)  ## the tests
 
 bench: install $(TEACHER)  ## ratios against baselines measured in the same process
 	$(BIN)/python -m tests.benchmarks
+
+compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small pair
+	$(BIN)/ctd compare --config tune_configs/objectives.yaml
+	$(BIN)/ctd compare --config tune_configs/alm.yaml
+
+$(SMALL): | install
+	$(BIN)/python -m pipelines.small_teacher $@
 
 clean:
 	rm -rf .venv build dist *.egg-info

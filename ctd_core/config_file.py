@@ -15,7 +15,7 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
 
     Raises UsageError that names `source`, the field, its value and what is allowed.
     """
-    values = _parse_yaml(text, source)
+    values = parse_yaml(text, source)
     if not isinstance(values, dict):
         raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
     for override in overrides:
@@ -23,22 +23,23 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
+        raise UsageError(f"{source}: " + "\n".join(explain(one) for one in error.errors())) from error
 
 
 def read_rule(text: str) -> AnyChunks:
     """The chunking rule that `text` (YAML) describes, or the kind of one; raises UsageError that names it."""
-    values = _parse_yaml(text, f"--rule {text}")
+    values = parse_yaml(text, f"--rule {text}")
     try:
         rule: AnyChunks = TypeAdapter(AnyChunks).validate_python(
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        raise UsageError(f"--rule {text}: " + "\n".join(_explain(one) for one in error.errors())) from error
+        raise UsageError(f"--rule {text}: " + "\n".join(explain(one) for one in error.errors())) from error
     return rule
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """What `text` holds; raises UsageError, naming `source`, where it is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -64,7 +65,7 @@ def _put(values: dict[str, Any], override: str) -> None:
     inner: Any = values
     for parent in parents:
         inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, override)
-    value = _parse_yaml(written, f"--set {override}")
+    value = parse_yaml(written, f"--set {override}")
     if isinstance(inner, dict):
         inner[last] = value
     else:
@@ -78,7 +79,8 @@ def _item(inner: Any, key: str, override: str) -> Any:
     return inner[int(key)]
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
+    """One of pydantic's errors in words: the field, what is wrong, the value."""
     where = ".".join(str(part) for part in error["loc"]) or "the run"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such field. `ctd run --help` tells where the fields are described."

@@ -169,6 +169,23 @@ def inspect(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Option("--config", help="A comparison, such as tune_configs/objectives.yaml.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train variants of one run, on the same shards with several seeds, and show them in one table.
+
+    Trials that are done are not run again.
+    """
+    from pipelines.compare import compare as stage
+    from pipelines.comparison import as_table
+
+    rows, directory = stage(config, overrides or [])
+    Console().print(as_table(rows))
+    print(directory)
+
+
+@app.command()
 def chunks(
     shards: Annotated[str, typer.Option(help="A directory or URI of prepared shards, such as runs/demo/prepared/…")],
     rule: Annotated[

@@ -14,25 +14,27 @@ from pipelines.train import load_student
 
 
 def evaluate(places: Places) -> Report:
-    """Measure the student before training and at its latest checkpoint, and write the report.
+    """Measure, and write the report."""
+    report = measure(places)
+    write_report(places, report)
+    return report
 
-    Raises CtdError where there is no checkpoint.
-    """
+
+def measure(places: Places) -> Report:
+    """The student before training and at its latest checkpoint; raises CtdError where there is none."""
     checkpoint, side = trained_checkpoint(places), student_side(places)
     sets, gap_set = places.config.evaluate.sets, places.config.evaluate.gap_set
     with progress("evaluate", 2 * len(sets)) as reporter:
         before = _measure(places, load_student(places, side, None), reporter, 0, "before training")
         student = load_student(places, side, checkpoint)
         after = _measure(places, student, reporter, len(sets), "after training")
-    report = Report(
+    return Report(
         run=run_stamp(places),
         sets={name: _set_figures(before[name], after[name]) for name in sets},
         gap_closed=gap_closed(before[gap_set], after[gap_set]) if gap_set is not None else None,
         teacher_parameters=count_parameters(places.config.teacher.model, places.config.teacher.revision),
         student_parameters=parameters(student.model),
     )
-    write_report(places, report)
-    return report
 
 
 def _measure(places: Places, student: LogprobModel, reporter: Reporter, done: int, when: str) -> dict[str, Agreement]:

@@ -1,0 +1,118 @@
+"""`ctd compare`: variants of one run on the same shards, from the same student, with several seeds."""
+
+import json
+import resource
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from pydantic import Field, ValidationError
+
+from ctd_core.config import Options, RunConfig
+from ctd_core.config_file import explain, parse_yaml, read_config
+from ctd_core.errors import UsageError
+from pipelines.cluster import connect, own_errors
+from pipelines.comparison import Row, Trial, as_markdown, plot, row_of
+from pipelines.evaluate import measure
+from pipelines.places import Places, write_whole
+from pipelines.prepare import prepare
+from pipelines.progress import progress, say
+from pipelines.recipes import read_recipe
+from pipelines.train import METRICS, ensure_student, read_metrics, train_student
+
+TRIAL = "trial.json"
+
+
+class Comparison(Options):
+    """A file for `ctd compare`: a packaged recipe or a run's file, and what each variant puts into it."""
+
+    recipe: str | None = None
+    config: Path | None = None
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    cpus_per_trial: int = Field(default=1, ge=1)
+    variants: dict[str, dict[str, Any]] = Field(min_length=1, description="values by dotted path, by name of variant")
+
+
+def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
+    """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
+    comparison = read_comparison(file)
+    base = Places(_variant(comparison, file, {}, comparison.seeds[0], overrides))
+    trials = {
+        (name, seed): Places(_variant(comparison, file, changes, seed, overrides, name))
+        for name, changes in comparison.variants.items()
+        for seed in comparison.seeds
+    }
+    for (name, _), places in trials.items():
+        if places.config.model_copy(update={"train": base.config.train}) != base.config:
+            raise UsageError(f"{file}: {name} changes more than train.*, so its figures could not be compared.")
+        if places.config.train.num_workers:
+            raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
+    directory = base.config.directory / f"comparison-{file.stem}"
+    prepare(base)
+    ensure_student(base)
+    results = _run(trials, comparison.cpus_per_trial)
+    rows = [row_of(name, [results[name, seed] for seed in comparison.seeds]) for name in comparison.variants]
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
+    write_whole(directory / "table.md", as_markdown(rows))
+    plot(rows, directory / "table.svg")
+    return rows, directory
+
+
+def read_comparison(file: Path) -> Comparison:
+    """What `file` says; raises UsageError that names the field that is wrong."""
+    try:
+        comparison = Comparison.model_validate(parse_yaml(file.read_text(encoding="utf-8"), str(file)))
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise UsageError(f"{file}: " + "\n".join(explain(one) for one in error.errors())) from error
+    if (comparison.recipe is None) == (comparison.config is None):
+        raise UsageError(f"{file}: give either recipe: NAME or config: FILE.")
+    return comparison
+
+
+def _variant(
+    comparison: Comparison, file: Path, changes: dict[str, Any], seed: int, overrides: list[str], name: str = "the run"
+) -> RunConfig:
+    if comparison.config is not None:
+        text = comparison.config.read_text(encoding="utf-8")
+    else:
+        text = read_recipe(comparison.recipe or "")
+    own = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    return read_config(text, f"{file}: {name}", [*overrides, *own, f"train.seed={seed}"])
+
+
+def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, int], Trial]:
+    """The results by variant and seed; as many trials at once as there are resources for."""
+    done = {key: Trial.model_validate_json((places.train / TRIAL).read_text()) for key, places in trials.items()
+            if (places.train / TRIAL).exists()}  # fmt: skip
+    if done:
+        say(f"compare: {len(done)} of {len(trials)} trials are done already")
+    if len(done) == len(trials):
+        return done
+    gpus = any(places.config.train.use_gpu for places in trials.values())
+    connect(cpus, float(gpus), "cpus_per_trial and train.use_gpu")
+    task = ray.remote(num_cpus=cpus, num_gpus=float(gpus), max_calls=1)(_trial)  # a fresh process: its peak is its own
+    running = {task.remote(places): key for key, places in trials.items() if key not in done}
+    with own_errors(), progress("compare", len(trials)) as reporter:
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            name, seed = running.pop(ready)
+            done[name, seed] = Trial.model_validate_json(ray.get(ready))
+            reporter.update(len(done), f"{name}, seed {seed}")
+    return done
+
+
+def _trial(places: Places) -> str:
+    train_student(places)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
+    trial = Trial(report=measure(places), seconds_a_step=statistics.median(steps), peak_memory_mb=peak)
+    write_whole(places.train / TRIAL, trial.model_dump_json())
+    return trial.model_dump_json()

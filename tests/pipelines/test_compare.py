@@ -1,0 +1,60 @@
+"""Comparisons: every variant under every seed, once."""
+
+import json
+
+import pytest
+import yaml
+
+from ctd_core.errors import UsageError
+from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
+
+
+@pytest.fixture
+def comparison(config, tmp_path):  # noqa: F811
+    file = tmp_path / "objectives.yaml"
+    run = written(config | {"train": config["train"] | {"steps": 2, "checkpoint_every": None}}, tmp_path)
+    variants = {
+        "alm": {"train.objectives": [{"kind": "alm", "temperature": float("inf")}]},
+        "sft": {"train.objectives": [{"kind": "sft"}]},
+    }
+    file.write_text(yaml.safe_dump({"config": str(run), "seeds": [0, 1], "variants": variants}))
+    return file
+
+
+def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(comparison, tmp_path):
+    output = ctd("compare", "--config", comparison)
+    run = tmp_path / "runs" / "tiny"
+    trials = sorted(run.glob("train-*/trial.json"))
+    assert len(trials) == 4
+    rows = json.loads((run / "comparison-objectives" / "table.json").read_text())
+    assert [row["variant"] for row in rows] == ["alm", "sft"]
+    for row in rows:
+        mean, error = row["figures"]["held-out: distance"]
+        assert mean > 0
+        assert error >= 0
+        assert row["figures"]["peak memory, MB"][0] > 50
+    by_variant = {row["variant"]: row["figures"]["held-out: bits per byte"][0] for row in rows}
+    assert len(set(by_variant.values())) == 2
+    markdown = (run / "comparison-objectives" / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in markdown] == ["variant", "---", "alm", "sft"]
+    assert (run / "comparison-objectives" / "table.svg").read_text().startswith("<?xml")
+    assert "mean ± standard error" in output
+    stamps = [trial.stat().st_mtime_ns for trial in trials]
+    trials[0].unlink()  # as if killed before it ended
+    ctd("compare", "--config", comparison)
+    assert [trial.stat().st_mtime_ns for trial in trials][1:] == stamps[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": {"other data": {"prepare.part_bytes": 3000}}}, "other data changes more than train"),
+        ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
+        ({"variants": {}}, "variants"),
+        ({"recipe": "small"}, "either recipe: NAME or config: FILE"),
+    ],
+)
+def test_a_comparison_that_is_none_is_refused(comparison, change, message):
+    comparison.write_text(yaml.safe_dump(yaml.safe_load(comparison.read_text()) | change))
+    with pytest.raises(UsageError, match=message):
+        ctd("compare", "--config", comparison)
