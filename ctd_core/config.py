@@ -263,13 +263,27 @@ class MinEd(Live):
     kind: Literal["mined"]
 
 
+class PKl(Live):
+    """Divergence of the student projected onto the teacher's vocabulary, at one-to-one chunks (arXiv 2605.21699)."""
+
+    kind: Literal["p_kl"]
+
+
+class Gold(Live):
+    """Divergence on the tokens that both share, distance of the sorted rest, at every chunk (TRL's GOLD)."""
+
+    kind: Literal["gold"]
+
+
 class HiddenStates(Live):
     """Distance of the last hidden states at chunk ends (arXiv 2503.20083)."""
 
     kind: Literal["hidden_states"]
 
 
-AnyObjective = Annotated[Alm | Sft | OneToOneKl | Kd | Uld | MinEd | HiddenStates, Field(discriminator="kind")]
+AnyObjective = Annotated[
+    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates, Field(discriminator="kind")
+]
 
 
 # --- Training ---------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def live_teacher(places: Places, student: Side, device: torch.device) -> LiveTea
     """The teacher on `device`, for objectives that compare with it directly."""
     options = places.config.teacher
     model = load_model(options.model, options.revision, options.dtype).to(device)
-    return LiveTeacher(model, student.encoder.spelling, teacher_side(places.config).encoder.spelling)
+    return LiveTeacher(model, student, teacher_side(places.config))
 
 
 def run_worker(

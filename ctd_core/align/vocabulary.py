@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ctd_core.text.spelling import Spelling
+from ctd_core.text.spelling import Spelling, ids_by_bytes
 
 NEAREST_AT_ONCE = 1024  # rows of a matrix of distances
 
@@ -11,14 +11,10 @@ NEAREST_AT_ONCE = 1024  # rows of a matrix of distances
 def exact_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
     """[U], for each teacher token the student token of the same bytes, −1 where there is none.
 
-    Special tokens and tokens of no bytes have none. Where several tokens of one side have the same bytes, the last
-    stands for them (a piece rather than a byte-fallback token, added text rather than a piece), as in encoding; so no
-    student token is named twice.
+    Special tokens and tokens of no bytes have none. Where several tokens of one side have the same bytes, one of them
+    stands for all (see ids_by_bytes), so no student token is named twice.
     """
-    mine, theirs = (
-        {raw: token for token, raw in enumerate(side.token_bytes) if raw and not side.is_special[token]}
-        for side in (student, teacher)
-    )
+    mine, theirs = ids_by_bytes(student), ids_by_bytes(teacher)
     result = np.full(len(teacher.token_bytes), -1, dtype=np.int32)
     for raw, token in theirs.items():
         result[token] = mine.get(raw, -1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.text.segments import Side
-from ctd_core.text.spelling import Spelling
+from ctd_core.text.spelling import ids_by_bytes
 
 
 def transfer_model(
@@ -59,7 +59,7 @@ def transfer_model(
 def old_tokens(student: Side, teacher: Side) -> list[list[int]]:
     """For each student token id, the teacher's tokens that stand for the same; none for an id without a token."""
     spelling = student.encoder.spelling
-    exact = _ids_by_bytes(teacher.encoder.spelling)
+    exact = ids_by_bytes(teacher.encoder.spelling)
     roles = _special_roles(student, teacher)
     sources: list[list[int]] = []
     spelled = [raw for raw in spelling.token_bytes if raw and raw not in exact]
@@ -79,7 +79,7 @@ def spell_bytes(side: Side, spelled: list[bytes]) -> list[list[int]]:
 
     Bytes that no token spells are left out.
     """
-    exact = _ids_by_bytes(side.encoder.spelling)
+    exact = ids_by_bytes(side.encoder.spelling)
     longest = max(map(len, exact))
     encodings = side.encoder.encode_batch([raw.decode(errors="ignore") for raw in spelled])
     results = []
@@ -106,11 +106,6 @@ def average_rows(old: Tensor, sources: list[list[int]], size: int) -> Tensor:
     new[filled] = 0.0
     new.index_add_(0, owner, old.float()[flat] / torch.from_numpy(lengths)[owner][:, None])
     return new.to(old.dtype)
-
-
-def _ids_by_bytes(spelling: Spelling) -> dict[bytes, int]:
-    """The lowest id of each byte string."""
-    return {raw: token_id for token_id, raw in reversed(list(enumerate(spelling.token_bytes))) if raw}
 
 
 def _special_roles(student: Side, teacher: Side) -> dict[int, list[int]]:

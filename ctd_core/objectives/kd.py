@@ -14,12 +14,13 @@ def kd(options: Kd, live: LiveTeacher) -> Objective:
     Mean over the step's one-to-one chunks: with one tokenizer, all tokens of scored text. Entries beyond the tokenizer
     (padding of the vocabulary) are left out. Raises UsageError where the two vocabularies differ.
     """
-    if live.student_spelling.token_bytes != live.teacher_spelling.token_bytes:
+    student_bytes = live.student.encoder.spelling.token_bytes
+    if student_bytes != live.teacher.encoder.spelling.token_bytes:
         raise UsageError(
             "train.objectives: kd compares token by token, and student and teacher have different vocabularies. Take "
             "alm, or another objective that crosses tokenizers."
         )
-    tokens = len(live.student_spelling.token_bytes)
+    tokens = len(student_bytes)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         mine, theirs = ((one[:, :tokens] / options.temperature).log_softmax(1) for one in (student, teacher))

@@ -17,10 +17,11 @@ def mined(options: MinEd, live: LiveTeacher) -> Objective:
     Nearest is the least edit distance between the tokens' bytes; where tokens are the same bytes, it is that one. Both
     distributions are over tokens of text alone, without special ones. Mean over the one-to-one chunks.
     """
-    nearest = torch.from_numpy(nearest_map(live.student_spelling, live.teacher_spelling)).long()
+    student_spelling = live.student.encoder.spelling
+    nearest = torch.from_numpy(nearest_map(student_spelling, live.teacher.encoder.spelling)).long()
     theirs = (nearest >= 0).nonzero()[:, 0]
     nearest = nearest[theirs]
-    mine = torch.tensor([token for token, raw in enumerate(live.student_spelling.token_bytes) if raw])
+    mine = torch.tensor([token for token, raw in enumerate(student_spelling.token_bytes) if raw])
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         device = student.device

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ctd_core.models.loading import head_of, last_hidden
 from ctd_core.models.logprobs import Head
 from ctd_core.shards.batches import Batch
-from ctd_core.text.spelling import Spelling
+from ctd_core.text.segments import Side
 
 Indices = npt.NDArray[np.int64]
 NO_CHUNKS: Indices = np.zeros(0, dtype=np.int64)
@@ -46,11 +46,11 @@ class TeacherOutputs:
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """A teacher loaded beside the student, for objectives that stored targets do not serve; and both vocabularies."""
+    """A teacher loaded beside the student, for objectives that stored targets do not serve; and both tokenizers."""
 
     model: PreTrainedModel
-    student_spelling: Spelling
-    teacher_spelling: Spelling
+    student: Side
+    teacher: Side
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> TeacherOutputs:

@@ -38,6 +38,12 @@ def chunk_end_places(batch: Batch) -> Places:
     return Places(batch.chunk_rows[chosen], batch.teacher.chunk_rows[chosen])
 
 
+def last_token_places(batch: Batch) -> Places:
+    """The place before the last token of every scored chunk."""
+    ends = chunk_end_places(batch)
+    return Places(ends.student - 1, ends.teacher - 1)
+
+
 def same_index_places(batch: Batch) -> Places:
     """The places before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
     student, teacher = (
@@ -68,19 +74,24 @@ def logit_objective(find_places: Callable[[Batch], Places], loss: LogitLoss) -> 
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
             assert teacher is not None, "a live objective is planned only where there is a teacher"
-            return _sum_over_blocks(places, student, teacher, loss)
+            return sum_over_blocks(places, student, teacher, loss)
 
         return Plan(len(places.student), loss_sum)
 
     return plan
 
 
-def _sum_over_blocks(places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: LogitLoss) -> Tensor:
-    def block_sum(mine: Tensor, theirs: Tensor) -> Tensor:
-        return loss(logits_of(mine, student.head), logits_of(theirs, teacher.head)).sum()
+def sum_over_blocks(
+    places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: Callable[..., Tensor], *extras: Tensor
+) -> Tensor:
+    """Σ over P places of `loss(student logits, teacher logits, *extras)`, each extra [P] cut like the places."""
+
+    def block_sum(mine: Tensor, theirs: Tensor, *more: Tensor) -> Tensor:
+        return loss(logits_of(mine, student.head), logits_of(theirs, teacher.head), *more).sum()
 
     size = max(16, BLOCK_BYTES // (4 * (student.head.weight.shape[0] + teacher.head.weight.shape[0])))
     total = student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
-    for mine, theirs in zip(torch.split(places.student, size), torch.split(places.teacher, size), strict=True):
-        total = total + checkpoint(block_sum, student.hidden[mine], teacher.hidden[theirs], use_reentrant=False)
+    blocks = (torch.split(one, size) for one in (places.student, places.teacher, *extras))
+    for mine, theirs, *more in zip(*blocks, strict=True):
+        total = total + checkpoint(block_sum, student.hidden[mine], teacher.hidden[theirs], *more, use_reentrant=False)
     return total

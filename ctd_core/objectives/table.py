@@ -6,16 +6,25 @@ from functools import partial
 from ctd_core.config import AnyObjective, Live
 from ctd_core.errors import UsageError
 from ctd_core.objectives.alm import alm
+from ctd_core.objectives.gold import gold
 from ctd_core.objectives.hidden_states import hidden_states
 from ctd_core.objectives.kd import kd
 from ctd_core.objectives.mined import mined
 from ctd_core.objectives.one_to_one import one_to_one_kl
+from ctd_core.objectives.p_kl import p_kl
 from ctd_core.objectives.plan import LiveTeacher, Objective, Plan
 from ctd_core.objectives.sft import sft
 from ctd_core.objectives.uld import uld
 
 STORED: dict[str, Callable[..., Plan]] = {"alm": alm, "one_to_one_kl": one_to_one_kl, "sft": sft}
-LIVE: dict[str, Callable[..., Objective]] = {"hidden_states": hidden_states, "kd": kd, "mined": mined, "uld": uld}
+LIVE: dict[str, Callable[..., Objective]] = {
+    "gold": gold,
+    "hidden_states": hidden_states,
+    "kd": kd,
+    "mined": mined,
+    "p_kl": p_kl,
+    "uld": uld,
+}
 
 
 def make_objective(options: AnyObjective, live: LiveTeacher | None) -> Objective:

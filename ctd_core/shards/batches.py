@@ -64,18 +64,19 @@ class TeacherTokens:
     """The teacher's side of a batch, for objectives that ask it live: B rows padded to T tokens, M not padding.
 
     input_ids: [B, T] int64. positions: [M] int64, where the tokens lie in the flattened [B * T].
-    target_rows: [R] int64, the index among the M of the token before each token of a scored chunk.
+    target_ids: [R] int64, the tokens of scored chunks. target_rows: [R] int64, the index among the M of the one before.
     chunk_rows: [C] int64, the index among the M of each chunk's last token.
     """
 
     input_ids: Tensor
     positions: Tensor
     target_rows: Tensor
+    target_ids: Tensor
     chunk_rows: Tensor
 
     def to(self, device: torch.device) -> "TeacherTokens":
         """The same on `device`."""
-        names = ("input_ids", "positions", "target_rows", "chunk_rows")
+        names = ("input_ids", "positions", "target_rows", "target_ids", "chunk_rows")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -166,6 +167,7 @@ def collate(shards: ShardSet, rows: Rows) -> Batch:
             input_ids=torch.from_numpy(teacher.input_ids),
             positions=torch.from_numpy(teacher.positions),
             target_rows=torch.from_numpy(teacher.targets - 1),
+            target_ids=torch.from_numpy(teacher.flat_ids[teacher.targets]),
             chunk_rows=torch.from_numpy(teacher.chunk_rows),
         ),
         rows=rows,

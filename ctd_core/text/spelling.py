@@ -33,6 +33,14 @@ class Spelling:
     begins_pretoken: npt.NDArray[np.bool_]
 
 
+def ids_by_bytes(spelling: Spelling) -> dict[bytes, int]:
+    """The token that stands for each byte string: of several the last, as in encoding (a piece rather than a
+    byte-fallback token, added text rather than a piece). Special tokens stand for none.
+    """
+    plain = zip(spelling.token_bytes, spelling.is_special, strict=True)
+    return {raw: token_id for token_id, (raw, is_special) in enumerate(plain) if raw and not is_special}
+
+
 def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
     """The spelling of every id of `tokenizer`, read off its own description.
 

@@ -29,6 +29,13 @@ def test_every_token_has_old_tokens_that_spell_it_and_an_exact_match_alone(stude
             assert len(sources) == 1 or raw not in exact
 
 
+def test_a_piece_and_not_a_byte_fallback_token_is_the_exact_match_of_a_letter():
+    new, old = side(NEW), side("SentencePiece BPE")
+    letter = new.encoder.spelling.token_bytes.index(b"a")
+    ((piece,), names) = old_tokens(new, old)[letter], old.encoder.tokenizer.convert_ids_to_tokens
+    assert names(piece) == "a"
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("untie", [True, False])
 def test_embeddings_are_means_of_old_ones_and_the_rest_is_the_teachers(tied, untie):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from ctd_core.align.vocabulary import nearest_map
-from ctd_core.config import HiddenStates, Kd, MinEd, Uld
+from ctd_core.align.vocabulary import exact_map, nearest_map
+from ctd_core.config import Gold, HiddenStates, Kd, MinEd, PKl, Uld
 from ctd_core.errors import UsageError
 from ctd_core.models.logprobs import Head
 from ctd_core.models.student import LogprobModel
+from ctd_core.models.transfer import old_tokens
 from ctd_core.objectives import positions
 from ctd_core.objectives.plan import LiveTeacher, StudentOutputs
 from ctd_core.objectives.table import make_objective
@@ -23,6 +24,8 @@ CROSSING = [
     Uld(kind="uld", places="one_to_one"),
     MinEd(kind="mined"),
     HiddenStates(kind="hidden_states"),
+    PKl(kind="p_kl"),
+    Gold(kind="gold"),
 ]
 
 
@@ -35,7 +38,7 @@ class Pair:
         self.shards = ShardSet(location, verify=True)
         sizes = [len(one.encoder.spelling.token_bytes) for one in sides]
         self.student = LogprobModel(llama(sizes[0]), sides[0].encoder.spelling.begins_pretoken)
-        self.live = LiveTeacher(llama(sizes[1], seed=1), *(one.encoder.spelling for one in sides))
+        self.live = LiveTeacher(llama(sizes[1], seed=1), *sides)
 
     def outputs(self, batch):
         token, _, hidden = self.student(
@@ -90,7 +93,11 @@ def same_index(shards, row):
 
 
 def uld(student, teacher):
-    a, b = (sorted(one.softmax(0).tolist(), reverse=True) for one in (student, teacher))
+    return uld_of(student.softmax(0).tolist(), teacher.softmax(0).tolist())
+
+
+def uld_of(student, teacher):
+    a, b = (sorted(one, reverse=True) for one in (student, teacher))
     size = max(len(a), len(b))
     return sum(abs(x - y) for x, y in zip(a + [0.0] * (size - len(a)), b + [0.0] * (size - len(b)), strict=True))
 
@@ -99,9 +106,9 @@ def test_uld_and_mined_are_means_over_their_places(pair, monkeypatch):
     monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
     batch = collate(pair.shards, ROWS)
     student, teacher = pair.logits(batch)
-    nearest = nearest_map(pair.live.student_spelling, pair.live.teacher_spelling)
+    nearest = nearest_map(pair.live.student.encoder.spelling, pair.live.teacher.encoder.spelling)
 
-    mine_ids = [n for n, raw in enumerate(pair.live.student_spelling.token_bytes) if raw]
+    mine_ids = [n for n, raw in enumerate(pair.live.student.encoder.spelling.token_bytes) if raw]
     their_ids = [n for n, token in enumerate(nearest) if token >= 0]
 
     def mined(mine, theirs):
@@ -141,13 +148,61 @@ def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):
     assert loss.item() == pytest.approx(total, rel=1e-4)
 
 
+def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
+    batch = collate(pair.shards, ROWS)
+    sources = old_tokens(pair.live.student, pair.live.teacher)
+    size = len(pair.live.teacher.encoder.spelling.token_bytes)
+    student, teacher = pair.logits(batch)
+    total = 0.0
+    places = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(pair.shards, row)]
+    for n, s, t in places:
+        projected = torch.zeros(size)
+        for probability, ids in zip(student[n, s].detach().softmax(0), sources, strict=False):
+            weights = torch.tensor([1.0, 0.1, 0.01, 0.001])[: len(ids)]
+            for token, weight in zip(ids, weights / weights.sum(), strict=False):
+                projected[token] += probability * weight
+        p, q = teacher[n, t, :size].detach().softmax(0), projected / projected.sum() + 1e-10
+        total += float((p * (p / q).log()).sum())
+    loss, count = pair.loss(PKl(kind="p_kl"), batch)
+    assert count == len(places)
+    assert loss.item() == pytest.approx(total, rel=1e-3)
+
+
+def test_gold_compares_whole_chunks(pair):
+    batch = collate(pair.shards, ROWS)
+    ids = exact_map(pair.live.student.encoder.spelling, pair.live.teacher.encoder.spelling)
+    theirs = np.flatnonzero(ids >= 0)
+    mine, size = ids[theirs], len(ids)
+    vocabulary = len(pair.live.student.encoder.spelling.token_bytes)
+    rests = np.setdiff1d(np.arange(vocabulary), mine), np.setdiff1d(np.arange(size), theirs)
+    student, teacher = (one.detach() for one in pair.logits(batch))
+    total, several = 0.0, 0
+    for n, row in enumerate(ROWS):
+        for start, end, teacher_start, teacher_end, kind in chunks(pair.shards, row):
+            if not kind & 1:
+                continue
+            several += end - start > 1
+            p, q = student[n, end - 2, :vocabulary].softmax(0), teacher[n, teacher_end - 2, :size].softmax(0)
+            for place in range(start, end - 1):
+                p = p * student[n, place - 1].softmax(0)[batch.input_ids[n, place]]
+            for place in range(teacher_start, teacher_end - 1):
+                q = q * teacher[n, place - 1].softmax(0)[batch.teacher.input_ids[n, place]]
+            a, b = p[mine], q[theirs]
+            matched = float((b * (b.clamp(min=1e-8) / a.clamp(min=1e-8)).log() - b + a).sum())
+            rest = uld_of(p[rests[0]].tolist(), q[rests[1]].tolist())
+            total += len(mine) / size * matched + (1 - len(mine) / size) * rest
+    assert several > 5
+    loss, _ = pair.loss(Gold(kind="gold"), batch)
+    assert loss.item() == pytest.approx(total, rel=1e-3)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
     batch = collate(same.shards, ROWS)
     changed = llama(600, seed=5)
-    live = LiveTeacher(changed, same.live.student_spelling, same.live.teacher_spelling)
+    live = LiveTeacher(changed, same.live.student, same.live.teacher)
     planned = make_objective(Kd(kind="kd", temperature=temperature), live)(batch)
-    tokens = len(same.live.student_spelling.token_bytes)
+    tokens = len(same.live.student.encoder.spelling.token_bytes)
     with torch.no_grad():
         loss = planned.loss_sum(same.outputs(batch), live.outputs(batch))
         student = same.student.model(batch.input_ids).logits[..., :tokens] / temperature

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Alm, Debiased, Finest, HiddenStates, MinEd, OneToOneKl, Sft, Uld
+from ctd_core.config import Alm, Debiased, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher
@@ -30,13 +30,15 @@ OBJECTIVES = [
     Uld(kind="uld"),
     MinEd(kind="mined"),
     HiddenStates(kind="hidden_states"),
+    PKl(kind="p_kl"),
+    Gold(kind="gold"),
 ]
 
 
 @cache
 def live_teacher():
     model = llama(600, seed=1, dtype=torch.float64)
-    return LiveTeacher(model, side(STUDENT).encoder.spelling, side(TEACHER).encoder.spelling)
+    return LiveTeacher(model, side(STUDENT), side(TEACHER))
 
 
 def free_port():

@@ -1,0 +1,80 @@
+"""General online logit distillation (GOLD, of Hugging Face's TRL), with its "bayesian" merging."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctd_core.align.vocabulary import exact_map
+from ctd_core.config import Gold
+from ctd_core.models.logprobs import token_and_boundary_logprobs
+from ctd_core.objectives.plan import LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.objectives.positions import last_token_places, sum_over_blocks
+from ctd_core.objectives.uld import sorted_distance
+from ctd_core.shards.batches import Batch
+
+LEAST = 1e-8  # the least probability under a logarithm
+
+
+def gold(options: Gold, live: LiveTeacher) -> Objective:
+    """At every scored chunk: a divergence on the tokens that both sides have, a sorted distance on all others.
+
+    A chunk of several tokens has the distribution of its last token, times the probabilities of those before it. On
+    the M shared tokens, Σ q·log(q / p) − q + p (p the student, q the teacher): Kullback and Leibler's for measures that
+    do not add up to 1, without whose last two terms it would fall below 0. The two parts weigh M / U and 1 − M / U, U
+    the teacher's vocabulary. Tokens are shared by their exact bytes. Mean over the step's scored chunks.
+    """
+    sizes = [len(side.encoder.spelling.token_bytes) for side in (live.student, live.teacher)]
+    ids = exact_map(live.student.encoder.spelling, live.teacher.encoder.spelling)
+    shared = [torch.from_numpy(one).long() for one in (ids[ids >= 0], np.flatnonzero(ids >= 0))]
+    rest = [_complement(one, size) for one, size in zip(shared, sizes, strict=True)]
+    weight = len(shared[0]) / sizes[1]
+
+    def loss(student: Tensor, teacher: Tensor, before_student: Tensor, before_teacher: Tensor) -> Tensor:
+        mine = (student[:, : sizes[0]].log_softmax(1) + before_student[:, None]).exp()
+        theirs = (teacher[:, : sizes[1]].log_softmax(1) + before_teacher[:, None]).exp()
+        device = mine.device
+        p, q = mine[:, shared[0].to(device)], theirs[:, shared[1].to(device)]
+        logs = [one.clamp(min=LEAST).log() for one in (p, q)]
+        matched = (q * (logs[1] - logs[0]) - q + p).sum(1)
+        return weight * matched + (1 - weight) * sorted_distance(
+            mine[:, rest[0].to(device)], theirs[:, rest[1].to(device)]
+        )
+
+    def plan(batch: Batch) -> Plan:
+        places = last_token_places(batch)
+        scored = batch.chunks.scored
+        student_last, teacher_last = (
+            torch.from_numpy(np.cumsum(one[scored]) - 1)
+            for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)
+        )
+
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
+            assert teacher is not None, "a live objective is planned only where there is a teacher"
+            before_student = _before_last(student.token, student_last.to(student.token.device))
+            before_teacher = _before_last(_teacher_logprobs(batch, teacher), teacher_last.to(student.token.device))
+            return sum_over_blocks(places, student, teacher, loss, before_student, before_teacher)
+
+        return Plan(len(places.student), loss_sum)
+
+    return plan
+
+
+def _before_last(token: Tensor, last: Tensor) -> Tensor:
+    """[P], for chunks that end at `last` [P] among all their tokens [Q]: the log-probability of all but the last."""
+    sums = token.cumsum(0)
+    ends = sums[last]
+    return ends - torch.cat([ends.new_zeros(1), ends[:-1]])[: len(ends)] - token[last]
+
+
+@torch.no_grad()
+def _teacher_logprobs(batch: Batch, teacher: TeacherOutputs) -> Tensor:
+    """[R], the teacher's log-probability of each of its tokens in scored chunks."""
+    tokens, none = batch.teacher, batch.teacher.target_rows[:0]
+    mask = torch.zeros(len(teacher.head.weight), dtype=torch.bool, device=teacher.hidden.device)
+    return token_and_boundary_logprobs(teacher.hidden, teacher.head, tokens.target_rows, tokens.target_ids, mask, none)[
+        0
+    ]
+
+
+def _complement(ids: Tensor, size: int) -> Tensor:
+    return torch.from_numpy(np.setdiff1d(np.arange(size), ids.numpy()))

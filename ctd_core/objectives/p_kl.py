@@ -1,0 +1,48 @@
+"""P-KL of X-Token (arXiv 2605.21699): the student's distribution projected onto the teacher's vocabulary."""
+
+import torch
+from torch import Tensor
+
+from ctd_core.config import PKl
+from ctd_core.models.transfer import old_tokens
+from ctd_core.objectives.plan import LiveTeacher, Objective
+from ctd_core.objectives.positions import logit_objective, one_to_one_places
+from ctd_core.text.segments import Side
+
+SPELLED_TOKENS = 4  # of the teacher's tokens that spell a student token, how many share its probability
+DECAY = 0.1  # the share of each to the one before it
+LEAST = 1e-10  # added to projected probabilities under the logarithm
+
+
+def p_kl(options: PKl, live: LiveTeacher) -> Objective:
+    """KL(teacher ‖ projected student): each student token's probability goes to the teacher's tokens that spell it.
+
+    A token of the same bytes takes all of it; else the first four that spell it share it as 1 : 0.1 : 0.01 : 0.001.
+    What no teacher token takes is lost and the rest normalised. The published code averages over chunks of several
+    tokens as well, and gives a share to an arbitrary entry; here it is the mean over one-to-one chunks alone.
+    """
+    size = len(live.teacher.encoder.spelling.token_bytes)
+    projection = projection_matrix(live.student, live.teacher).coalesce()
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        device = student.device
+        probabilities = student.softmax(1)[:, : projection.shape[1]]
+        projected: Tensor = torch.sparse.mm(projection.to(device, student.dtype), probabilities.T).T
+        logprobs = (projected / projected.sum(1, keepdim=True) + LEAST).log()
+        theirs = teacher[:, :size].log_softmax(1)
+        divergence: Tensor = (theirs.exp() * (theirs - logprobs)).sum(1)
+        return divergence
+
+    return logit_objective(one_to_one_places, loss)
+
+
+def projection_matrix(student: Side, teacher: Side) -> Tensor:
+    """[U, V] sparse float32: column v holds the shares of student token v's probability; they add up to 1."""
+    rows, columns, shares = [], [], []
+    for token, ids in enumerate(old_tokens(student, teacher)):
+        weights = [DECAY**place for place in range(len(ids[:SPELLED_TOKENS]))]
+        rows += ids[:SPELLED_TOKENS]
+        columns += [token] * len(weights)
+        shares += [weight / sum(weights) for weight in weights]
+    size = (len(teacher.encoder.spelling.token_bytes), len(student.encoder.spelling.token_bytes))
+    return torch.sparse_coo_tensor(torch.tensor([rows, columns]), torch.tensor(shares), size, check_invariants=True)
