@@ -147,25 +147,48 @@ def _stage(
 @app.command()
 def inspect(
     student: Annotated[str, typer.Option(help=TOKENIZER_HELP)],
-    teacher: Annotated[str, typer.Option(help=TOKENIZER_HELP)],
+    teacher: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
     text: Annotated[str | None, typer.Option(help="The text to align.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A UTF-8 file that holds it.")] = None,
+    shards: Annotated[str | None, typer.Option(help="In place of a text: prepared shards.")] = None,
+    row: Annotated[int, typer.Option(help="The row of the shards to show.")] = 0,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Merge the chunks, such as '{kind: debiased, gamma: 0.2}'; --teacher is then a model."),
+    ] = None,
     as_json_lines: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
 ) -> None:
-    """Show the chunks of a text on which two tokenizers agree.
+    """Show the chunks of a text on which two tokenizers agree; with a rule, merged, with the teacher's numbers.
 
-    Example: ctd inspect --student bytes --teacher ./SmolLM2-135M-Instruct --text "Hello world"
+    Examples:
+
+    ctd inspect --student bytes --teacher ./SmolLM2-135M-Instruct --text "Hello world" --rule debiased
+
+    ctd inspect --student runs/demo/model --shards runs/demo/prepared/general-… --row 3
     """
-    if (text is None) == (text_file is None):
-        raise UsageError("give either --text or --text-file")
-    from pipelines.inspect import as_json, as_rich, inspect_text
+    if sum(one is not None for one in (text, text_file, shards)) != 1:
+        raise UsageError("give either --text or --text-file, or --shards")
+    if (teacher is None) == (shards is None):
+        raise UsageError("give --teacher with a text, and no --teacher with --shards, which hold its numbers")
+    from pipelines import inspect as shown
 
-    document = _read_text(text_file) if text_file is not None else text
-    inspection = inspect_text(student, teacher, document or "")
+    document = _read_text(text_file) if text_file is not None else text or ""
+    if shards is not None or rule is not None:
+        chosen = read_rule(rule or "finest")
+        if shards is not None:
+            merged = shown.inspect_shards(student, shards, row, chosen)
+        else:
+            merged = shown.inspect_scored(student, teacher or "", document, chosen)
+        if as_json_lines:
+            print(json.dumps(shown.merged_as_json(merged), ensure_ascii=False))
+        else:
+            Console().print(shown.merged_as_table(merged))
+        return
+    inspection = shown.inspect_text(student, teacher or "", document)
     if as_json_lines:
-        print(json.dumps(as_json(inspection), ensure_ascii=False))
+        print(json.dumps(shown.as_json(inspection), ensure_ascii=False))
     else:
-        Console().print(as_rich(inspection), soft_wrap=True)
+        Console().print(shown.as_rich(inspection), soft_wrap=True)
 
 
 @app.command()

@@ -127,9 +127,10 @@ def _sides(config_json: str, trained: Path | None) -> tuple[Side, Side]:
     return _student_side(config, trained), teacher_side(config)
 
 
-def encode(row: dict[str, Any], jobs: list[Job], config_json: str, trained: Path | None) -> dict[str, Any]:
+def encode(row: dict[str, Any], jobs: ray.ObjectRef, config_json: str, trained: Path | None) -> dict[str, Any]:
     """Read a part, encode it twice, align and cut it: a row with the content of its shard."""
-    dataset, part = jobs[row["job"]].dataset, jobs[row["job"]].part
+    job = ray.get(jobs)[row["job"]]
+    dataset, part = job.dataset, job.part
     options = RunConfig.model_validate_json(config_json).prepare
     texts = read_part(dataset.corpus, dataset.parts[part])
     chosen = (
@@ -170,9 +171,9 @@ class Score:
         return row | {"content": shard_bytes(scored).to_pybytes()}
 
 
-def write(row: dict[str, Any], jobs: list[Job]) -> dict[str, Any]:
+def write(row: dict[str, Any], jobs: ray.ObjectRef) -> dict[str, Any]:
     """Write a part's shard."""
-    job = jobs[row["job"]]
+    job = ray.get(jobs)[row["job"]]
     counts = Counts.model_validate_json(row["counts"])
     part = job.dataset.parts[job.part].number
     entry = write_shard(Folder(job.dataset.directory), part, row["content"], counts)
@@ -195,7 +196,8 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
     stream = ray.data.from_items([{"job": n} for n in range(len(jobs))], override_num_blocks=len(jobs))
     config_json = places.config.model_dump_json()
-    stream = stream.map(encode, fn_kwargs={"jobs": jobs, "config_json": config_json, "trained": places.tokenizer})
+    shared = ray.put(jobs)  # they hold the texts of corpora that lie in no files
+    stream = stream.map(encode, fn_kwargs={"jobs": shared, "config_json": config_json, "trained": places.tokenizer})
     if options.targets:
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
@@ -204,7 +206,7 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
-    stream = stream.map(write, fn_kwargs={"jobs": jobs}, num_cpus=0.1)  # finds room beside the scoring actors
+    stream = stream.map(write, fn_kwargs={"jobs": shared}, num_cpus=0.1)  # finds room beside the scoring actors
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0

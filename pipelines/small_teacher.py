@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.utils import logging
 
 from ctd_core.config_file import read_config
 from ctd_core.errors import CtdError
@@ -27,6 +28,7 @@ def make(directory: Path) -> None:
     if directory.exists():
         say(f"{directory} is there already")
         return
+    logging.disable_progress_bar()
     config = read_config(read_recipe(RECIPE), f"recipe {RECIPE}", [])
     untrained = Path(config.teacher.model)
     if not untrained.exists():

@@ -7,6 +7,7 @@ import json
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def plan_parts(corpus: Corpus, part_bytes: int) -> list[Part]:
     if type(corpus) in TEXTS:
         texts = TEXTS[type(corpus)]()
         cuts = _by_size([len(one.text) for one in texts], part_bytes)
-        return [Part(n, source, start, stop, tuple(texts[start:stop])) for n, (source, start, stop) in enumerate(cuts)]
+        return [Part(n, source, start, stop, texts[start:stop]) for n, (source, start, stop) in enumerate(cuts)]
     ranges = list(PLANS[type(corpus)](corpus, part_bytes))
     if not ranges:
         raise UsageError(f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents.")
@@ -246,7 +247,8 @@ def _dataset(corpus: HubDataset) -> Any:
 # --- Texts that are at hand everywhere ----------------------------------------------------------------------------
 
 
-def _stdlib_docs() -> list[SourceText]:
+@cache
+def _stdlib_docs() -> tuple[SourceText, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "turtledemo"}
     found: dict[str, str] = {}
@@ -255,7 +257,7 @@ def _stdlib_docs() -> list[SourceText]:
             name = file.relative_to(root).with_suffix("").as_posix()
             for number, text in enumerate(_docstrings(file.read_text(encoding="utf-8"))):
                 found.setdefault(text, f"{name}:{number}")
-    return [SourceText(place, text) for text, place in found.items()]
+    return tuple(SourceText(place, text) for text, place in found.items())
 
 
 def _docstrings(source: str) -> Iterator[str]:
@@ -266,9 +268,10 @@ def _docstrings(source: str) -> Iterator[str]:
                 yield text
 
 
-def _general() -> list[SourceText]:
+@cache
+def _general() -> tuple[SourceText, ...]:
     lines = resources.files("ctd_core.text").joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
-    return [SourceText(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines)]
+    return tuple(SourceText(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines))
 
 
 PLANS: dict[type[Corpus], Callable[..., Iterator[tuple[str, int, int]]]] = {
@@ -283,4 +286,4 @@ READERS: dict[type[Corpus], Callable[..., Iterator[SourceText | DocumentError]]]
     TextFiles: _read_text_files,
     HubDataset: _read_dataset,
 }
-TEXTS: dict[type[Corpus], Callable[[], list[SourceText]]] = {StdlibDocs: _stdlib_docs, GeneralText: _general}
+TEXTS: dict[type[Corpus], Callable[[], tuple[SourceText, ...]]] = {StdlibDocs: _stdlib_docs, GeneralText: _general}

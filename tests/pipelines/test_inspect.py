@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from ctd_core.text.tokenizers import train_tokenizer
+from tests.models.tiny import llama
+from tests.shards.sets import side, write_set
 from tests.tokenizers import TEXTS
 
 TEXT = "The fox – naïve,\r\n\tand  日本語 👩‍👩‍👧"
@@ -59,3 +61,36 @@ def test_wrong_usage_says_what_is_wrong_and_ends_with_status_2(arguments, messag
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher")
+    tokenizer = train_tokenizer(TEXTS, 500)
+    tokenizer.save_pretrained(path)
+    llama(len(tokenizer)).save_pretrained(path)
+    return str(path)
+
+
+def test_a_rule_merges_the_chunks_and_shows_the_teachers_numbers(teacher_dir):
+    arguments = ("inspect", "--student", "bytes", "--teacher", teacher_dir, "--text", "the fox is here")
+    done = ctd(*arguments, "--rule", "whitespace", "--json")
+    assert done.returncode == 0, done.stderr
+    chunks = json.loads(done.stdout)["chunks"]
+    assert [bytes.fromhex(chunk["bytes"]) for chunk in chunks] == [b"", b"the", b" fox", b" is", b" here", b""]
+    assert all(chunk["teacher_logprob"] < 0 for chunk in chunks[1:])
+    assert all(0 < chunk["boundary_probability"] < 1 for chunk in chunks)
+    shown = ctd(*arguments, "--rule", "{kind: groups, size: 2}")
+    assert "boundary" in shown.stdout
+
+
+def test_rows_of_prepared_shards_are_shown(tmp_path):
+    write_set(tmp_path / "shards", side("bytes"), side("byte-level BPE, 600"), ["the fox", "is here"], parts=1)
+    arguments = ("inspect", "--student", "bytes", "--shards", str(tmp_path / "shards"), "--row")
+    done = ctd(*arguments, "1", "--json")
+    assert done.returncode == 0, done.stderr
+    spelled = b"".join(bytes.fromhex(chunk["bytes"]) for chunk in json.loads(done.stdout)["chunks"])
+    assert spelled == b"is here"
+    beyond = ctd(*arguments, "7")
+    assert beyond.returncode == 2
+    assert "has the rows 0 to 1" in beyond.stderr

@@ -1,0 +1,58 @@
+"""The merged chunks of one row of shards, as text, with the teacher's numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctd_core.align.merging import merge
+from ctd_core.config import AnyChunks
+from ctd_core.shards import schema
+from ctd_core.shards.batches import collate
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.spelling import Spelling
+
+
+@dataclass(frozen=True)
+class MergedText:
+    """One merged chunk. scored: meant for training. The teacher's numbers are None where the shards have no targets.
+
+    teacher_logprob: its log-likelihood. boundary_probability: of a pretoken boundary after it.
+    """
+
+    text_bytes: bytes
+    student_tokens: int
+    teacher_tokens: int
+    scored: bool
+    teacher_logprob: float | None
+    boundary_probability: float | None
+
+
+def merged_text(shards: ShardSet, row: int, rule: AnyChunks, student: Spelling) -> list[MergedText]:
+    """The merged chunks of a row under `rule`; `student` is the spelling of the tokenizer that the shards are for.
+
+    Markers have no bytes. Raises IndexError where there is no such row.
+    """
+    if not 0 <= row < len(shards):
+        raise IndexError(row)
+    chunks = collate(shards, np.array([row])).chunks
+    ids = shards.read(schema.STUDENT_IDS, np.array([row]))[0]
+    merged = merge(rule, chunks.before_whitespace, chunks.teacher_boundary_logprobs, chunks.breaks)
+    student_ends, teacher_ends = np.cumsum(chunks.num_student_tokens), np.cumsum(chunks.num_teacher_tokens)
+    result = []
+    first = student_start = teacher_start = 0
+    for last in merged.last:
+        inside = ids[student_start : student_ends[last]]
+        result.append(
+            MergedText(
+                text_bytes=b"".join(student.token_bytes[token] or b"" for token in inside),
+                student_tokens=int(student_ends[last] - student_start),
+                teacher_tokens=int(teacher_ends[last] - teacher_start),
+                scored=bool(chunks.scored[last]),
+                teacher_logprob=float(chunks.teacher_logprobs[first : last + 1].sum()) if shards.has_targets else None,
+                boundary_probability=(
+                    float(np.exp(chunks.teacher_boundary_logprobs[last])) if shards.has_targets else None
+                ),
+            )
+        )
+        first, student_start, teacher_start = last + 1, student_ends[last], teacher_ends[last]
+    return result

@@ -1,0 +1,31 @@
+"""The merged chunks of a row are its text, in order, whatever the rule."""
+
+import numpy as np
+import pytest
+
+from ctd_core.config import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.evaluation.merged_text import merged_text
+from ctd_core.shards.reading import ShardSet
+from tests.shards.sets import side, texts, write_set
+
+RULES = [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_merged_chunks_spell_the_text_and_add_up(tmp_path, rule):
+    student, documents = side("byte-level BPE, 300"), [text[:60] for text in texts(6)]
+    write_set(tmp_path, student, side("byte-level BPE, 600"), documents, parts=1)
+    shards = ShardSet(tmp_path, verify=True)
+    for row, text in enumerate(documents):
+        shown = merged_text(shards, row, rule, student.encoder.spelling)
+        assert b"".join(one.text_bytes for one in shown) == text.encode()
+        at = np.array([row])
+        assert sum(one.student_tokens for one in shown) == len(shards.read("student_ids", at)[0])
+        assert sum(one.teacher_tokens for one in shown) == len(shards.read("teacher_ids", at)[0])
+        total = shards.read("teacher_chunk_logprobs", at)[0].sum()
+        assert sum(one.teacher_logprob for one in shown) == pytest.approx(total, rel=1e-5)
+        assert not shown[0].scored  # the begin marker
+        if rule.kind == "whitespace":
+            assert all(one.text_bytes[:1] in (b" ", b"\n", b"\t", b"\r") for one in shown[2:-1])
+    with pytest.raises(IndexError):
+        merged_text(shards, 6, rule, student.encoder.spelling)
