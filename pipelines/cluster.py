@@ -36,6 +36,12 @@ def connect(cpus: float, gpus: float, fields: str) -> None:
         )
 
 
+def let_go() -> None:
+    """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
+    if ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+        ray.shutdown()
+
+
 def _join() -> None:
     if ray.is_initialized():
         return

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ import torch
 from pyarrow import ipc
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
+from ctd_core.config import BytesTokenizer, Corpus, RunConfig, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import TopTokens, score_rows
@@ -38,7 +39,7 @@ from ctd_core.shards.manifest import (
     check_dropped,
     tokenizer_fingerprint,
 )
-from ctd_core.text.corpora import held_out_texts, is_unicode, read_part, training_texts
+from ctd_core.text.corpora import Part, held_out_texts, is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
@@ -114,10 +115,13 @@ def teacher_side(config: RunConfig) -> Side:
 
 @dataclass(frozen=True)
 class Job:
-    """One part of one set, for any worker."""
+    """One part of one set, for any worker: a row of the stream holds one, pickled."""
 
-    dataset: DatasetPlan
-    part: int
+    name: str
+    corpus: Corpus
+    held_out_fraction: float | None
+    directory: Path
+    part: Part
 
 
 @cache
@@ -127,16 +131,15 @@ def _sides(config_json: str, trained: Path | None) -> tuple[Side, Side]:
     return _student_side(config, trained), teacher_side(config)
 
 
-def encode(row: dict[str, Any], jobs: ray.ObjectRef, config_json: str, trained: Path | None) -> dict[str, Any]:
+def encode(row: dict[str, Any], config_json: str, trained: Path | None) -> dict[str, Any]:
     """Read a part, encode it twice, align and cut it: a row with the content of its shard."""
-    job = ray.get(jobs)[row["job"]]
-    dataset, part = job.dataset, job.part
+    job: Job = pickle.loads(row["job"])
     options = RunConfig.model_validate_json(config_json).prepare
-    texts = read_part(dataset.corpus, dataset.parts[part])
+    texts = read_part(job.corpus, job.part)
     chosen = (
-        training_texts(dataset.corpus, texts)
-        if dataset.held_out_fraction is None
-        else held_out_texts(dataset.corpus, dataset.held_out_fraction, texts)
+        training_texts(job.corpus, texts)
+        if job.held_out_fraction is None
+        else held_out_texts(job.corpus, job.held_out_fraction, texts)
     )
     documents = (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen)
     rows, counts = build_rows(
@@ -144,7 +147,7 @@ def encode(row: dict[str, Any], jobs: ray.ObjectRef, config_json: str, trained: 
         documents,
         options.student_window_tokens,
         options.teacher_window_tokens,
-        options.split_fraction if dataset.name == TRAIN_SET else 1.0,
+        options.split_fraction if job.name == TRAIN_SET else 1.0,
     )
     return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
@@ -171,33 +174,31 @@ class Score:
         return row | {"content": shard_bytes(scored).to_pybytes()}
 
 
-def write(row: dict[str, Any], jobs: ray.ObjectRef) -> dict[str, Any]:
+def write(row: dict[str, Any]) -> dict[str, Any]:
     """Write a part's shard."""
-    job = ray.get(jobs)[row["job"]]
+    job: Job = pickle.loads(row["job"])
     counts = Counts.model_validate_json(row["counts"])
-    part = job.dataset.parts[job.part].number
-    entry = write_shard(Folder(job.dataset.directory), part, row["content"], counts)
-    return {"job": row["job"], "rows": entry.counts.rows, "text_bytes": entry.counts.text_bytes}
+    entry = write_shard(Folder(job.directory), job.part.number, row["content"], counts)
+    return {"rows": entry.counts.rows, "text_bytes": entry.counts.text_bytes}
 
 
 def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
     jobs = []
-    for dataset in datasets:
-        finished = finished_shards(Folder(dataset.directory))
-        todo = [n for n, part in enumerate(dataset.parts) if shard_file(part.number) not in finished]
+    for one in datasets:
+        finished = finished_shards(Folder(one.directory))
         if finished:
-            say(f"prepare: {dataset.name}: {len(finished)} of {len(dataset.parts)} shards are there already")
-        jobs += [Job(dataset, n) for n in todo]
+            say(f"prepare: {one.name}: {len(finished)} of {len(one.parts)} shards are there already")
+        todo = [part for part in one.parts if shard_file(part.number) not in finished]
+        jobs += [Job(one.name, one.corpus, one.held_out_fraction, one.directory, part) for part in todo]
     if not jobs:
         return
     options = places.config.prepare
     actors = options.scoring_actors if options.targets else 1
     gpus = actors * options.scoring_gpus if options.targets else 0
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
-    stream = ray.data.from_items([{"job": n} for n in range(len(jobs))], override_num_blocks=len(jobs))
+    stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
     config_json = places.config.model_dump_json()
-    shared = ray.put(jobs)  # they hold the texts of corpora that lie in no files
-    stream = stream.map(encode, fn_kwargs={"jobs": shared, "config_json": config_json, "trained": places.tokenizer})
+    stream = stream.map(encode, fn_kwargs={"config_json": config_json, "trained": places.tokenizer})
     if options.targets:
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
@@ -206,7 +207,7 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
-    stream = stream.map(write, fn_kwargs={"jobs": shared}, num_cpus=0.1)  # finds room beside the scoring actors
+    stream = stream.map(write, num_cpus=0.1)  # finds room beside the scoring actors
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0

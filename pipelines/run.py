@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ctd_core.models.export import continue_text
+from pipelines.cluster import let_go
 from pipelines.evaluate import evaluate
 from pipelines.export import export
 from pipelines.places import Places
@@ -25,6 +26,8 @@ def run(places: Places) -> Report:
 
     with timed("prepare"):
         manifests = prepare(places)
+    if not places.config.train.num_workers:
+        let_go()
     with timed("train"):
         train_student(places)
     with timed("evaluate"):
