@@ -212,7 +212,8 @@ class Alm(Options):
         default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"
     )
     average: Literal["chunk", "byte", "token"] = Field(
-        default="chunk", description="what the loss is a mean over: merged chunks, their bytes or their student tokens"
+        default="chunk",
+        description="what the loss is a mean over: merged chunks, their bytes (markers have none) or student tokens",
     )
     leave_out_one_to_one: bool = Field(
         default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ctd_core.config import Options, RunConfig
 from ctd_core.config_file import explain, parse_yaml, read_config
 from ctd_core.errors import UsageError
 from pipelines.cluster import connect, own_errors
-from pipelines.comparison import Row, Trial, as_markdown, plot, row_of
+from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
 from pipelines.places import Places, write_whole
 from pipelines.prepare import prepare
@@ -22,7 +23,7 @@ from pipelines.progress import progress, say
 from pipelines.recipes import read_recipe
 from pipelines.train import METRICS, ensure_student, read_metrics, train_student
 
-TRIAL = "trial.json"
+COST = "cost.json"
 
 
 class Comparison(Options):
@@ -44,6 +45,10 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
         for name, changes in comparison.variants.items()
         for seed in comparison.seeds
     }
+    if not base.config.evaluate.sets:
+        raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to compare by.")
+    if len({places.train for places in trials.values()}) < len(trials):
+        raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
     for (name, _), places in trials.items():
         if places.config.model_copy(update={"train": base.config.train}) != base.config:
             raise UsageError(f"{file}: {name} changes more than train.*, so its figures could not be compared.")
@@ -71,24 +76,25 @@ def read_comparison(file: Path) -> Comparison:
         raise UsageError(f"{file}: " + "\n".join(explain(one) for one in error.errors())) from error
     if (comparison.recipe is None) == (comparison.config is None):
         raise UsageError(f"{file}: give either recipe: NAME or config: FILE.")
+    if comparison.config is not None and not comparison.config.is_file():
+        raise UsageError(f"{file}: config: {comparison.config}: no such file.")
     return comparison
 
 
 def _variant(
     comparison: Comparison, file: Path, changes: dict[str, Any], seed: int, overrides: list[str], name: str = "the run"
 ) -> RunConfig:
-    if comparison.config is not None:
-        text = comparison.config.read_text(encoding="utf-8")
-    else:
-        text = read_recipe(comparison.recipe or "")
+    if "train.seed" in changes:
+        raise UsageError(f"{file}: {name}: the seeds stand in `seeds`, not in a variant.")
+    text = comparison.config.read_text() if comparison.config is not None else read_recipe(comparison.recipe or "")
     own = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
     return read_config(text, f"{file}: {name}", [*overrides, *own, f"train.seed={seed}"])
 
 
 def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, int], Trial]:
     """The results by variant and seed; as many trials at once as there are resources for."""
-    done = {key: Trial.model_validate_json((places.train / TRIAL).read_text()) for key, places in trials.items()
-            if (places.train / TRIAL).exists()}  # fmt: skip
+    files = {key: _trial_file(places) for key, places in trials.items()}
+    done = {key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if file.exists()}
     if done:
         say(f"compare: {len(done)} of {len(trials)} trials are done already")
     if len(done) == len(trials):
@@ -107,12 +113,20 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, in
 
 
 def _trial(places: Places) -> str:
-    train_student(places)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
-    trial = Trial(report=measure(places), seconds_a_step=statistics.median(steps), peak_memory_mb=peak)
-    write_whole(places.train / TRIAL, trial.model_dump_json())
+    cost = places.train / COST
+    if not cost.exists():
+        shutil.rmtree(places.train, ignore_errors=True)  # what a killed trial left: a cost is that of a whole one
+        train_student(places)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
+        write_whole(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
+    trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))
+    write_whole(_trial_file(places), trial.model_dump_json())
     return trial.model_dump_json()
+
+
+def _trial_file(places: Places) -> Path:
+    return places.train / f"trial-{places.evaluation}.json"

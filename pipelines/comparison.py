@@ -11,12 +11,18 @@ from ctd_core.config import Options
 from pipelines.report import Report
 
 
-class Trial(Options):
-    """One variant under one seed: its figures, and what a step of it took."""
+class Cost(Options):
+    """What training took: the median step, and the peak memory of its process (of its GPU, where there is one)."""
 
-    report: Report
     seconds_a_step: float
     peak_memory_mb: float
+
+
+class Trial(Options):
+    """One variant under one seed."""
+
+    report: Report
+    cost: Cost
 
 
 class Row(Options):
@@ -35,8 +41,8 @@ def row_of(variant: str, trials: Sequence[Trial]) -> Row:
             columns.setdefault(f"{name}: distance", []).append(one.student_after.teacher_distance_bits_per_byte)
         if trial.report.gap_closed is not None:
             columns.setdefault("gap closed", []).append(trial.report.gap_closed)
-        columns.setdefault("seconds a step", []).append(trial.seconds_a_step)
-        columns.setdefault("peak memory, MB", []).append(trial.peak_memory_mb)
+        columns.setdefault("seconds a step", []).append(trial.cost.seconds_a_step)
+        columns.setdefault("peak memory, MB", []).append(trial.cost.peak_memory_mb)
     return Row(variant=variant, figures={name: _mean(values) for name, values in columns.items()})
 
 

@@ -70,7 +70,8 @@ def as_json(inspection: Inspection) -> dict[str, object]:
 def inspect_shards(student: str, location: str, row: int, rule: AnyChunks) -> list[MergedText]:
     """The merged chunks of a row of prepared shards. Raises UsageError where there is no such row."""
     shards = ShardSet(location, verify=True)
-    side = make_side(load_tokenizer(student), student, None, None)
+    made_for = shards.manifest.origin.config.get("student", {"begin_token": None, "end_token": None})
+    side = make_side(load_tokenizer(student), student, made_for["begin_token"], made_for["end_token"])
     check_student(shards.manifest, shards.name, side, len(side.encoder.spelling.token_bytes))
     try:
         return merged_text(shards, row, rule, side.encoder.spelling)
@@ -83,6 +84,8 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
     sides = [make_side(load_tokenizer(name), name, None, None) for name in (student, teacher)]
     rows, counts = build_rows(*sides, [plain_document("text", text)], WHOLE, WHOLE)
     check_dropped(counts, 0)
+    if not rows.num_rows:
+        raise UsageError("the text is empty, so there is nothing to merge.")
     model = LogprobModel(load_model(teacher), sides[1].encoder.spelling.begins_pretoken)
     with tempfile.TemporaryDirectory() as location:
         folder = Folder(location)

@@ -79,6 +79,12 @@ class Places:
         data = self.datasets[TRAIN_SET].directory.name
         return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
 
+    @cached_property
+    def evaluation(self) -> str:
+        """Stands for what the student is measured on."""
+        sets = [self.datasets[name].directory.name for name in self.config.evaluate.sets]
+        return fingerprint(self.config.evaluate, sets)
+
     @property
     def model(self) -> Path:
         """The exported student."""

@@ -52,9 +52,9 @@ class Report(Options):
 
 
 def run_stamp(places: Places) -> str:
-    """The training and the step that figures belong to."""
+    """The training, the step and the evaluation that figures belong to."""
     checkpoint = latest_checkpoint(places.train)
-    return f"{places.train.name}/{checkpoint.name if checkpoint else None}"
+    return f"{places.train.name}/{checkpoint.name if checkpoint else None}/{places.evaluation}"
 
 
 def read_report(places: Places) -> Report | None:

@@ -96,11 +96,12 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 
-def live_teacher(places: Places, student: Side, device: torch.device) -> LiveTeacher:
-    """The teacher on `device`, for objectives that compare with it directly."""
+def live_teacher(places: Places, side: Side, student: LogprobModel, device: torch.device) -> LiveTeacher:
+    """The teacher on `device`, for objectives that compare `student`, whose tokenizer is `side`, with it directly."""
     options = places.config.teacher
     model = load_model(options.model, options.revision, options.dtype).to(device)
-    return LiveTeacher(model, student, teacher_side(places.config))
+    hidden_size = student.model.config.get_text_config().hidden_size
+    return LiveTeacher(hidden_size, model, side, teacher_side(places.config))
 
 
 def run_worker(
@@ -129,7 +130,8 @@ def run_worker(
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model) if rank == 0 else {}
 
-    live = live_teacher(places, side, device) if any(isinstance(one, Live) for one in options.objectives) else None
+    asks_live = any(isinstance(one, Live) for one in options.objectives)
+    live = live_teacher(places, side, student, device) if asks_live else None
     train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live)
 
 

@@ -8,7 +8,7 @@ from ctd_core.align.documents import MARKER, AlignedText
 
 
 def most_split(windows: Sequence[AlignedText], fraction: float) -> list[AlignedText]:
-    """Those of `windows` that hold about `fraction` of the student's tokens, in their order.
+    """Those of `windows` that hold at most `fraction` of the student's tokens, one at least, in their order.
 
     They are the ones in which the largest share of text chunks has several student tokens. There the student has to
     learn to say in its own pieces what the teacher says in one; where a chunk is one token that both know, it knows it
@@ -18,7 +18,7 @@ def most_split(windows: Sequence[AlignedText], fraction: float) -> list[AlignedT
         return list(windows)
     tokens = np.array([len(window.student_ids) for window in windows], dtype=np.int64)
     order = np.argsort([-_split_share(window) for window in windows], kind="stable")
-    kept = order[np.cumsum(tokens[order]) <= fraction * tokens.sum()]
+    kept = order[: max(1, np.searchsorted(np.cumsum(tokens[order]), fraction * tokens.sum(), side="right"))]
     return [windows[number] for number in np.sort(kept)]
 
 

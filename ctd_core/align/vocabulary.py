@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from ctd_core.text.spelling import Spelling, ids_by_bytes
 
-NEAREST_AT_ONCE = 1024  # rows of a matrix of distances
+NEAREST_AT_ONCE = 256  # rows of a matrix of distances
 
 
 def exact_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
@@ -38,7 +38,7 @@ def nearest_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
     for start in range(0, len(unmatched), NEAREST_AT_ONCE):
         tokens = unmatched[start : start + NEAREST_AT_ONCE]
         spelled = [theirs[token] for token in tokens]
-        distances = process.cdist(spelled, choices, scorer=Levenshtein.distance, workers=-1)
+        distances = process.cdist(spelled, choices, scorer=Levenshtein.distance, workers=-1, dtype=np.uint16)
         result[tokens] = order[distances.argmin(1)]
     return result
 

@@ -16,7 +16,8 @@ from ctd_core.text.spelling import Spelling
 class MergedText:
     """One merged chunk. scored: meant for training. The teacher's numbers are None where the shards have no targets.
 
-    teacher_logprob: its log-likelihood. boundary_probability: of a pretoken boundary after it.
+    teacher_logprob: its log-likelihood. boundary_probability: of a pretoken boundary after it. Both are None also where
+    the teacher has no token for it.
     """
 
     text_bytes: bytes
@@ -41,6 +42,7 @@ def merged_text(shards: ShardSet, row: int, rule: AnyChunks, student: Spelling) 
     result = []
     first = student_start = teacher_start = 0
     for last in merged.last:
+        asked = shards.has_targets and teacher_ends[last] > teacher_start
         inside = ids[student_start : student_ends[last]]
         result.append(
             MergedText(
@@ -48,10 +50,8 @@ def merged_text(shards: ShardSet, row: int, rule: AnyChunks, student: Spelling) 
                 student_tokens=int(student_ends[last] - student_start),
                 teacher_tokens=int(teacher_ends[last] - teacher_start),
                 scored=bool(chunks.scored[last]),
-                teacher_logprob=float(chunks.teacher_logprobs[first : last + 1].sum()) if shards.has_targets else None,
-                boundary_probability=(
-                    float(np.exp(chunks.teacher_boundary_logprobs[last])) if shards.has_targets else None
-                ),
+                teacher_logprob=float(chunks.teacher_logprobs[first : last + 1].sum()) if asked else None,
+                boundary_probability=float(np.exp(chunks.teacher_boundary_logprobs[last])) if asked else None,
             )
         )
         first, student_start, teacher_start = last + 1, student_ends[last], teacher_ends[last]

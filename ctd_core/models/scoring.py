@@ -1,6 +1,6 @@
 """The teacher's side of approximate likelihood matching: two numbers for each finest chunk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,9 @@ def score_rows(
     no token or no context. The boundary is 0 after markers of no tokens. With `top`, also what TOP_FIELDS say.
     Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
+    if top is not None:
+        padding = np.full(max(0, len(teacher.mask) - len(top.student_ids)), -1, dtype=np.int32)
+        top = replace(top, student_ids=np.append(top.student_ids, padding))
     sides = [_lists(rows, column) for column in (schema.STUDENT_CHUNK_ENDS, schema.TEACHER_CHUNK_ENDS)]
     ids, ends, kinds = _lists(rows, schema.TEACHER_IDS), sides[1], _lists(rows, schema.CHUNK_KINDS)
     one_to_one = [
@@ -125,8 +128,7 @@ def _top_tokens(
     if top is None or not len(positions):
         return counts, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float16)
     teacher_ids, logprobs = top_logprobs(hidden, head_of(teacher.model), top.k)
-    padded = np.append(top.student_ids, np.full(len(teacher.mask), -1, dtype=np.int32))  # the model's padding entries
-    student_ids = padded[teacher_ids.cpu().numpy()]
+    student_ids = top.student_ids[teacher_ids.cpu().numpy()]
     shared = student_ids >= 0
     counts[positions] = shared.sum(1)
     return counts, student_ids[shared], logprobs.cpu().numpy()[shared].astype(np.float16)

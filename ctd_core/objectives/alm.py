@@ -18,7 +18,7 @@ def alm(options: Alm, batch: Batch) -> Plan:
     """The binarised divergence between student and teacher of every scored merged chunk.
 
     Mean over the step's merged chunks (`average: chunk`), or over their bytes or student tokens, each of which then
-    carries the divergence of its merged chunk.
+    carries the divergence of its merged chunk; over bytes, the marker at the end of a text weighs nothing.
     """
     chunks = batch.chunks
     everything = merge(options.chunks, chunks.before_whitespace, chunks.teacher_boundary_logprobs, chunks.breaks)
@@ -48,6 +48,6 @@ def alm(options: Alm, batch: Batch) -> Plan:
             mine = mine + student.boundary[after]
         theirs = torch.from_numpy(teacher).to(device, mine.dtype)
         divergences = binarised_divergence(options.divergence, mine, theirs, options.temperature)
-        return divergences @ torch.from_numpy(weights).to(device, mine.dtype)
+        return (divergences * torch.from_numpy(weights).to(device, mine.dtype)).sum()
 
     return Plan(float(weights.sum()), loss_sum, last if options.boundary else NO_CHUNKS)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config import Gold
 from ctd_core.models.logprobs import token_and_boundary_logprobs
-from ctd_core.objectives.plan import LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.objectives.plan import Indices, LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
 from ctd_core.objectives.positions import last_token_places, sum_over_blocks
 from ctd_core.objectives.uld import sorted_distance
 from ctd_core.shards.batches import Batch
@@ -25,33 +25,30 @@ def gold(options: Gold, live: LiveTeacher) -> Objective:
     """
     sizes = [len(side.encoder.spelling.token_bytes) for side in (live.student, live.teacher)]
     ids = exact_map(live.student.encoder.spelling, live.teacher.encoder.spelling)
-    shared = [torch.from_numpy(one).long() for one in (ids[ids >= 0], np.flatnonzero(ids >= 0))]
-    rest = [_complement(one, size) for one, size in zip(shared, sizes, strict=True)]
+    device = live.model.device
+    same = ids[ids >= 0].astype(np.int64), np.flatnonzero(ids >= 0)
+    shared = [torch.from_numpy(one).to(device) for one in same]
+    others = (np.setdiff1d(np.arange(size), one) for one, size in zip(same, sizes, strict=True))
+    rest = [torch.from_numpy(one).to(device) for one in others]
     weight = len(shared[0]) / sizes[1]
 
     def loss(student: Tensor, teacher: Tensor, before_student: Tensor, before_teacher: Tensor) -> Tensor:
         mine = (student[:, : sizes[0]].log_softmax(1) + before_student[:, None]).exp()
         theirs = (teacher[:, : sizes[1]].log_softmax(1) + before_teacher[:, None]).exp()
-        device = mine.device
-        p, q = mine[:, shared[0].to(device)], theirs[:, shared[1].to(device)]
+        p, q = mine[:, shared[0]], theirs[:, shared[1]]
         logs = [one.clamp(min=LEAST).log() for one in (p, q)]
         matched = (q * (logs[1] - logs[0]) - q + p).sum(1)
-        return weight * matched + (1 - weight) * sorted_distance(
-            mine[:, rest[0].to(device)], theirs[:, rest[1].to(device)]
-        )
+        return weight * matched + (1 - weight) * sorted_distance(mine[:, rest[0]], theirs[:, rest[1]])
 
     def plan(batch: Batch) -> Plan:
         places = last_token_places(batch)
         scored = batch.chunks.scored
-        student_last, teacher_last = (
-            torch.from_numpy(np.cumsum(one[scored]) - 1)
-            for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)
-        )
+        counts = [one[scored] for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)]
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
             assert teacher is not None, "a live objective is planned only where there is a teacher"
-            before_student = _before_last(student.token, student_last.to(student.token.device))
-            before_teacher = _before_last(_teacher_logprobs(batch, teacher), teacher_last.to(student.token.device))
+            before_student = _before_last(student.token, counts[0])
+            before_teacher = _before_last(_teacher_logprobs(batch, teacher), counts[1])
             return sum_over_blocks(places, student, teacher, loss, before_student, before_teacher)
 
         return Plan(len(places.student), loss_sum)
@@ -59,11 +56,13 @@ def gold(options: Gold, live: LiveTeacher) -> Objective:
     return plan
 
 
-def _before_last(token: Tensor, last: Tensor) -> Tensor:
-    """[P], for chunks that end at `last` [P] among all their tokens [Q]: the log-probability of all but the last."""
-    sums = token.cumsum(0)
-    ends = sums[last]
-    return ends - torch.cat([ends.new_zeros(1), ends[:-1]])[: len(ends)] - token[last]
+def _before_last(token: Tensor, counts: Indices) -> Tensor:
+    """[P], for chunks of `counts` [P] of the tokens [Q], in order: the log-probability of all but each one's last."""
+    last = np.cumsum(counts) - 1
+    inside = np.setdiff1d(np.arange(len(token)), last)
+    chunk = np.repeat(np.arange(len(counts)), counts)[inside]
+    at, of = (torch.from_numpy(one).to(token.device) for one in (inside, chunk))
+    return token.new_zeros(len(counts)).index_add(0, of, token[at])
 
 
 @torch.no_grad()
@@ -74,7 +73,3 @@ def _teacher_logprobs(batch: Batch, teacher: TeacherOutputs) -> Tensor:
     return token_and_boundary_logprobs(teacher.hidden, teacher.head, tokens.target_rows, tokens.target_ids, mask, none)[
         0
     ]
-
-
-def _complement(ids: Tensor, size: int) -> Tensor:
-    return torch.from_numpy(np.setdiff1d(np.arange(size), ids.numpy()))

@@ -20,14 +20,13 @@ def mined(options: MinEd, live: LiveTeacher) -> Objective:
     student_spelling = live.student.encoder.spelling
     nearest = torch.from_numpy(nearest_map(student_spelling, live.teacher.encoder.spelling)).long()
     theirs = (nearest >= 0).nonzero()[:, 0]
-    nearest = nearest[theirs]
-    mine = torch.tensor([token for token, raw in enumerate(student_spelling.token_bytes) if raw])
+    device = live.model.device
+    nearest, theirs = nearest[theirs].to(device), theirs.to(device)
+    mine = torch.tensor([token for token, raw in enumerate(student_spelling.token_bytes) if raw], device=device)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        device = student.device
-        probabilities = teacher[:, theirs.to(device)].softmax(1)
-        mapped = torch.zeros_like(student).index_add(1, nearest.to(device), probabilities)[:, mine.to(device)]
-        logprobs = student[:, mine.to(device)].log_softmax(1)
+        mapped = torch.zeros_like(student).index_add(1, nearest, teacher[:, theirs].softmax(1))[:, mine]
+        logprobs = student[:, mine].log_softmax(1)
         return (mapped * (mapped.clamp(min=LEAST).log() - logprobs)).sum(1)
 
     return logit_objective(one_to_one_places, loss)

@@ -14,7 +14,8 @@ def one_to_one_kl(options: OneToOneKl, batch: Batch) -> Plan:
     """KL(teacher ‖ student), or with the sides swapped, over the stored tokens and one bucket for all others.
 
     The stored tokens are those of the teacher's top k whose bytes are a token of the student too. Merging the rest
-    into one bucket bounds the full divergence from below (data processing). Mean over the step's one-to-one chunks.
+    into one bucket bounds the full divergence from below (data processing). Mean over the step's one-to-one chunks
+    that have a stored token; those of whose top tokens the student has none teach nothing.
     Strict one-to-one positions with a top-16 reverse KL: arXiv 2610.08448.
     """
     top = batch.top

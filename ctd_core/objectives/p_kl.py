@@ -22,13 +22,13 @@ def p_kl(options: PKl, live: LiveTeacher) -> Objective:
     tokens as well, and gives a share to an arbitrary entry; here it is the mean over one-to-one chunks alone.
     """
     size = len(live.teacher.encoder.spelling.token_bytes)
-    projection = projection_matrix(live.student, live.teacher).coalesce()
+    projection = projection_matrix(live.student, live.teacher).coalesce().to(live.model.device)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        device = student.device
         probabilities = student.softmax(1)[:, : projection.shape[1]]
-        projected: Tensor = torch.sparse.mm(projection.to(device, student.dtype), probabilities.T).T
-        logprobs = (projected / projected.sum(1, keepdim=True) + LEAST).log()
+        with torch.autocast(student.device.type, enabled=False):
+            projected: Tensor = torch.sparse.mm(projection.to(student.dtype), probabilities.T).T
+        logprobs = (projected / projected.sum(1, keepdim=True).clamp(min=LEAST) + LEAST).log()
         theirs = teacher[:, :size].log_softmax(1)
         divergence: Tensor = (theirs.exp() * (theirs - logprobs)).sum(1)
         return divergence

@@ -38,7 +38,7 @@ class StudentOutputs:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a live teacher says of a batch. hidden: [M, K], its last hidden states; no gradient flows to them."""
+    """What a live teacher says of a batch. hidden: [M, H], its own last hidden states; no gradient flows to them."""
 
     hidden: Tensor
     head: Head
@@ -48,6 +48,7 @@ class TeacherOutputs:
 class LiveTeacher:
     """A teacher loaded beside the student, for objectives that stored targets do not serve; and both tokenizers."""
 
+    student_hidden_size: int
     model: PreTrainedModel
     student: Side
     teacher: Side
@@ -55,7 +56,9 @@ class LiveTeacher:
     @torch.no_grad()
     def outputs(self, batch: Batch) -> TeacherOutputs:
         """The hidden states of the batch's teacher tokens."""
-        hidden = last_hidden(self.model, batch.teacher.input_ids).flatten(0, 1)[batch.teacher.positions]
+        tokens = batch.teacher
+        with torch.autocast(tokens.input_ids.device.type, enabled=False):  # in its own dtype, as stored targets are
+            hidden = last_hidden(self.model, tokens.input_ids).flatten(0, 1)[tokens.positions]
         return TeacherOutputs(hidden, head_of(self.model))
 
 

@@ -24,6 +24,11 @@ def test_everything_is_kept_where_everything_is_asked_for(windows):
     assert most_split(windows, 1.0) == windows
 
 
+def test_a_window_longer_than_its_share_is_kept_where_it_is_the_only_one(windows):
+    assert most_split(windows[:1], 0.1) == windows[:1]
+    assert most_split([], 0.1) == []
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.4, 0.8])
 def test_no_window_left_out_is_split_more_than_one_kept(windows, fraction):
     kept = most_split(windows, fraction)

@@ -1,5 +1,7 @@
 """Objectives that ask a live teacher, against slow sums over places."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,7 @@ class Pair:
         self.shards = ShardSet(location, verify=True)
         sizes = [len(one.encoder.spelling.token_bytes) for one in sides]
         self.student = LogprobModel(llama(sizes[0]), sides[0].encoder.spelling.begins_pretoken)
-        self.live = LiveTeacher(llama(sizes[1], seed=1), *sides)
+        self.live = LiveTeacher(32, llama(sizes[1], seed=1), *sides)
 
     def outputs(self, batch):
         token, _, hidden = self.student(
@@ -200,7 +202,7 @@ def test_gold_compares_whole_chunks(pair):
 def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
     batch = collate(same.shards, ROWS)
     changed = llama(600, seed=5)
-    live = LiveTeacher(changed, same.live.student, same.live.teacher)
+    live = LiveTeacher(32, changed, same.live.student, same.live.teacher)
     planned = make_objective(Kd(kind="kd", temperature=temperature), live)(batch)
     tokens = len(same.live.student.encoder.spelling.token_bytes)
     with torch.no_grad():
@@ -248,5 +250,7 @@ def test_gradients_are_finite_at_extreme_logits(pair, options):
 def test_objectives_that_cannot_be_had_say_so(pair):
     with pytest.raises(UsageError, match="different vocabularies"):
         make_objective(Kd(kind="kd"), pair.live)
+    with pytest.raises(UsageError, match="has 64 of them, the teacher 32"):
+        make_objective(HiddenStates(kind="hidden_states"), replace(pair.live, student_hidden_size=64))
     with pytest.raises(UsageError, match="mined, which needs a teacher"):
         make_objective(MinEd(kind="mined"), None)

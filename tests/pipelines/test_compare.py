@@ -24,7 +24,7 @@ def comparison(config, tmp_path):  # noqa: F811
 def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(comparison, tmp_path):
     output = ctd("compare", "--config", comparison)
     run = tmp_path / "runs" / "tiny"
-    trials = sorted(run.glob("train-*/trial.json"))
+    trials = sorted(run.glob("train-*/trial-*.json"))
     assert len(trials) == 4
     rows = json.loads((run / "comparison-objectives" / "table.json").read_text())
     assert [row["variant"] for row in rows] == ["alm", "sft"]
@@ -51,6 +51,8 @@ def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(com
         ({"variants": {"other data": {"prepare.part_bytes": 3000}}}, "other data changes more than train"),
         ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
         ({"variants": {}}, "variants"),
+        ({"seeds": [1, 1]}, "two seeds, are the same training"),
+        ({"config": "missing.yaml"}, "missing.yaml: no such file"),
         ({"recipe": "small"}, "either recipe: NAME or config: FILE"),
     ],
 )

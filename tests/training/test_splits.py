@@ -1,8 +1,10 @@
 """A step gives the same loss and gradients however its micro-batches are split over workers and accumulation."""
 
 import socket
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,7 +40,7 @@ OBJECTIVES = [
 @cache
 def live_teacher():
     model = llama(600, seed=1, dtype=torch.float64)
-    return LiveTeacher(model, side(STUDENT), side(TEACHER))
+    return LiveTeacher(32, model, side(STUDENT), side(TEACHER))
 
 
 def free_port():
@@ -65,6 +67,59 @@ def one_step(rank, world, location, out):
     if rank == 0:
         gradients = {name: one.grad for name, one in student.named_parameters()}
         torch.save((metrics.losses, metrics.loss, metrics.tokens, gradients), out / f"{world}.pt")
+
+
+def alone(rank, world, port, location, out):
+    """Two steps under DDP of an objective that does not use the output matrix."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    shards = ShardSet(location, verify=False)
+    wrapped = DistributedDataParallel(
+        LogprobModel(llama(300, tied=False), side(STUDENT).encoder.spelling.begins_pretoken)
+    )
+    live = LiveTeacher(32, llama(600, seed=1), side(STUDENT), side(TEACHER))
+    objectives = [WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), live))]
+    stream = micro_batches(shards.student_lengths(), 200, seed=1)
+    for _ in range(2):
+        batch = [collate(shards, next(stream)) for _ in range(world)][rank]
+        wrapped.zero_grad()
+        loss = accumulate_gradients(wrapped, [batch], objectives, live).loss
+    gradients = [one.grad for one in wrapped.parameters()]
+    torch.save((loss, [one.abs().sum() for one in gradients]), out / f"alone-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_an_objective_without_the_output_matrix_works_under_ddp(tmp_path):
+    write_set(tmp_path / "shards", side(STUDENT), side(TEACHER), texts(40))
+    mp.spawn(alone, (2, free_port(), tmp_path / "shards", tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"alone-{rank}.pt") for rank in (0, 1))
+    assert first[0] == second[0] > 0
+    assert first[1] == second[1]  # reduced over both workers
+
+
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda one: one.kind)
+def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
+    student, teacher = side(STUDENT), side(TEACHER)
+    models = [LogprobModel(llama(size, seed=seed), one.encoder.spelling.begins_pretoken)
+              for size, seed, one in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
+    top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    write_set(tmp_path, student, teacher, texts(8), parts=1, teacher_model=models[1], top=top)
+    live = LiveTeacher(32, models[1].model, student, teacher)
+    batch = collate(ShardSet(tmp_path, verify=True), np.arange(6))
+    planned = make_objective(options, live)(batch)
+    dtypes = []
+
+    def watched(outputs, teacher_outputs):
+        total = planned.loss_sum(outputs, teacher_outputs)
+        dtypes.append(total.dtype)
+        return total
+
+    objective = WeightedObjective(1.0, lambda _: replace(planned, loss_sum=watched))
+    rounded = accumulate_gradients(models[0], [batch], [objective], live, torch.bfloat16).loss
+    exact = accumulate_gradients(models[0], [batch], [objective], live).loss
+    assert dtypes == [torch.float32] * 2
+    assert rounded == pytest.approx(exact, rel=0.05, abs=0.02)
 
 
 def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path):
