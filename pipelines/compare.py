@@ -47,7 +47,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     }
     if not base.config.evaluate.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to compare by.")
-    if len({places.train for places in trials.values()}) < len(trials):
+    if len({places.train for places in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
         raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
     for (name, _), places in trials.items():
         if places.config.model_copy(update={"train": base.config.train}) != base.config:
