@@ -70,6 +70,6 @@ def _teacher_logprobs(batch: Batch, teacher: TeacherOutputs) -> Tensor:
     """[R], the teacher's log-probability of each of its tokens in scored chunks."""
     tokens, none = batch.teacher, batch.teacher.target_rows[:0]
     mask = torch.zeros(len(teacher.head.weight), dtype=torch.bool, device=teacher.hidden.device)
-    return token_and_boundary_logprobs(teacher.hidden, teacher.head, tokens.target_rows, tokens.target_ids, mask, none)[
-        0
-    ]
+    asked = (tokens.target_rows, tokens.target_ids, mask, none)
+    token, _ = token_and_boundary_logprobs(teacher.hidden, teacher.head, *asked)
+    return token

@@ -18,7 +18,6 @@ def hidden_states(options: HiddenStates, live: LiveTeacher) -> Objective:
     The mean squares are over the chunk ends of the same row, so that nothing depends on how a step is split. Mean over
     the step's scored chunks. Raises UsageError where the two hidden sizes differ.
     """
-
     teacher_hidden_size = live.model.config.get_text_config().hidden_size
     if live.student_hidden_size != teacher_hidden_size:
         raise UsageError(
