@@ -4,9 +4,6 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,21 +12,18 @@ import torch
 from pyarrow import ipc
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import BytesTokenizer, Corpus, RunConfig, TrainedTokenizer
+from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import TopTokens, score_rows
 from ctd_core.models.student import LogprobModel
-from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import (
     Folder,
     finished_shards,
     is_finished,
     read_manifest,
-    shard_bytes,
     shard_file,
     write_manifest,
-    write_shard,
 )
 from ctd_core.shards.manifest import (
     Counts,
@@ -39,10 +33,11 @@ from ctd_core.shards.manifest import (
     check_dropped,
     tokenizer_fingerprint,
 )
-from ctd_core.text.corpora import Part, held_out_texts, is_unicode, read_part, training_texts
-from ctd_core.text.segments import Side, make_side, plain_document
+from ctd_core.text.corpora import is_unicode, read_part, training_texts
+from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
+from pipelines.parts import Job, encode, encode_and_write, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places, whole_directory
 from pipelines.progress import progress, say
 
@@ -89,13 +84,9 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
 
 def student_side(places: Places) -> Side:
     """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
-    return _student_side(places.config, places.tokenizer)
-
-
-def _student_side(config: RunConfig, trained: Path | None) -> Side:
-    options = config.student
+    options = places.config.student
     if isinstance(options.tokenizer, TrainedTokenizer):
-        name, revision = str(trained), None
+        name, revision = str(places.tokenizer), None
     elif isinstance(options.tokenizer, BytesTokenizer):
         name, revision = "bytes", None
     else:
@@ -110,59 +101,17 @@ def teacher_side(config: RunConfig) -> Side:
     return make_side(tokenizer, options.model, options.begin_token, options.end_token)
 
 
-# --- What runs on the cluster ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """One part of one set, for any worker: a row of the stream holds one, pickled."""
-
-    name: str
-    corpus: Corpus
-    held_out_fraction: float | None
-    directory: Path
-    part: Part
-
-
-@cache
-def _sides(config_json: str, trained: Path | None) -> tuple[Side, Side]:
-    """Tokenizers are loaded once a process."""
-    config = RunConfig.model_validate_json(config_json)
-    return _student_side(config, trained), teacher_side(config)
-
-
-def encode(row: dict[str, Any], config_json: str, trained: Path | None) -> dict[str, Any]:
-    """Read a part, encode it twice, align and cut it: a row with the content of its shard."""
-    job: Job = pickle.loads(row["job"])
-    options = RunConfig.model_validate_json(config_json).prepare
-    texts = read_part(job.corpus, job.part)
-    chosen = (
-        training_texts(job.corpus, texts)
-        if job.held_out_fraction is None
-        else held_out_texts(job.corpus, job.held_out_fraction, texts)
-    )
-    documents = (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen)
-    rows, counts = build_rows(
-        *_sides(config_json, trained),
-        documents,
-        options.student_window_tokens,
-        options.teacher_window_tokens,
-        options.split_fraction if job.name == TRAIN_SET else 1.0,
-    )
-    return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
-
-
 class Score:
-    """The teacher, held by an actor; adds its two numbers a chunk to a part's rows."""
+    """The teacher, held by an actor: adds its two numbers a chunk to a part's rows and writes their shard."""
 
-    def __init__(self, config_json: str, trained: Path | None) -> None:
+    def __init__(self, config_json: str, sides: ray.ObjectRef) -> None:
         config = RunConfig.model_validate_json(config_json)
         self._options = config.prepare
         device = torch.device("cuda" if config.prepare.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.prepare.scoring_actors))
         model = load_model(config.teacher.model, config.teacher.revision, config.teacher.dtype).to(device)
-        student, teacher = _sides(config_json, trained)
+        student, teacher = shared_sides(sides)
         self._teacher = LogprobModel(model, teacher.encoder.spelling.begins_pretoken)
         spellings = student.encoder.spelling, teacher.encoder.spelling
         self._top = TopTokens(config.prepare.top_k, exact_map(*spellings)) if config.prepare.top_k else None
@@ -171,15 +120,7 @@ class Score:
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
             rows = reader.get_batch(0)
         scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens, self._top)
-        return row | {"content": shard_bytes(scored).to_pybytes()}
-
-
-def write(row: dict[str, Any]) -> dict[str, Any]:
-    """Write a part's shard."""
-    job: Job = pickle.loads(row["job"])
-    counts = Counts.model_validate_json(row["counts"])
-    entry = write_shard(Folder(job.directory), job.part.number, row["content"], counts)
-    return {"rows": entry.counts.rows, "text_bytes": entry.counts.text_bytes}
+        return write_part(pickle.loads(row["job"]), scored, Counts.model_validate_json(row["counts"]))
 
 
 def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
@@ -189,7 +130,8 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
         if finished:
             say(f"prepare: {one.name}: {len(finished)} of {len(one.parts)} shards are there already")
         todo = [part for part in one.parts if shard_file(part.number) not in finished]
-        jobs += [Job(one.name, one.corpus, one.held_out_fraction, one.directory, part) for part in todo]
+        split = places.config.prepare.split_fraction if one.name == TRAIN_SET else 1.0
+        jobs += [Job(one.corpus, one.held_out_fraction, split, one.directory, part) for part in todo]
     if not jobs:
         return
     options = places.config.prepare
@@ -197,17 +139,19 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
     gpus = actors * options.scoring_gpus if options.targets else 0
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
-    config_json = places.config.model_dump_json()
-    stream = stream.map(encode, fn_kwargs={"config_json": config_json, "trained": places.tokenizer})
+    sides = ray.put((student_side(places), teacher_side(places.config)))
+    alike = {"sides": sides, "options": options}
     if options.targets:
+        stream = stream.map(encode, fn_kwargs=alike)
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
             Score,
-            fn_constructor_kwargs={"config_json": config_json, "trained": places.tokenizer},
+            fn_constructor_kwargs={"config_json": places.config.model_dump_json(), "sides": sides},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
-    stream = stream.map(write, num_cpus=0.1)  # finds room beside the scoring actors
+    else:
+        stream = stream.map(encode_and_write, fn_kwargs=alike)
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,8 @@ from ctd_core.text.spelling import PRETOKEN_STARTS
 
 # What chunk_kinds holds, as flags.
 SCORED, MARKER, BEFORE_WHITESPACE = 1, 2, 4
-WHITESPACE_BYTES = np.frombuffer(b"".join(PRETOKEN_STARTS), dtype=np.uint8)
+KINDS_BY_FOLLOWING_BYTE = np.zeros(256, dtype=np.uint8)
+KINDS_BY_FOLLOWING_BYTE[list(b"".join(PRETOKEN_STARTS))] = BEFORE_WHITESPACE
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,20 @@ def align_documents(student: Side, teacher: Side, documents: Sequence[Document])
     aligned = finest_chunks([pair.student.byte_ends for pair in good], [pair.teacher.byte_ends for pair in good])
     chunks = iter(aligned)
     pieces = iter([pair if isinstance(pair, DocumentError) else _text_piece(pair, next(chunks)) for pair in pairs])
-    results: list[AlignedText | DocumentError] = []
-    for document in documents:
+    marker_piece = cache(lambda role: _marker_piece(role, student, teacher))
+    failed: dict[int, DocumentError] = {}
+    whole: list[tuple[Document, list[_Piece]]] = []
+    for number, document in enumerate(documents):
         parts = [
-            _marker_piece(segment, student, teacher) if isinstance(segment, Marker) else next(pieces)
-            for segment in document.segments
+            marker_piece(segment.role) if isinstance(segment, Marker) else next(pieces) for segment in document.segments
         ]
-        failed = next((part for part in parts if isinstance(part, DocumentError)), None)
-        results.append(failed or _join(document, [part for part in parts if isinstance(part, AlignedText)]))
-    return results
+        errors = [part for part in parts if isinstance(part, DocumentError)]
+        if errors:
+            failed[number] = errors[0]
+        else:
+            whole.append((document, [part for part in parts if isinstance(part, _Piece)]))
+    joined = iter(_joined(whole))
+    return [failed[number] if number in failed else next(joined) for number in range(len(documents))]
 
 
 def cut_windows(
@@ -97,40 +105,75 @@ def cut_windows(
     return windows
 
 
-def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> AlignedText:
+class _Piece(NamedTuple):
+    """A segment of a document: what AlignedText says, but that its chunks' ends count from its own beginning."""
+
+    student_ids: npt.NDArray[np.int32]
+    teacher_ids: npt.NDArray[np.int32]
+    student_chunk_ends: npt.NDArray[np.int64]
+    teacher_chunk_ends: npt.NDArray[np.int64]
+    chunk_kinds: npt.NDArray[np.uint8]
+    chunk_byte_ends: npt.NDArray[np.int64]
+
+
+def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
     following = np.frombuffer(pair.text_bytes + b" ", dtype=np.uint8)[chunks.byte_ends]
-    before_whitespace = np.isin(following, WHITESPACE_BYTES)
-    kinds = np.where(before_whitespace, BEFORE_WHITESPACE, 0).astype(np.uint8)
-    ends = (chunks.student_ends.astype(np.int32), chunks.teacher_ends.astype(np.int32))
-    lengths = np.diff(chunks.byte_ends, prepend=0).astype(np.int32)
-    return AlignedText("", pair.student.ids, pair.teacher.ids, *ends, kinds, lengths)
+    kinds = KINDS_BY_FOLLOWING_BYTE[following]
+    return _Piece(pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, chunks.byte_ends)
 
 
-def _marker_piece(marker: Marker, student: Side, teacher: Side) -> AlignedText:
-    mine, theirs = (np.array(side.markers.get(marker.role, ()), dtype=np.int32) for side in (student, teacher))
+def _marker_piece(role: str, student: Side, teacher: Side) -> _Piece:
+    mine, theirs = (np.array(side.markers.get(role, ()), dtype=np.int32) for side in (student, teacher))
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
-    my_end, their_end = (np.array([len(ids)], dtype=np.int32) for ids in (mine, theirs))
-    return AlignedText("", mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int32))
+    my_end, their_end = (np.array([len(ids)]) for ids in (mine, theirs))
+    return _Piece(mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int64))
 
 
-def _join(document: Document, pieces: list[AlignedText]) -> AlignedText:
-    student_ids, student_ends = _joined([(piece.student_ids, piece.student_chunk_ends) for piece in pieces])
-    teacher_ids, teacher_ends = _joined([(piece.teacher_ids, piece.teacher_chunk_ends) for piece in pieces])
-    scored = np.repeat([segment.scored for segment in document.segments], [len(piece.chunk_kinds) for piece in pieces])
-    for ends in (student_ends, teacher_ends):
-        begins = np.concatenate([[0], ends[:-1]])
-        scored &= (begins > 0) & (ends > begins)  # context before it, and a token of its own
+def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedText]:
+    """The pieces of each document one behind the other, in one pass over all documents."""
+    pieces = [piece for _, parts in documents for piece in parts]
+    if not pieces:
+        return []
+    first_pieces = np.cumsum([0, *(len(parts) for _, parts in documents)])
+    chunk_counts = np.array([len(piece.chunk_kinds) for piece in pieces])
+    chunk_cuts = _starts(chunk_counts)[first_pieces]
+    scored = np.repeat([segment.scored for document, _ in documents for segment in document.segments], chunk_counts)
+    ids, cuts, ends = [], [], []
+    for my_ids, my_ends in (
+        ([piece.student_ids for piece in pieces], [piece.student_chunk_ends for piece in pieces]),
+        ([piece.teacher_ids for piece in pieces], [piece.teacher_chunk_ends for piece in pieces]),
+    ):
+        starts = _starts([len(one) for one in my_ids])
+        within = starts[:-1] - np.repeat(starts[first_pieces[:-1]], np.diff(first_pieces))
+        ends.append((np.concatenate(my_ends) + np.repeat(within, chunk_counts)).astype(np.int32))
+        begins = np.concatenate([[0], ends[-1][:-1]])
+        begins[chunk_cuts[:-1]] = 0
+        scored &= (begins > 0) & (ends[-1] > begins)  # context before it, and a token of its own
+        ids.append(np.concatenate(my_ids))
+        cuts.append(starts[first_pieces])
     kinds = np.concatenate([piece.chunk_kinds for piece in pieces])
     kinds[scored] |= SCORED
-    lengths = np.concatenate([piece.chunk_bytes for piece in pieces])
-    return AlignedText(document.id, student_ids, teacher_ids, student_ends, teacher_ends, kinds, lengths)
+    byte_ends = np.concatenate([piece.chunk_byte_ends for piece in pieces])
+    lengths = np.diff(byte_ends, prepend=0)
+    piece_starts = _starts(chunk_counts)[:-1]
+    lengths[piece_starts] = byte_ends[piece_starts]
+    lengths = lengths.astype(np.int32)
+    results = []
+    for number, (document, _) in enumerate(documents):
+        mine, theirs = (slice(cut[number], cut[number + 1]) for cut in cuts)
+        chunks = slice(chunk_cuts[number], chunk_cuts[number + 1])
+        results.append(
+            AlignedText(
+                document.id, ids[0][mine], ids[1][theirs], ends[0][chunks], ends[1][chunks], kinds[chunks],
+                lengths[chunks],
+            )
+        )  # fmt: skip
+    return results
 
 
-def _joined(pieces: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]) -> list[npt.NDArray[np.int32]]:
-    """The ids of all pieces, and their chunks' ends counted from the beginning of the first."""
-    starts = np.cumsum([0, *(len(ids) for ids, _ in pieces[:-1])])
-    ends = [ends + start for (_, ends), start in zip(pieces, starts, strict=True)]
-    return [np.concatenate([ids for ids, _ in pieces]), np.concatenate(ends).astype(np.int32)]
+def _starts(counts: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of several consecutive stretches begins, and where the last one ends."""
+    return np.cumsum([0, *counts])
 
 
 def _window(document: AlignedText, first: int, start: int, stop: int) -> AlignedText:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError, TokenizerError
 from ctd_core.text.normalisation import canonical_form, content_normaliser
-from ctd_core.text.spelling import spell_vocabulary
+from ctd_core.text.spelling import spell, spell_vocabulary
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,32 @@ class TextEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
-        self._bytes = [raw or b"" for raw in self.spelling.token_bytes]
         self._invents_space = self._find_invented_space()
 
     def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
         """The encoding of each of `texts`, or the reason why there is none that spells it."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._checked(text.encode(), encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
+        byte_ends = np.cumsum(self.spelling.lengths_bytes[flat])
+        spelled = spell(self.spelling, flat)
+        results: list[EncodedText | DocumentError] = []
+        token = byte = 0
+        for text, mine in zip(texts, ids, strict=True):
+            ends = byte_ends[token : token + len(mine)] - byte
+            token, stop = token + len(mine), byte + (int(ends[-1]) if len(mine) else 0)
+            results.append(self._checked(text.encode(), spelled[byte:stop], EncodedText(mine, ends)))
+            byte = stop
+        return results
 
-    def _checked(self, text_bytes: bytes, ids: list[int]) -> EncodedText | DocumentError:
-        spelled = b"".join([self._bytes[token_id] for token_id in ids])
-        invented = 0
-        if spelled != text_bytes:
-            if not (self._invents_space and spelled == b" " + text_bytes):
-                return self._misspelled(text_bytes, spelled, ids)
-            invented = 1
-        array = np.array(ids, dtype=np.int32)
-        return EncodedText(array, np.cumsum(self.spelling.lengths_bytes[array]) - invented)
+    def _checked(self, text_bytes: bytes, spelled: bytes, encoded: EncodedText) -> EncodedText | DocumentError:
+        if spelled == text_bytes:
+            return encoded
+        if self._invents_space and spelled == b" " + text_bytes:
+            return EncodedText(encoded.ids, encoded.byte_ends - 1)
+        return self._misspelled(text_bytes, spelled, encoded.ids)
 
-    def _misspelled(self, text_bytes: bytes, spelled: bytes, ids: list[int]) -> DocumentError:
+    def _misspelled(self, text_bytes: bytes, spelled: bytes, ids: npt.NDArray[np.int32]) -> DocumentError:
         at = next(
             (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
             min(len(text_bytes), len(spelled)),
@@ -82,7 +89,7 @@ class TextEncoder:
     def _find_invented_space(self) -> bool:
         """Whether the tokenizer begins a text with a space of its own; raises where it loses even plain letters."""
         ids = self._backend.encode("a", add_special_tokens=False).ids
-        spelled = b"".join(self._bytes[token_id] for token_id in ids)
+        spelled = spell(self.spelling, np.array(ids, dtype=np.int32))
         if spelled not in (b"a", b" a"):
             raise TokenizerError(
                 f"{self.name}: the tokens of 'a' spell {spelled!r}, so this tokenizer cannot spell its input. "

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,24 @@ class Spelling:
     lengths_bytes: npt.NDArray[np.int64]
     is_special: npt.NDArray[np.bool_]
     begins_pretoken: npt.NDArray[np.bool_]
+
+    @cached_property
+    def joined(self) -> npt.NDArray[np.uint8]:
+        """The bytes of all tokens one behind the other."""
+        return np.frombuffer(b"".join(raw or b"" for raw in self.token_bytes), dtype=np.uint8)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """[V], where each token begins in `joined`."""
+        return np.cumsum(self.lengths_bytes) - self.lengths_bytes
+
+
+def spell(spelling: Spelling, ids: npt.NDArray[np.int32]) -> bytes:
+    """What the tokens `ids` [S] spell together."""
+    lengths = spelling.lengths_bytes[ids]
+    before = np.cumsum(lengths) - lengths
+    places = np.repeat(spelling.starts[ids] - before, lengths)
+    return spelling.joined[places + np.arange(len(places))].tobytes()
 
 
 def ids_by_bytes(spelling: Spelling) -> dict[bytes, int]:

@@ -1,0 +1,75 @@
+"""What a worker of `ctd prepare` does to one part of a corpus. Light to import: it brings no torch into the worker."""
+
+import pickle
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from ctd_core.config import Corpus, Prepare
+from ctd_core.errors import DocumentError
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_shard
+from ctd_core.shards.manifest import Counts
+from ctd_core.text.corpora import Part, held_out_texts, read_part, training_texts
+from ctd_core.text.segments import Side, plain_document
+
+
+@dataclass(frozen=True)
+class Job:
+    """One part of one set, for any worker: a row of the stream holds one, pickled.
+
+    held_out_fraction: how much of what the corpus holds out; None for the rest.
+    split_fraction: how much of what was cut to keep, see align.selection.
+    """
+
+    corpus: Corpus
+    held_out_fraction: float | None
+    split_fraction: float
+    directory: Path
+    part: Part
+
+
+@cache
+def shared_sides(sides: ray.ObjectRef) -> tuple[Side, Side]:
+    """Student and teacher side as the driver made them, fetched once a process."""
+    student, teacher = ray.get(sides)
+    return student, teacher
+
+
+def align_part(job: Job, sides: ray.ObjectRef, options: Prepare) -> tuple[pa.RecordBatch, Counts]:
+    """Read a part, encode it twice, align and cut it: the content of its shard but for the teacher's numbers."""
+    texts = read_part(job.corpus, job.part)
+    chosen = (
+        training_texts(job.corpus, texts)
+        if job.held_out_fraction is None
+        else held_out_texts(job.corpus, job.held_out_fraction, texts)
+    )
+    return build_rows(
+        *shared_sides(sides),
+        (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen),
+        options.student_window_tokens,
+        options.teacher_window_tokens,
+        job.split_fraction,
+    )
+
+
+def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:
+    """Write a part's shard; a row for the progress bar."""
+    write_shard(Folder(job.directory), job.part.number, shard_bytes(rows), counts)
+    return {"text_bytes": counts.text_bytes}
+
+
+def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
+    """A part aligned, as a row for the teacher."""
+    rows, counts = align_part(pickle.loads(row["job"]), sides, options)
+    return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
+
+
+def encode_and_write(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
+    """A part aligned and written in one task, where no teacher is asked."""
+    job: Job = pickle.loads(row["job"])
+    return write_part(job, *align_part(job, sides, options))
