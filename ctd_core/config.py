@@ -282,8 +282,14 @@ class HiddenStates(Live):
     kind: Literal["hidden_states"]
 
 
+class Dskd(Live):
+    """Dual-space distillation: attention from one side's tokens to the other's, projections (arXiv 2406.17328)."""
+
+    kind: Literal["dskd"]
+
+
 AnyObjective = Annotated[
-    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates, Field(discriminator="kind")
+    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
 ]
 
 
@@ -304,6 +310,13 @@ class Train(Options):
     embedding_learning_rate: float | None = Field(
         default=None, gt=0, description="for embeddings and head, where it differs"
     )
+    projection_learning_rate: float = Field(
+        default=1e-3, gt=0, description="for projections between hidden sizes that an objective trains along (dskd)"
+    )
+    weighting: Literal["fixed", "gradient_magnitude"] = Field(
+        default="fixed",
+        description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
+    )
     warmup_steps: int = Field(default=0, ge=0)
     final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -323,6 +336,16 @@ class Train(Options):
             raise ValueError(
                 f"micro_batches is {self.micro_batches} and num_workers {self.num_workers}: each worker takes the same "
                 "number of micro-batches a step, so the first must be a multiple of the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_weight_is_ignored(self) -> "Train":
+        weighted = [one.kind for one in self.objectives if one.weight != 1]
+        if self.weighting == "gradient_magnitude" and (weighted or len(self.objectives) < 2):
+            raise ValueError(
+                "weighting: gradient_magnitude finds the weights of several objectives itself"
+                + (f", so the weight of {weighted[0]} would be ignored: leave it out" if weighted else ": name several")
             )
         return self
 

@@ -48,6 +48,12 @@ def last_hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return hidden
 
 
+def last_layer(model: PreTrainedModel) -> nn.Module:
+    """The last of the model's layers: the last module of its longest list of modules."""
+    lists = [one for one in model.base_model.modules() if isinstance(one, nn.ModuleList)]
+    return max(lists, key=len)[-1]
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel, name: str) -> None:
     """Raises CtdError where the logits of `head_of` are not the model's own: its architecture does something more."""

@@ -10,13 +10,17 @@ from ctd_core.models.logprobs import token_and_boundary_logprobs
 
 
 class LogprobModel(nn.Module):
-    """A causal language model that answers with log-probabilities. `begins_pretoken`: [tokens] bool, see Spelling."""
+    """A causal language model that answers with log-probabilities. `begins_pretoken`: [tokens] bool, see Spelling.
+
+    projections: modules of the objectives that are trained along with the model and are no part of it.
+    """
 
     def __init__(self, model: PreTrainedModel, begins_pretoken: npt.NDArray[np.bool_]) -> None:
         super().__init__()
         self.model = model
         self.mask: Tensor
         self.register_buffer("mask", vocabulary_mask(begins_pretoken, model), persistent=False)
+        self.projections = nn.ModuleList()
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, token_rows: Tensor, token_ids: Tensor, boundary_rows: Tensor

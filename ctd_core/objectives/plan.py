@@ -25,7 +25,7 @@ class StudentOutputs:
     token: [Q], log-probability of each target. chunk: [C], sums over each finest chunk's tokens.
     boundary: [C], log-probability that a pretoken boundary follows, 0 at chunks where no plan asked.
     top: [E], log-probability of each of the teacher's stored top tokens, empty where no plan asked.
-    hidden: [N, H], its last hidden states. head: what turns them into logits.
+    hidden: [N, H], its last hidden states. head: what turns them into logits. embeddings: [V, H], its inputs.
     """
 
     token: Tensor
@@ -34,14 +34,19 @@ class StudentOutputs:
     top: Tensor
     hidden: Tensor
     head: Head
+    embeddings: Tensor
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a live teacher says of a batch. hidden: [M, H], its own last hidden states; no gradient flows to them."""
+    """What a live teacher says of a batch; no gradient flows to it.
+
+    hidden: [M, H], its own last hidden states. head, embeddings: as the student's.
+    """
 
     hidden: Tensor
     head: Head
+    embeddings: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class LiveTeacher:
         tokens = batch.teacher
         with torch.autocast(tokens.input_ids.device.type, enabled=False):  # in its own dtype, as stored targets are
             hidden = last_hidden(self.model, tokens.input_ids).flatten(0, 1)[tokens.positions]
-        return TeacherOutputs(hidden, head_of(self.model))
+        return TeacherOutputs(hidden, head_of(self.model), self.model.get_input_embeddings().weight)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Plan:
     needs_top: bool = False
 
 
-Objective = Callable[[Batch], Plan]
+Objective = Callable[[Batch], Plan]  # a torch module where the objective has projections that are trained along
 
 
 def boundary_chunks(plans: Sequence[Plan]) -> Indices:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ctd_core.models.logprobs import logits_of
+from ctd_core.models.logprobs import Head, logits_of
 from ctd_core.objectives.plan import Objective, Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 
@@ -85,13 +85,23 @@ def sum_over_blocks(
     places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: Callable[..., Tensor], *extras: Tensor
 ) -> Tensor:
     """Σ over P places of `loss(student logits, teacher logits, *extras)`, each extra [P] cut like the places."""
+    hidden = student.hidden[places.student], teacher.hidden[places.teacher]
+    total = sum_over_logits((student.head, teacher.head), hidden, loss, *extras)
+    return total + student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
+
+
+def sum_over_logits(
+    heads: tuple[Head, Head], hidden: tuple[Tensor, Tensor], loss: Callable[..., Tensor], *extras: Tensor
+) -> Tensor:
+    """Σ over P rows of `loss(logits, other logits, *extras)`, logits of hidden states [P, H] by the head of each.
+
+    Logits exist for a block of rows at a time, and are computed again for the gradients.
+    """
 
     def block_sum(mine: Tensor, theirs: Tensor, *more: Tensor) -> Tensor:
-        return loss(logits_of(mine, student.head), logits_of(theirs, teacher.head), *more).sum()
+        return loss(logits_of(mine, heads[0]), logits_of(theirs, heads[1]), *more).sum()
 
-    size = max(16, BLOCK_BYTES // (4 * (student.head.weight.shape[0] + teacher.head.weight.shape[0])))
-    total = student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
-    blocks = (torch.split(one, size) for one in (places.student, places.teacher, *extras))
-    for mine, theirs, *more in zip(*blocks, strict=True):
-        total = total + checkpoint(block_sum, student.hidden[mine], teacher.hidden[theirs], *more, use_reentrant=False)
-    return total
+    size = max(16, BLOCK_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
+    blocks = [torch.split(one, size) for one in (*hidden, *extras)]
+    sums = [checkpoint(block_sum, *block, use_reentrant=False) for block in zip(*blocks, strict=True)]
+    return torch.stack(sums).sum()

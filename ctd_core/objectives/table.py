@@ -6,8 +6,9 @@ from functools import partial
 from ctd_core.config import AnyObjective, Live
 from ctd_core.errors import UsageError
 from ctd_core.objectives.alm import alm
+from ctd_core.objectives.dskd import Dskd
 from ctd_core.objectives.gold import gold
-from ctd_core.objectives.hidden_states import hidden_states
+from ctd_core.objectives.hidden_states import HiddenStates
 from ctd_core.objectives.kd import kd
 from ctd_core.objectives.mined import mined
 from ctd_core.objectives.one_to_one import one_to_one_kl
@@ -18,8 +19,9 @@ from ctd_core.objectives.uld import uld
 
 STORED: dict[str, Callable[..., Plan]] = {"alm": alm, "one_to_one_kl": one_to_one_kl, "sft": sft}
 LIVE: dict[str, Callable[..., Objective]] = {
+    "dskd": Dskd,
     "gold": gold,
-    "hidden_states": hidden_states,
+    "hidden_states": HiddenStates,
     "kd": kd,
     "mined": mined,
     "p_kl": p_kl,

@@ -8,18 +8,20 @@ import torch
 from torch import nn
 
 from ctd_core.errors import CtdError
+from ctd_core.models.student import LogprobModel
 
 STATE = "state.pt"
 
 
-def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
+def save_checkpoint(directory: Path, student: LogprobModel, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
     """Write into `directory`, which has to exist; the file is there whole or not at all.
 
     The position in the data and the learning rate follow from the number of steps.
     """
     state = {
         "steps_done": steps_done,
-        "model": model.state_dict(),
+        "model": student.model.state_dict(),
+        "projections": student.projections.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
     }
@@ -35,10 +37,11 @@ def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
         ) from error
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(directory: Path, student: LogprobModel, optimizer: torch.optim.Optimizer) -> int:
     """Put everything back and return the steps done; raises CtdError where the checkpoint is not whole."""
     state = _read(directory)
-    model.load_state_dict(state["model"])
+    student.model.load_state_dict(state["model"])
+    student.projections.load_state_dict(state["projections"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
     return int(state["steps_done"])

@@ -60,11 +60,13 @@ def train(
     if not shards.has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
         raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
     model, device = student.model, student.mask.device
-    objectives = [WeightedObjective(one.weight, make_objective(one, live)) for one in options.objectives]
-    freeze(model, options.freeze)
-    optimizer = make_optimizer(model, options)
     torch.manual_seed(options.seed)
-    done = load_checkpoint(start, model, optimizer) if start is not None else 0
+    objectives = [WeightedObjective(one.weight, make_objective(one, live)) for one in options.objectives]
+    trained_along = [one.plan for one in objectives if isinstance(one.plan, torch.nn.Module)]
+    student.projections = torch.nn.ModuleList(trained_along).to(device, model.dtype)
+    freeze(model, options.freeze)
+    optimizer = make_optimizer(student, options)
+    done = load_checkpoint(start, student, optimizer) if start is not None else 0
     model.eval()  # no dropout: what the student says must not depend on how a step was split
     wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
     autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
@@ -77,7 +79,9 @@ def train(
         fraction = rate_fraction(step, options)
         set_rate(optimizer, fraction)
         try:
-            measured = accumulate_gradients(wrapped, batches, objectives, live, autocast)
+            measured = accumulate_gradients(
+                wrapped, batches, objectives, live, autocast, balance=options.weighting == "gradient_magnitude"
+            )
         except LossNotFinite as error:
             documents = sorted(set(shards.documents(np.array(error.rows))))
             raise CtdError(
@@ -93,15 +97,20 @@ def train(
             )
         optimizer.step()
         metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
-        metrics |= {key: value for key, value in dataclasses.asdict(measured).items() if key != "losses"}
-        metrics |= {f"loss_{n}_{one.kind}": measured.losses[n] for n, one in enumerate(options.objectives)}
+        lists = {"loss": measured.losses, "weight": measured.weights}
+        metrics |= {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
+        metrics |= {
+            f"{name}_{n}_{one.kind}": values[n]
+            for name, values in lists.items()
+            for n, one in enumerate(options.objectives)
+        }
         metrics["gradient_norm"] = float(norm)
         if _due(step, options.evaluate_every):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
         if _due(step, options.checkpoint_every) or step + 1 == options.steps:
             hooks.on_checkpoint(
-                metrics, partial(save_checkpoint, model=model, optimizer=optimizer, steps_done=step + 1)
+                metrics, partial(save_checkpoint, student=student, optimizer=optimizer, steps_done=step + 1)
             )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ctd_core.config import Train
 from ctd_core.errors import UsageError
+from ctd_core.models.student import LogprobModel
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
@@ -21,8 +22,12 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def make_optimizer(model: PreTrainedModel, options: Train) -> torch.optim.AdamW:
-    """AdamW in two groups: embeddings with the output matrix, and the rest. Matrices decay, vectors do not."""
+def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
+    """AdamW with a learning rate for the embeddings with the output matrix, one for the rest, one for projections.
+
+    Matrices decay, vectors do not.
+    """
+    model = student.model
     ends = {id(model.get_input_embeddings().weight), *(id(one) for one in model.get_output_embeddings().parameters())}
     groups = []
     for is_end, rate in ((False, options.learning_rate), (True, options.embedding_learning_rate)):
@@ -38,6 +43,9 @@ def make_optimizer(model: PreTrainedModel, options: Train) -> torch.optim.AdamW:
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     if not groups:
         raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
+    if projections := list(student.projections.parameters()):
+        peak = options.projection_learning_rate
+        groups.append({"params": projections, "lr": peak, "peak": peak, "weight_decay": options.weight_decay})
     return torch.optim.AdamW(groups, betas=options.betas, fused=True)
 
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.errors import CtdError
-from ctd_core.models.loading import head_of
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.models.loading import head_of, last_layer
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import (
     LiveTeacher,
@@ -23,6 +23,8 @@ from ctd_core.objectives.plan import (
     chunk_sums,
 )
 from ctd_core.shards.batches import Batch
+
+LEAST_NORM = 1e-12  # of a gradient that an objective is weighted by
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class LossNotFinite(CtdError):
 class StepMetrics:
     """Sums and means over the whole step, all workers together.
 
-    losses: each objective's sum divided by its count. chunks: scored finest chunks. tokens: tokens that are not
-    padding. mean_chunk_bytes and the mean log-likelihoods are over scored finest chunks.
+    losses: each objective's sum divided by its count; weights: what each was weighted by. chunks: scored finest chunks.
+    tokens: tokens that are not padding. mean_chunk_bytes and the mean log-likelihoods are over scored finest chunks.
     """
 
     loss: float
     losses: list[float]
+    weights: list[float]
     chunks: int
     tokens: int
     padding_share: float
@@ -70,10 +73,13 @@ def accumulate_gradients(
     objectives: Sequence[WeightedObjective],
     live: LiveTeacher | None = None,
     autocast: torch.dtype | None = None,
+    balance: bool = False,
 ) -> StepMetrics:
     """Add to the parameters the gradient of Σ_k weight_k · sum_k / count_k, over `batches` of every worker.
 
-    `live` is asked once a batch, where it is given.
+    `live` is asked once a batch, where it is given. With `balance` the weights are not the objectives' own: they are
+    in inverse proportion to the norms of sum_k / count_k's gradients at the last layer and add up to 1 (GradMag, arXiv
+    2503.20083), at the cost of a forward pass more.
 
     Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
     split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
@@ -83,7 +89,10 @@ def accumulate_gradients(
     plans = [[objective.plan(batch) for objective in objectives] for batch in batches]
     counts = torch.tensor([[one.count for one in row] for row in plans], dtype=wide, device=device).sum(0)
     world = _sum_over_workers(counts)
-    scales = [objective.weight / max(float(count), 1.0) for objective, count in zip(objectives, counts, strict=True)]
+    weights = [objective.weight for objective in objectives]
+    if balance:
+        weights = _balanced(student, batches, plans, counts, live, autocast)
+    scales = [weight / max(float(count), 1.0) for weight, count in zip(weights, counts, strict=True)]
     sums = torch.zeros(len(objectives) + 7, dtype=wide, device=device)
     failure: LossNotFinite | None = None
     for number, (batch, planned) in enumerate(zip(batches, plans, strict=True)):
@@ -101,8 +110,9 @@ def accumulate_gradients(
     losses = [float(total) / max(float(count), 1.0) for total, count in zip(sums, counts, strict=False)]
     chunks, tokens, padded, num_bytes, chunk_tokens, mine, theirs = sums[len(objectives) :].tolist()
     return StepMetrics(
-        loss=sum(objective.weight * loss for objective, loss in zip(objectives, losses, strict=True)),
+        loss=sum(weight * loss for weight, loss in zip(weights, losses, strict=True)),
         losses=losses,
+        weights=weights,
         chunks=int(chunks),
         tokens=int(tokens),
         padding_share=1 - tokens / padded,
@@ -111,6 +121,38 @@ def accumulate_gradients(
         mean_student_chunk_logprob=mine / max(chunks, 1),
         mean_teacher_chunk_logprob=theirs / max(chunks, 1),
     )
+
+
+def _balanced(
+    student: LogprobModel | DistributedDataParallel,
+    batches: Sequence[Batch],
+    plans: Sequence[Sequence[Plan]],
+    counts: Tensor,
+    live: LiveTeacher | None,
+    autocast: torch.dtype | None,
+) -> list[float]:
+    """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
+    model = student.module if isinstance(student, DistributedDataParallel) else student
+    last = [one for one in last_layer(model.model).parameters() if one.requires_grad]
+    if not last:
+        raise UsageError(
+            "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."
+        )
+    sums = [[torch.zeros_like(one) for one in last] for _ in counts]
+    for batch, planned in zip(batches, plans, strict=True):
+        with nullcontext() if autocast is None else torch.autocast(batch.input_ids.device.type, autocast):
+            terms, _ = _forward(model, batch, planned, live)
+        for term, total in zip(terms, sums, strict=True):
+            for one, gradient in zip(total, torch.autograd.grad(term, last, retain_graph=True), strict=True):
+                one += gradient
+    norms = []
+    for total, count in zip(sums, counts, strict=True):
+        for one in total:
+            _sum_over_workers(one)
+        norm = torch.stack([one.double().norm() for one in total]).norm() / max(float(count), 1.0)
+        norms.append(max(float(norm), LEAST_NORM))
+    share = sum(1 / norm for norm in norms)
+    return [1 / norm / share for norm in norms]
 
 
 def _forward(
@@ -130,7 +172,13 @@ def _forward(
     token, top = logprobs.tensor_split([len(batch.target_ids)])
     model = student.module if isinstance(student, DistributedDataParallel) else student
     said = StudentOutputs(
-        token, chunk_sums(batch, token), at_chunks(batch, asked, boundary), top, hidden, head_of(model.model)
+        token=token,
+        chunk=chunk_sums(batch, token),
+        boundary=at_chunks(batch, asked, boundary),
+        top=top,
+        hidden=hidden,
+        head=head_of(model.model),
+        embeddings=model.model.get_input_embeddings().weight,
     )
     terms = [one.loss_sum(said, teacher) for one in plans]
     chunks, scored = batch.chunks, batch.chunks.scored

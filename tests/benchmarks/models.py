@@ -106,7 +106,7 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
     """A step of ours against one with transformers' own loss, same model, batch and optimizer; reading : our step."""
     options = Train(steps=1, batch_tokens=BATCH_TOKENS, learning_rate=1e-7)
     model.train()
-    optimizer = make_optimizer(model.model, options)
+    optimizer = make_optimizer(model, options)
     rows = next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0))
     read = collate(shards, rows)
     labels = torch.full_like(read.input_ids.flatten(), -100)

@@ -19,7 +19,7 @@ from pipelines.places import Places
 from pipelines.prepare import prepare
 from tests.benchmarks.measuring import seconds
 
-CORPUS_BYTES = 21_000_000
+CORPUS_BYTES = 63_000_000
 
 
 def standard_library_source() -> list[str]:
@@ -87,7 +87,7 @@ def preparing(texts: list[str], folder: Path) -> tuple[float, float]:
         "student": {"tokenizer": {"kind": "pretrained", "name": str(folder / "student")}},
         "teacher": {"model": str(folder / "teacher")},
         "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")]},
-        "prepare": {"targets": False, "part_bytes": 1_500_000},
+        "prepare": {"targets": False},
         "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
     })  # fmt: skip
     start = seconds(lambda: connect(1, 0, ""), repeats=1)

@@ -43,7 +43,8 @@ def outputs(batch, token=None, boundary=None, asked=None, top=None):
     token = torch.zeros(len(batch.target_ids)) if token is None else token
     bounds = torch.zeros(len(batch.chunk_rows)) if boundary is None else at_chunks(batch, asked, boundary)
     nothing = torch.zeros(len(batch.positions), 1)
-    return StudentOutputs(token, chunk_sums(batch, token), bounds, top, nothing, Head(torch.zeros(1, 1)))
+    head = torch.zeros(1, 1)
+    return StudentOutputs(token, chunk_sums(batch, token), bounds, top, nothing, Head(head), head)
 
 
 def random_student(batch, asked):

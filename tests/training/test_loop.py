@@ -84,7 +84,7 @@ def test_a_broken_checkpoint_is_an_error_that_names_it(shards, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(tmp_path):
-    model = llama(300)
+    model = new_student()
     optimizer = make_optimizer(model, Train(steps=1))
     with files_of_at_most(10_000), pytest.raises(CtdError, match="cannot be written"):
         save_checkpoint(tmp_path, model, optimizer, 1)
@@ -113,7 +113,7 @@ def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_an_error(shards
 
 
 def test_embeddings_have_a_learning_rate_of_their_own():
-    optimizer = make_optimizer(llama(300), Train(steps=1, learning_rate=1.0, embedding_learning_rate=2.0))
+    optimizer = make_optimizer(new_student(), Train(steps=1, learning_rate=1.0, embedding_learning_rate=2.0))
     sizes = {group["lr"]: sum(one.numel() for one in group["params"]) for group in optimizer.param_groups}
     assert sizes[2.0] == 300 * 32
 

@@ -1,7 +1,7 @@
 """A step gives the same loss and gradients however its micro-batches are split over workers and accumulation."""
 
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Alm, Debiased, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
+from ctd_core.config import Alm, Debiased, Dskd, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher
@@ -34,6 +34,7 @@ OBJECTIVES = [
     HiddenStates(kind="hidden_states"),
     PKl(kind="p_kl"),
     Gold(kind="gold"),
+    Dskd(kind="dskd"),
 ]
 
 
@@ -49,24 +50,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def worker(rank, world, port, location, out):
+def worker(rank, world, port, location, out, balance):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.set_num_threads(1)
-    one_step(rank, world, location, out)
+    one_step(rank, world, location, out, balance)
     dist.barrier()
     dist.destroy_process_group()  # after DDP's own objects are gone
 
 
-def one_step(rank, world, location, out):
+def one_step(rank, world, location, out, balance):
     shards = ShardSet(location, verify=False)
     student = LogprobModel(llama(300, dtype=torch.float64), side(STUDENT).encoder.spelling.begins_pretoken)
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     batches = [collate(shards, next(stream)) for _ in range(4)][rank::world]
+    torch.manual_seed(3)
     objectives = [WeightedObjective(one.weight, make_objective(one, live_teacher())) for one in OBJECTIVES]
-    metrics = accumulate_gradients(DistributedDataParallel(student), batches, objectives, live_teacher())
+    student.projections = torch.nn.ModuleList([objectives[-1].plan]).double()
+    wrapped = DistributedDataParallel(student)
+    metrics = accumulate_gradients(wrapped, batches, objectives, live_teacher(), balance=balance)
     if rank == 0:
         gradients = {name: one.grad for name, one in student.named_parameters()}
-        torch.save((metrics.losses, metrics.loss, metrics.tokens, gradients), out / f"{world}.pt")
+        torch.save((asdict(metrics), gradients), out / f"{world}.pt")
 
 
 def alone(rank, world, port, location, out):
@@ -122,20 +126,22 @@ def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
     assert rounded == pytest.approx(exact, rel=0.05, abs=0.02)
 
 
-def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path):
+@pytest.mark.parametrize("balance", [False, True])
+def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path, balance):
     student, teacher = side(STUDENT), side(TEACHER)
     model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
     top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
     write_set(tmp_path / "shards", student, teacher, texts(40), teacher_model=model, top=top)
     for world in (1, 2, 4):
-        mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path), nprocs=world)
+        mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path, balance), nprocs=world)
     results = [torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 4)]
-    losses, loss, tokens, gradients = results[0]
-    assert loss == pytest.approx(sum(one * o.weight for one, o in zip(losses, OBJECTIVES, strict=True)), rel=1e-12)
+    metrics, gradients = results[0]
+    assert metrics["loss"] == pytest.approx(np.dot(metrics["losses"], metrics["weights"]), rel=1e-12)
+    assert (metrics["weights"] == [one.weight for one in OBJECTIVES]) != balance
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
-    for other_losses, other_loss, other_tokens, other_gradients in results[1:]:
-        assert other_tokens == tokens
-        assert other_losses == pytest.approx(losses, rel=1e-6)
-        assert other_loss == pytest.approx(loss, rel=1e-6)
+    for other, other_gradients in results[1:]:
+        assert other["tokens"] == metrics["tokens"]
+        assert other["losses"] == pytest.approx(metrics["losses"], rel=1e-6)
+        assert other["weights"] == pytest.approx(metrics["weights"], rel=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-6, atol=1e-12)

@@ -1,0 +1,91 @@
+"""Dual-space knowledge distillation with cross-model attention (Zhang et al., arXiv 2406.17328)."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ctd_core import config
+from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.objectives.positions import sum_over_logits
+from ctd_core.shards.batches import Batch
+
+
+class Dskd(nn.Module):
+    """Each side's tokens attend to those of the other, and both output matrices judge the projected hidden states.
+
+    For every student target: the cross-entropy of the teacher's states in the student's space (which trains the
+    projections), and, where their most probable token is the target, KL(those ‖ student). For every teacher target:
+    KL(teacher ‖ the student's states in the teacher's space). All of it over the step's number of student targets.
+
+    As the published code has it, a token's query or key is the embedding of the token before it beside its own, and
+    the teacher's keys, embeddings and states are divided by their standard deviation: here that of a row of the
+    batch, so that nothing depends on how a step is split. It is not 0 for a student that is its teacher.
+    """
+
+    def __init__(self, options: config.Dskd, live: LiveTeacher) -> None:
+        super().__init__()
+        mine, theirs = live.student_hidden_size, live.model.config.get_text_config().hidden_size
+        self.query = nn.Linear(2 * mine, 2 * theirs)
+        self.to_teacher = nn.Linear(mine, theirs)
+        self.to_student = nn.Linear(theirs, mine)
+
+    def forward(self, batch: Batch) -> Plan:
+        """The plan for a batch."""
+
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
+            assert teacher is not None, "a live objective is planned only where there is a teacher"
+            in_student, in_teacher = self._cross(batch, student, teacher)
+            bias = student.head.bias
+            fixed = replace(
+                student.head, weight=student.head.weight.detach(), bias=None if bias is None else bias.detach()
+            )
+            mine, theirs = student.hidden[batch.target_rows], teacher.hidden[batch.teacher.target_rows]
+            to_student = sum_over_logits((student.head, fixed), (mine, in_student), _in_student_space, batch.target_ids)
+            to_teacher = sum_over_logits((teacher.head, teacher.head), (in_teacher, theirs), _divergence)
+            return to_student + to_teacher
+
+        return Plan(len(batch.target_ids), loss_sum)
+
+    def _cross(self, batch: Batch, student: StudentOutputs, teacher: TeacherOutputs) -> tuple[Tensor, Tensor]:
+        """[Q, H] the teacher's states at the student's targets, [R, H'] the student's at the teacher's."""
+        theirs = batch.teacher
+        my_before = batch.input_ids.flatten()[batch.positions][batch.target_rows]
+        before = theirs.input_ids.flatten()[theirs.positions][theirs.target_rows]
+        my_embeddings, embeddings = student.embeddings.detach(), teacher.embeddings.detach()
+        queries = self.query(torch.cat([my_embeddings[my_before], my_embeddings[batch.target_ids]], 1))
+        my_values = self.to_teacher(student.hidden[batch.target_rows])
+        values, keys = teacher.hidden[theirs.target_rows], embeddings[theirs.target_ids]
+        keys_before = embeddings[before]
+        my_row = batch.positions[batch.target_rows] // batch.input_ids.shape[1]
+        row = theirs.positions[theirs.target_rows] // theirs.input_ids.shape[1]
+        my_sizes, sizes = (torch.bincount(one, minlength=len(batch.rows)).tolist() for one in (my_row, row))
+        my_parts = [torch.split(one, my_sizes) for one in (queries, my_values)]
+        parts = [torch.split(one, sizes) for one in (values, keys, keys_before)]
+        in_student, in_teacher = [], []
+        for query, my_value, value, key, key_before in zip(*my_parts, *parts, strict=True):
+            pair = _normalised(torch.cat([key_before, key], 1))
+            scores = query @ pair.T / math.sqrt(pair.shape[1])
+            spoken = self.to_student(_normalised(value) + _normalised(key))
+            in_student.append(scores.softmax(1) @ spoken)
+            in_teacher.append(scores.T.softmax(1) @ my_value)
+        return torch.cat(in_student), torch.cat(in_teacher)
+
+
+def _normalised(values: Tensor) -> Tensor:
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return values / values.std().clamp(min=1e-6) if values.numel() > 1 else values
+
+
+def _in_student_space(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    entropy = nn.functional.cross_entropy(teacher, targets, reduction="none")
+    fixed = teacher.detach()
+    return entropy + _divergence(student, fixed) * (fixed.argmax(1) == targets)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """[K], KL(teacher ‖ student) of logits [K, V]."""
+    mine, theirs = student.log_softmax(1), teacher.log_softmax(1)
+    divergence: Tensor = (theirs.exp() * (theirs - mine)).sum(1)
+    return divergence
