@@ -43,6 +43,18 @@ class PretrainedTokenizer(Options):
     revision: str | None = None
 
 
+class Adapters(Options):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): they and the embeddings are trained, all other weights stay."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=64.0, gt=0, description="what they add is scaled by alpha / rank")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
+        min_length=1,
+        description="the names of the linear layers that have one",
+    )
+
+
 class Student(Options):
     """The model that learns: a pretrained one, or (without `model`) the teacher under a new tokenizer."""
 
@@ -53,6 +65,10 @@ class Student(Options):
         default="as_teacher", description="whether a tied output matrix stays tied"
     )
     vocab_multiple: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
+    adapters: Adapters | None = Field(
+        default=None,
+        description="train low-rank adapters; a student made from its teacher is then its live teacher too",
+    )
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"
     )

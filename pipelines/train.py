@@ -14,10 +14,11 @@ import torch
 from ctd_core.config import Live
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
+from ctd_core.models.adapters import add_adapters, merge_adapters
 from ctd_core.models.loading import load_model
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
-from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import Side
@@ -56,7 +57,9 @@ def train_student(places: Places) -> None:
     if done:
         say(f"train: going on from step {done}, in {places.train}")
     if live := [one.kind for one in options.objectives if isinstance(one, Live)]:
-        say(f"train: {', '.join(live)} asks the teacher at every step, so it is loaded beside the student")
+        own = places.config.student.adapters is not None and places.config.student.model is None
+        how = "which is the student without its adapters" if own else "so it is loaded beside the student"
+        say(f"train: {', '.join(live)} asks the teacher at every step, {how}")
     places.train.mkdir(parents=True, exist_ok=True)
     with progress("train", options.steps) as reporter:
         if options.num_workers:
@@ -89,19 +92,35 @@ def ensure_student(places: Places) -> None:
 
 
 def load_student(places: Places, side: Side, checkpoint: Path | None) -> LogprobModel:
-    """The student, whose tokenizer is `side`, before training or as a checkpoint has it."""
-    model = load_model(str(places.init))
+    """The student, whose tokenizer is `side`, before training or as a checkpoint has it; adapters are merged."""
+    student = student_to_train(places, side)
     if checkpoint is not None:
-        load_weights(checkpoint, model)
+        load_weights(checkpoint, student.model)
+    merge_adapters(student.model)
+    return student
+
+
+def student_to_train(places: Places, side: Side) -> LogprobModel:
+    """The student before training, with its adapters where it is to have some."""
+    model = load_model(str(places.init))
+    if (adapters := places.config.student.adapters) is not None:
+        add_adapters(model, adapters, places.config.train.seed)
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 
 def live_teacher(places: Places, side: Side, student: LogprobModel, device: torch.device) -> LiveTeacher:
-    """The teacher on `device`, for objectives that compare `student`, whose tokenizer is `side`, with it directly."""
-    options = places.config.teacher
-    model = load_model(options.model, options.revision, options.dtype).to(device)
+    """The teacher on `device`, for objectives that compare `student`, whose tokenizer is `side`, with it directly.
+
+    It is the student itself where adapters alone tell the two apart.
+    """
+    options, own = places.config.teacher, places.config.student
+    model = load_model(options.model, options.revision, options.dtype)
     hidden_size = student.model.config.get_text_config().hidden_size
-    return LiveTeacher(hidden_size, model, side, teacher_side(places.config))
+    both = side, teacher_side(places.config)
+    if own.adapters is None or own.model is not None:
+        return LiveTeacher(hidden_size, model.to(device), *both)
+    ends = model.get_input_embeddings().to(device, student.model.dtype), model.get_output_embeddings()
+    return OwnTeacher(hidden_size, student.model, *both, ends[0], ends[1].to(device, student.model.dtype))
 
 
 def run_worker(
@@ -117,7 +136,7 @@ def run_worker(
     options = places.config.train
     shards = ShardSet(places.datasets[TRAIN_SET].directory, verify=False)
     side = student_side(places)
-    student = load_student(places, side, None).to(device)
+    student = student_to_train(places, side).to(device)
     check_student(shards.manifest, shards.name, side, len(student.mask))
     log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
 

@@ -1,14 +1,16 @@
 """What an objective is to the training step: a plan made before the forward pass, a sum made after it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctd_core.models.adapters import without_adapters
 from ctd_core.models.loading import head_of, last_hidden
 from ctd_core.models.logprobs import Head
 from ctd_core.shards.batches import Batch
@@ -62,9 +64,40 @@ class LiveTeacher:
     def outputs(self, batch: Batch) -> TeacherOutputs:
         """The hidden states of the batch's teacher tokens."""
         tokens = batch.teacher
-        with torch.autocast(tokens.input_ids.device.type, enabled=False):  # in its own dtype, as stored targets are
-            hidden = last_hidden(self.model, tokens.input_ids).flatten(0, 1)[tokens.positions]
-        return TeacherOutputs(hidden, head_of(self.model), self.model.get_input_embeddings().weight)
+        # In its own dtype, as stored targets are.
+        with torch.autocast(tokens.input_ids.device.type, enabled=False), self.speaking() as model:
+            hidden = last_hidden(model, tokens.input_ids).flatten(0, 1)[tokens.positions]
+            return TeacherOutputs(hidden, head_of(model), model.get_input_embeddings().weight)
+
+    @contextmanager
+    def speaking(self) -> Iterator[PreTrainedModel]:
+        """The teacher, for as long as the context is open."""
+        yield self.model
+
+
+@dataclass(frozen=True)
+class OwnTeacher(LiveTeacher):
+    """A student with adapters as its own teacher, without them and under the embeddings that it had as the teacher.
+
+    One copy of the weights serves both. `model` is the student's.
+    """
+
+    embeddings: nn.Module
+    output: nn.Module
+
+    @contextmanager
+    def speaking(self) -> Iterator[PreTrainedModel]:
+        """The student's model, changed into the teacher."""
+        model = self.model
+        own = model.get_input_embeddings(), model.get_output_embeddings()
+        model.set_input_embeddings(self.embeddings)
+        model.set_output_embeddings(self.output)
+        try:
+            with without_adapters(model):
+                yield model
+        finally:
+            model.set_input_embeddings(own[0])
+            model.set_output_embeddings(own[1])
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,21 @@ def test_two_ray_workers_train_as_this_process_does(config, tmp_path, monkeypatc
     assert together == pytest.approx(alone, rel=1e-5)
 
 
+def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them(config, tmp_path):
+    config["train"] |= {"objectives": [{"kind": "alm"}, {"kind": "uld"}], "num_workers": 2}
+    config["student"] |= {"adapters": {"rank": 4}}
+    output = ctd("run", "--config", written(config, tmp_path))
+    assert "uld asks the teacher at every step, which is the student without its adapters" in output
+    run = tmp_path / "runs" / "tiny"
+    report = json.loads((run / "report.json").read_text())
+    exported, before = (AutoModelForCausalLM.from_pretrained(one) for one in (run / "model", only(run, "init-*")))
+    assert exported.num_parameters() == report["student_parameters"]
+    assert all("lora" not in name for name in exported.state_dict())
+    changed = {name for name, one in before.state_dict().items() if not torch.equal(one, exported.state_dict()[name])}
+    assert {"model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"} <= changed
+    assert not any("norm" in name for name in changed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -160,6 +175,7 @@ def test_two_ray_workers_train_as_this_process_does(config, tmp_path, monkeypatc
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
+        ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change, message):
