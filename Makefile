@@ -34,7 +34,7 @@ check: install  ## formatting, lint, types, import rules
 test: install $(TEACHER) $(TOKENIZERS)  ## the tests
 	$(BIN)/python -m pytest
 
-bench: install $(TEACHER)  ## ratios against baselines measured in the same process
+bench: install $(TEACHER) $(TOKENIZERS)  ## ratios against baselines measured in the same process
 	$(BIN)/python -m tests.benchmarks
 
 compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small pair

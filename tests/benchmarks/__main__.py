@@ -6,19 +6,22 @@ import platform
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import models, texts
+from tests.benchmarks import models, objectives, texts
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="runs/teachers/SmolLM2-135M-Instruct", help="a directory with a model")
-    parser.add_argument("--only", choices=["texts", "models"], help="one half of the figures")
+    parser.add_argument("--tokenizers", default="runs/tokenizers", help="a directory with tokenizers of real models")
+    parser.add_argument("--only", choices=["texts", "models", "objectives"], help="some of the figures")
     arguments = parser.parse_args()
     table = Table("", "figure", "ratio", "aim", title=f"Ratios on {platform.machine()}, {platform.python_version()}")
-    if arguments.only != "texts":
+    if arguments.only in (None, "models"):
         models.add_rows(table, arguments.teacher)
-    if arguments.only != "models":
+    if arguments.only in (None, "objectives"):
+        objectives.add_rows(table, arguments.teacher, arguments.tokenizers)
+    if arguments.only in (None, "texts"):
         texts.add_rows(table)
     Console(width=120).print(table)
 

@@ -1,0 +1,181 @@
+"""Ratios of the objectives: SmolLM2-135M-Instruct learning from itself, under Mistral's first tokenizer and its own."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ctd_core.align.vocabulary import exact_map, nearest_map
+from ctd_core.config import (
+    Adapters,
+    Alm,
+    AnyObjective,
+    Debiased,
+    Dskd,
+    Finest,
+    Gold,
+    HiddenStates,
+    Kd,
+    MinEd,
+    OneToOneKl,
+    PKl,
+    Sft,
+    Train,
+    Uld,
+)
+from ctd_core.models.adapters import add_adapters
+from ctd_core.models.loading import load_model
+from ctd_core.models.scoring import TopTokens, score_rows
+from ctd_core.models.student import LogprobModel
+from ctd_core.models.transfer import transfer_model
+from ctd_core.objectives.p_kl import projection_matrix
+from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
+from ctd_core.objectives.table import make_objective
+from ctd_core.shards.batches import Batch, collate, micro_batches
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
+from ctd_core.shards.manifest import Origin, build_manifest
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.segments import Side, make_side, plain_document
+from ctd_core.text.tokenizers import load_tokenizer
+from ctd_core.training.optimizer import clip, make_optimizer
+from ctd_core.training.step import WeightedObjective, accumulate_gradients
+from tests.benchmarks.measuring import Work, compare, seconds
+from tests.benchmarks.texts import standard_library_source
+
+BATCH_TOKENS, TOP_K = 512, 16
+LIMIT = {"divergence": "tv", "temperature": float("inf"), "chunks": Finest(), "boundary": False}
+CROSSING: dict[str, list[AnyObjective]] = {
+    "alm, TV limit on finest chunks": [Alm(kind="alm", **LIMIT)],
+    "alm as published": [Alm(kind="alm", chunks=Debiased(kind="debiased"))],
+    f"alm + one_to_one_kl, k = {TOP_K}": [
+        Alm(kind="alm", leave_out_one_to_one=True, **LIMIT),
+        OneToOneKl(kind="one_to_one_kl"),
+    ],
+    "hidden_states": [HiddenStates(kind="hidden_states")],
+    "mined": [MinEd(kind="mined")],
+    "p_kl": [PKl(kind="p_kl")],
+    "uld": [Uld(kind="uld")],
+    "gold": [Gold(kind="gold")],
+    "dskd": [Dskd(kind="dskd")],
+}
+AIMS = {"alm": "≤ 1.10", "alm + one": "≤ 1.20"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student, its teacher in a copy of its own, and a batch with targets."""
+
+    student: LogprobModel
+    live: LiveTeacher
+    batch: Batch
+
+
+def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
+    """Figures (g) to (i)."""
+    crossing = make_pair(teacher, f"{tokenizers}/mistral-v1")
+    for label, objectives in CROSSING.items():
+        aim = next((aim for start, aim in reversed(AIMS.items()) if label.startswith(start)), "")
+        _add_ratio(table, "g", f"{label} : sft", compare_to_sft(crossing, objectives), aim)
+    same = make_pair(teacher, teacher)
+    _add_ratio(table, "g", "kd : sft, one tokenizer", compare_to_sft(same, [Kd(kind="kd")]), "")
+    both = [Alm(kind="alm", **LIMIT), Sft(kind="sft")]
+    steps = [make_step(crossing, both, balance) for balance in (True, False)]
+    _add_ratio(table, "g", "alm + sft by gradient magnitude : fixed", compare(*steps, repeats=2), "")
+    held = one_copy_share(teacher, crossing)
+    table.add_row("h", "one copy with adapters : two copies, weights and optimizer state", f"{held[0]:.2f}", "≤ 0.6")
+    table.add_row("", "the same, with adapters in both", f"{held[1]:.2f}", "")
+    sides = [make_side(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in ("qwen", "mistral-v1")]
+    spellings = [one.encoder.spelling for one in reversed(sides)]
+    mined, projected = seconds(lambda: nearest_map(*spellings), 1), seconds(lambda: projection_matrix(*sides[::-1]), 1)
+    label = "for a student of Mistral's 32,000 entries and a teacher of Qwen's 151,000"
+    table.add_row("i", f"map of mined {label}, seconds", f"{mined:.1f}", "")
+    table.add_row("", "projection of p_kl for the same, seconds", f"{projected:.1f}", "≤ 120 together")
+
+
+def _add_ratio(table: Table, letter: str, label: str, ratio, aim: str) -> None:
+    table.add_row(letter, f"step of {label}, time", f"{ratio.time:.2f}", aim)
+    table.add_row("", "the same, peak memory", f"{ratio.memory:.2f}", "")
+
+
+def make_pair(teacher: str, tokenizer: str) -> Pair:
+    """The model in `teacher` and a student of it under `tokenizer`."""
+    sides = [make_side(load_tokenizer(name), name, None, None) for name in (tokenizer, teacher)]
+    model = load_model(teacher)
+    scorer = LogprobModel(model, sides[1].encoder.spelling.begins_pretoken)
+    student = model if tokenizer == teacher else transfer_model(model, *sides)
+    top = TopTokens(TOP_K, exact_map(*(side.encoder.spelling for side in sides)))
+    batch = one_batch(sides[0], sides[1], scorer, top)
+    student = load_model(teacher) if student is model else student
+    hidden_size = model.config.get_text_config().hidden_size
+    begins_pretoken = sides[0].encoder.spelling.begins_pretoken
+    return Pair(LogprobModel(student, begins_pretoken), LiveTeacher(hidden_size, model, *sides), batch)
+
+
+def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens) -> Batch:
+    """A micro-batch of BATCH_TOKENS with the targets of `scorer`."""
+    documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:8])]
+    rows, counts = build_rows(student, teacher, documents, 256, 256)
+    scored = score_rows(scorer, rows.slice(0, 8), 1024, top)
+    with tempfile.TemporaryDirectory() as location:
+        folder = Folder(location)
+        origin = Origin(student_tokenizer="", teacher_tokenizer="", teacher_model=None, config={})
+        counts = counts.model_copy(update={"rows": scored.num_rows})
+        write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(scored), counts)]))
+        shards = ShardSet(location, verify=True)
+        return collate(shards, next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0)))
+
+
+def make_step(pair: Pair, options: list[AnyObjective], balance: bool = False) -> Work:
+    """A training step of `options`; the learning rate is so small that the student stays what it is."""
+    student = pair.student
+    objectives = [WeightedObjective(1.0, make_objective(one, pair.live)) for one in options]
+    is_live = any(one.kind not in {"alm", "sft", "one_to_one_kl"} for one in options)
+    student.projections = torch.nn.ModuleList(one.plan for one in objectives if isinstance(one.plan, torch.nn.Module))
+    optimizer = make_optimizer(student, Train(steps=1, learning_rate=1e-9, projection_learning_rate=1e-9))
+
+    def step() -> None:
+        accumulate_gradients(student, [pair.batch], objectives, pair.live if is_live else None, balance=balance)
+        clip(student, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def compare_to_sft(pair: Pair, options: list[AnyObjective]):
+    """A step of `options` against one of sft."""
+    baseline = make_step(pair, [Sft(kind="sft")])
+    return compare(make_step(pair, options), baseline, repeats=2)
+
+
+def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
+    """Bytes of weights and optimizer state of a student that is its own teacher, against two copies, after a step.
+
+    First against a student that is trained whole beside its teacher, then against one with the same adapters.
+    """
+    sides = pair.live.student, pair.live.teacher
+    ends = pair.live.model.get_input_embeddings(), pair.live.model.get_output_embeddings()
+    adapted = transfer_model(load_model(teacher), *sides)
+    add_adapters(adapted, Adapters(), seed=0)
+    own = OwnTeacher(pair.live.student_hidden_size, adapted, *sides, *ends)
+    held = []
+    for student, live in ((adapted, own), (pair.student.model, pair.live), (adapted, pair.live)):
+        model = LogprobModel(student, sides[0].encoder.spelling.begins_pretoken)
+        optimizer = make_optimizer(model, Train(steps=1, learning_rate=1e-9))
+        objective = WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), live))
+        accumulate_gradients(model, [pair.batch], [objective], live)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        teachers = [one.weight for one in ends] if live is own else list(pair.live.model.parameters())
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        held.append(tensor_bytes([*student.parameters(), *teachers, *states]))
+    return held[0] / held[1], held[0] / held[2]
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """The bytes of these tensors, shared ones once."""
+    return sum({one.data_ptr(): one.nbytes for one in tensors}.values())
