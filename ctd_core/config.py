@@ -231,6 +231,7 @@ class Alm(Options):
         default="chunk",
         description="what the loss is a mean over: merged chunks, their bytes (markers have none) or student tokens",
     )
+    teacher: str | None = Field(default=None, description="one of more_teachers, to learn from that one instead")
     leave_out_one_to_one: bool = Field(
         default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
     )
@@ -375,7 +376,7 @@ class Evaluate(Options):
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":
-        wrong = [name for name in self.sets if name == "train" or not re.fullmatch(r"[\w.-]+", name)]
+        wrong = [name for name in self.sets if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
         if wrong:
             raise ValueError(f"{wrong[0]!r} cannot name a set: names are letters, digits, - and ., and not `train`")
         if self.gap_set is not None and self.gap_set not in self.sets:
@@ -397,6 +398,9 @@ class RunConfig(Options):
     output: Path = Path("runs")
     student: Student
     teacher: Teacher
+    more_teachers: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Teacher] = Field(
+        default={}, description="by name; alm learns from one that it names, on shards of their own"
+    )
     corpus: AnyCorpus
     prepare: Prepare = Prepare()
     train: Train
@@ -426,6 +430,11 @@ class RunConfig(Options):
             raise ValueError("train.objectives holds alm, which needs prepare.targets: true")
         if not self.prepare.top_k and any(isinstance(objective, OneToOneKl) for objective in self.train.objectives):
             raise ValueError("train.objectives holds one_to_one_kl, which needs prepare.top_k above 0, such as 16")
+        named = [one.teacher if isinstance(one, Alm) else None for one in self.train.objectives]
+        if unknown := [one for one in named if one is not None and one not in self.more_teachers]:
+            raise ValueError(f"train.objectives: {unknown[0]!r} is none of more_teachers, {sorted(self.more_teachers)}")
+        if idle := [one for one in (None, *self.more_teachers) if one not in named]:
+            raise ValueError(f"no objective learns from {'the teacher' if idle[0] is None else repr(idle[0])}")
         if self.prepare.top_k and not self.prepare.targets:
             raise ValueError("prepare.top_k is part of the targets, which prepare.targets: false leaves out")
         return self

@@ -13,13 +13,17 @@ from pipelines.prepare import teacher_side
 def check_inputs(config: RunConfig, places: Places) -> None:
     """Files, tokenizers and the configs of models; raises UsageError or TokenizerError for the first that is wrong."""
     _ = places.datasets  # plans every corpus
-    teacher_side(config)
+    teachers = {"teacher": config.teacher} | {
+        f"more_teachers.{name}": one for name, one in config.more_teachers.items()
+    }
+    for teacher in teachers.values():
+        teacher_side(teacher)
     if isinstance(config.student.tokenizer, PretrainedTokenizer):
         name, revision = config.student.tokenizer.name, config.student.tokenizer.revision
         make_side(load_tokenizer(name, revision), name, config.student.begin_token, config.student.end_token)
-    teacher, student = config.teacher, config.student
+    student = config.student
     windows = (config.prepare.teacher_window_tokens, config.prepare.student_window_tokens)
-    models = [("teacher.model", teacher.model, teacher.revision, windows[0])]
+    models = [(f"{field}.model", one.model, one.revision, windows[0]) for field, one in teachers.items()]
     if student.model is not None:
         models.append(("student.model", student.model, student.revision, windows[1]))
     for field, name, revision, window in models:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, TrainedTokenizer, fingerprint
+from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, Teacher, TrainedTokenizer, fingerprint
 from ctd_core.errors import CtdError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.schema import SCHEMA_VERSION
@@ -38,6 +38,7 @@ class DatasetPlan:
     """A set of shards to be made: which documents, and where."""
 
     name: str
+    teacher: Teacher
     corpus: Corpus
     held_out_fraction: float | None
     parts: list[Part]
@@ -49,6 +50,7 @@ class Places:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config.model_copy(update={"output": config.output.resolve()})  # the same on every worker
+        self._weights: dict[tuple[str, str | None], str] = {}
 
     @cached_property
     def tokenizer(self) -> Path | None:
@@ -57,26 +59,29 @@ class Places:
 
     @cached_property
     def datasets(self) -> dict[str, DatasetPlan]:
-        """The training set and the evaluation sets, by name."""
-        corpora: dict[str, tuple[Corpus, float | None]] = {TRAIN_SET: (self.config.corpus, None)}
-        for name, chosen in self.config.evaluate.sets.items():
-            is_held_out = isinstance(chosen, HeldOut)
-            corpora[name] = (self.config.corpus, chosen.sample_fraction) if is_held_out else (chosen, None)
-        return {name: self._dataset(name, *one) for name, one in corpora.items()}
+        """The training sets, one for each teacher, and the evaluation sets, by name."""
+        main, corpus = self.config.teacher, self.config.corpus
+        chosen: dict[str, tuple[Teacher, Corpus, float | None]] = {TRAIN_SET: (main, corpus, None)}
+        for name, one in self.config.evaluate.sets.items():
+            chosen[name] = (main, corpus, one.sample_fraction) if isinstance(one, HeldOut) else (main, one, None)
+        for name, teacher in self.config.more_teachers.items():
+            chosen[train_set(name)] = (teacher, corpus, None)
+        return {name: self._dataset(name, *one) for name, one in chosen.items()}
 
     @cached_property
     def init(self) -> Path:
         """The student before training."""
         options = self.config.student
         own = weights_fingerprint(options.model, options.revision) if options.model is not None else None
-        decides = fingerprint(options.model_dump(mode="json"), own, self._tokenizer_fingerprint, self._teacher)
+        teacher = self._teacher_fingerprint(self.config.teacher)
+        decides = fingerprint(options.model_dump(mode="json"), own, self._tokenizer_fingerprint, teacher)
         return self.config.directory / f"init-{decides}"
 
     @cached_property
     def train(self) -> Path:
         """Metrics and checkpoints."""
         options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
-        data = self.datasets[TRAIN_SET].directory.name
+        data = [self.datasets[name].directory.name for name in (TRAIN_SET, *map(train_set, self.config.more_teachers))]
         return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
 
     @cached_property
@@ -99,14 +104,15 @@ class Places:
     def _is_trained(self) -> bool:
         return isinstance(self.config.student.tokenizer, TrainedTokenizer)
 
-    @cached_property
-    def teacher_weights(self) -> str:
-        """Stands for the teacher's weights."""
-        return weights_fingerprint(self.config.teacher.model, self.config.teacher.revision)
+    def teacher_weights(self, teacher: Teacher) -> str:
+        """Stands for a teacher's weights."""
+        key = teacher.model, teacher.revision
+        if key not in self._weights:
+            self._weights[key] = weights_fingerprint(*key)
+        return self._weights[key]
 
-    @cached_property
-    def _teacher(self) -> str:
-        return fingerprint(self.config.teacher.model_dump(mode="json"), self.teacher_weights)
+    def _teacher_fingerprint(self, teacher: Teacher) -> str:
+        return fingerprint(teacher.model_dump(mode="json"), self.teacher_weights(teacher))
 
     @cached_property
     def _corpus_parts(self) -> list[Part]:
@@ -125,7 +131,7 @@ class Places:
         corpus = self.config.corpus.model_dump(mode="json", exclude={"sample_fraction"})
         return fingerprint(options, corpus, _content(self.config.corpus, self._corpus_parts))
 
-    def _dataset(self, name: str, corpus: Corpus, held_out: float | None) -> DatasetPlan:
+    def _dataset(self, name: str, teacher: Teacher, corpus: Corpus, held_out: float | None) -> DatasetPlan:
         own = corpus is self.config.corpus
         parts = self._corpus_parts if own else plan_parts(corpus, self.config.prepare.part_bytes)
         student = self.config.student
@@ -133,13 +139,19 @@ class Places:
             SCHEMA_VERSION,
             self._tokenizer_fingerprint,
             [student.begin_token, student.end_token],
-            self._teacher if self.config.prepare.targets else self.config.teacher.model_dump(mode="json"),
+            self._teacher_fingerprint(teacher) if self.config.prepare.targets else teacher.model_dump(mode="json"),
             corpus.model_dump(mode="json"),
             held_out,
             _content(corpus, parts),
             self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
         )
-        return DatasetPlan(name, corpus, held_out, parts, self.config.directory / "prepared" / f"{name}-{decides}")
+        directory = self.config.directory / "prepared" / f"{name}-{decides}"
+        return DatasetPlan(name, teacher, corpus, held_out, parts, directory)
+
+
+def train_set(teacher: str) -> str:
+    """The name of the training set with the targets of one of `more_teachers`."""
+    return f"{TRAIN_SET}-{teacher}"
 
 
 def _content(corpus: Corpus, parts: list[Part]) -> str:

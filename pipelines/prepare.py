@@ -12,7 +12,7 @@ import torch
 from pyarrow import ipc
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import BytesTokenizer, RunConfig, TrainedTokenizer
+from ctd_core.config import BytesTokenizer, Prepare, Teacher, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import TopTokens, score_rows
@@ -51,7 +51,8 @@ def prepare(places: Places) -> dict[str, Manifest]:
         if one not in open_sets:
             say(f"prepare: {one.name} is there already, in {one.directory}")
     if open_sets:
-        _make_shards(places, open_sets)
+        for teacher in (places.config.teacher, *places.config.more_teachers.values()):
+            _make_shards(places, teacher, [one for one in open_sets if one.teacher is teacher])
         for one in open_sets:
             _close(places, one)
     return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
@@ -94,27 +95,24 @@ def student_side(places: Places) -> Side:
     return make_side(load_tokenizer(name, revision), name, options.begin_token, options.end_token)
 
 
-def teacher_side(config: RunConfig) -> Side:
-    """The teacher's tokenizer, made ready."""
-    options = config.teacher
-    tokenizer = load_tokenizer(options.model, options.revision)
-    return make_side(tokenizer, options.model, options.begin_token, options.end_token)
+def teacher_side(teacher: Teacher) -> Side:
+    """A teacher's tokenizer, made ready."""
+    tokenizer = load_tokenizer(teacher.model, teacher.revision)
+    return make_side(tokenizer, teacher.model, teacher.begin_token, teacher.end_token)
 
 
 class Score:
     """The teacher, held by an actor: adds its two numbers a chunk to a part's rows and writes their shard."""
 
-    def __init__(self, config_json: str, sides: ray.ObjectRef) -> None:
-        config = RunConfig.model_validate_json(config_json)
-        self._options = config.prepare
-        device = torch.device("cuda" if config.prepare.scoring_gpus else "cpu")
+    def __init__(self, teacher: Teacher, options: Prepare, sides: ray.ObjectRef) -> None:
+        self._options = options
+        device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.prepare.scoring_actors))
-        model = load_model(config.teacher.model, config.teacher.revision, config.teacher.dtype).to(device)
-        student, teacher = shared_sides(sides)
-        self._teacher = LogprobModel(model, teacher.encoder.spelling.begins_pretoken)
-        spellings = student.encoder.spelling, teacher.encoder.spelling
-        self._top = TopTokens(config.prepare.top_k, exact_map(*spellings)) if config.prepare.top_k else None
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
+        model = load_model(teacher.model, teacher.revision, teacher.dtype).to(device)
+        mine, theirs = (side.encoder.spelling for side in shared_sides(sides))
+        self._teacher = LogprobModel(model, theirs.begins_pretoken)
+        self._top = TopTokens(options.top_k, exact_map(mine, theirs)) if options.top_k else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
@@ -123,14 +121,14 @@ class Score:
         return write_part(pickle.loads(row["job"]), scored, Counts.model_validate_json(row["counts"]))
 
 
-def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
+def _make_shards(places: Places, teacher: Teacher, datasets: list[DatasetPlan]) -> None:
     jobs = []
     for one in datasets:
         finished = finished_shards(Folder(one.directory))
         if finished:
             say(f"prepare: {one.name}: {len(finished)} of {len(one.parts)} shards are there already")
         todo = [part for part in one.parts if shard_file(part.number) not in finished]
-        split = places.config.prepare.split_fraction if one.name == TRAIN_SET else 1.0
+        split = places.config.prepare.split_fraction if one.name not in places.config.evaluate.sets else 1.0
         jobs += [Job(one.corpus, one.held_out_fraction, split, one.directory, part) for part in todo]
     if not jobs:
         return
@@ -139,14 +137,14 @@ def _make_shards(places: Places, datasets: list[DatasetPlan]) -> None:
     gpus = actors * options.scoring_gpus if options.targets else 0
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
-    sides = ray.put((student_side(places), teacher_side(places.config)))
+    sides = ray.put((student_side(places), teacher_side(teacher)))
     alike = {"sides": sides, "options": options}
     if options.targets:
         stream = stream.map(encode, fn_kwargs=alike)
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
             Score,
-            fn_constructor_kwargs={"config_json": places.config.model_dump_json(), "sides": sides},
+            fn_constructor_kwargs={"teacher": teacher, "options": options, "sides": sides},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
@@ -165,12 +163,13 @@ def _close(places: Places, dataset: DatasetPlan) -> None:
     folder = Folder(dataset.directory)
     shards = finished_shards(folder)
     config = places.config
-    student, teacher = student_side(places), teacher_side(config)
+    student, teacher = student_side(places), teacher_side(dataset.teacher)
     origin = Origin(
         student_tokenizer=tokenizer_fingerprint(student),
         teacher_tokenizer=tokenizer_fingerprint(teacher),
-        teacher_model=places.teacher_weights if config.prepare.targets else None,
-        config=json.loads(config.model_dump_json(include={"student", "teacher", "corpus", "prepare"})),
+        teacher_model=places.teacher_weights(dataset.teacher) if config.prepare.targets else None,
+        config=json.loads(config.model_dump_json(include={"student", "corpus", "prepare"}))
+        | {"teacher": json.loads(dataset.teacher.model_dump_json())},
     )
     manifest = build_manifest(origin, [shards[shard_file(part.number)] for part in dataset.parts])
     counts = manifest.counts

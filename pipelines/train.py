@@ -32,6 +32,7 @@ from pipelines.places import (
     checkpoints,
     latest_checkpoint,
     steps_done,
+    train_set,
     whole_directory,
     write_whole,
 )
@@ -47,7 +48,8 @@ def train_student(places: Places) -> None:
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
-    ShardSet(places.datasets[TRAIN_SET].directory, verify=True)
+    for name in (TRAIN_SET, *map(train_set, places.config.more_teachers)):
+        ShardSet(places.datasets[name].directory, verify=True)
     ensure_student(places)
     start = latest_checkpoint(places.train)
     done = steps_done(start)
@@ -83,7 +85,7 @@ def ensure_student(places: Places) -> None:
         model = transfer_model(
             load_model(teacher.model, teacher.revision),
             student_side(places),
-            teacher_side(places.config),
+            teacher_side(places.config.teacher),
             untie=options.head == "untied",
             vocab_multiple=options.vocab_multiple,
         )
@@ -116,7 +118,7 @@ def live_teacher(places: Places, side: Side, student: LogprobModel, device: torc
     options, own = places.config.teacher, places.config.student
     model = load_model(options.model, options.revision, options.dtype)
     hidden_size = student.model.config.get_text_config().hidden_size
-    both = side, teacher_side(places.config)
+    both = side, teacher_side(places.config.teacher)
     if own.adapters is None or own.model is not None:
         return LiveTeacher(hidden_size, model.to(device), *both)
     ends = model.get_input_embeddings().to(device, student.model.dtype), model.get_output_embeddings()
@@ -137,7 +139,11 @@ def run_worker(
     shards = ShardSet(places.datasets[TRAIN_SET].directory, verify=False)
     side = student_side(places)
     student = student_to_train(places, side).to(device)
-    check_student(shards.manifest, shards.name, side, len(student.mask))
+    more = {
+        name: ShardSet(places.datasets[train_set(name)].directory, verify=False) for name in places.config.more_teachers
+    }
+    for one in (shards, *more.values()):
+        check_student(one.manifest, one.name, side, len(student.mask))
     log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
@@ -151,7 +157,7 @@ def run_worker(
 
     asks_live = any(isinstance(one, Live) for one in options.objectives)
     live = live_teacher(places, side, student, device) if asks_live else None
-    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live)
+    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live, more)
 
 
 def measure_sets(places: Places, model: LogprobModel) -> Metrics:

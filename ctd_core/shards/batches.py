@@ -89,7 +89,8 @@ class Batch:
     the token before each. chunk_of_target: [Q] int64, its finest chunk.
     chunk_rows: [C] int64, the index among the N of each chunk's last token.
     top: the teacher's most probable tokens, none where the shards have none. teacher: its side of the same rows.
-    rows: [B] int64, the rows' numbers in the set of shards.
+    rows: [B] int64, the rows' numbers in the set of shards. source: which of several teachers it is of, None for the
+    main one.
     """
 
     input_ids: Tensor
@@ -102,6 +103,7 @@ class Batch:
     top: Top
     teacher: TeacherTokens
     rows: Rows
+    source: str | None = None
 
     @property
     def padding_share(self) -> float:

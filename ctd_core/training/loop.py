@@ -1,7 +1,7 @@
 """The training loop. It knows nothing of where metrics go and where checkpoints lie: callers hand that in."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -47,12 +47,14 @@ def train(
     rank: int = 0,
     world: int = 1,
     live: LiveTeacher | None = None,
+    more_shards: Mapping[str, ShardSet] | None = None,
 ) -> None:
     """Train `student`, which lies on its device, in place, from the checkpoint in `start` where there is one.
 
     Worker `rank` of `world` takes every `world`-th micro-batch of the one stream that (seed, shards) define; where a
     process group is initialised, the workers are its members. The last step always makes a checkpoint.
-    `live` lies on the same device; it has to be there where an objective is a live one.
+    `live` lies on the same device; it has to be there where an objective is a live one. `more_shards` are those of
+    further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
     Raises CtdError, with the step and the rows, where the loss is not finite.
     """
     if not shards.has_targets and any(isinstance(objective, Alm) for objective in options.objectives):
@@ -61,7 +63,10 @@ def train(
         raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
     model, device = student.model, student.mask.device
     torch.manual_seed(options.seed)
-    objectives = [WeightedObjective(one.weight, make_objective(one, live)) for one in options.objectives]
+    objectives = [
+        WeightedObjective(one.weight, make_objective(one, live), one.teacher if isinstance(one, Alm) else None)
+        for one in options.objectives
+    ]
     trained_along = [one.plan for one in objectives if isinstance(one.plan, torch.nn.Module)]
     student.projections = torch.nn.ModuleList(trained_along).to(device, model.dtype)
     freeze(model, options.freeze)
@@ -70,11 +75,21 @@ def train(
     model.eval()  # no dropout: what the student says must not depend on how a step was split
     wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
     autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
-    stream = micro_batches(shards.student_lengths(), options.batch_tokens, options.seed)
-    stream = islice(stream, done * options.micro_batches, None)
+    # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
+    sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
+    sources[None] = shards
+    streams = {
+        name: islice(
+            micro_batches(one.student_lengths(), options.batch_tokens, options.seed), done * options.micro_batches, None
+        )
+        for name, one in sources.items()
+    }
     for step in range(done, options.steps):
-        rows = list(islice(stream, options.micro_batches))[rank::world]
-        batches = [collate(shards, one).to(device) for one in rows]
+        batches = [
+            dataclasses.replace(collate(sources[name], rows), source=name).to(device)
+            for name, stream in streams.items()
+            for rows in list(islice(stream, options.micro_batches))[rank::world]
+        ]
         optimizer.zero_grad(set_to_none=True)
         fraction = rate_fraction(step, options)
         set_rate(optimizer, fraction)
@@ -83,9 +98,10 @@ def train(
                 wrapped, batches, objectives, live, autocast, balance=options.weighting == "gradient_magnitude"
             )
         except LossNotFinite as error:
-            documents = sorted(set(shards.documents(np.array(error.rows))))
+            bad = sources[error.source]
+            documents = sorted(set(bad.documents(np.array(error.rows))))
             raise CtdError(
-                f"step {step + 1}: {error} ({shards.name}), from documents {', '.join(documents[:8])}. Lower "
+                f"step {step + 1}: {error} ({bad.name}), from documents {', '.join(documents[:8])}. Lower "
                 "train.learning_rate or take these documents out; the last checkpoint is as it was."
             ) from error
         norm = clip(wrapped, options.clip_norm)

@@ -24,15 +24,17 @@ from ctd_core.objectives.plan import (
 )
 from ctd_core.shards.batches import Batch
 
+NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0)  # for batches of another teacher
 LEAST_NORM = 1e-12  # of a gradient that an objective is weighted by
 
 
 @dataclass(frozen=True)
 class WeightedObjective:
-    """One term of the loss."""
+    """One term of the loss. source: it is for the batches of this teacher, see Batch."""
 
     weight: float
     plan: Objective
+    source: str | None = None
 
 
 class FailedElsewhere(CtdError):
@@ -40,11 +42,11 @@ class FailedElsewhere(CtdError):
 
 
 class LossNotFinite(CtdError):
-    """The loss was infinite or not a number on these rows of the shards."""
+    """The loss was infinite or not a number on these rows of the shards of `source`, see Batch."""
 
-    def __init__(self, loss: float, rows: list[int]) -> None:
+    def __init__(self, loss: float, rows: list[int], source: str | None) -> None:
         super().__init__(f"the loss is {loss} on rows {rows} of the shards")
-        self.rows = rows
+        self.rows, self.source = rows, source
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,16 @@ def accumulate_gradients(
 ) -> StepMetrics:
     """Add to the parameters the gradient of Σ_k weight_k · sum_k / count_k, over `batches` of every worker.
 
-    `live` is asked once a batch, where it is given. With `balance` the weights are not the objectives' own: they are
-    in inverse proportion to the norms of sum_k / count_k's gradients at the last layer and add up to 1 (GradMag, arXiv
-    2503.20083), at the cost of a forward pass more.
+    `live` is asked once a batch of the main teacher, where it is given. With `balance` the weights are not the
+    objectives' own: they are in inverse proportion to the norms of sum_k / count_k's gradients at the last layer and
+    add up to 1 (GradMag, arXiv 2503.20083), at the cost of a forward pass more.
 
     Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
     split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
     """
     device = batches[0].input_ids.device
     wide = torch.float64  # for what is added up over workers
-    plans = [[objective.plan(batch) for objective in objectives] for batch in batches]
+    plans = [[one.plan(batch) if one.source == batch.source else NOTHING for one in objectives] for batch in batches]
     counts = torch.tensor([[one.count for one in row] for row in plans], dtype=wide, device=device).sum(0)
     world = _sum_over_workers(counts)
     weights = [objective.weight for objective in objectives]
@@ -102,7 +104,7 @@ def accumulate_gradients(
                 terms, measured = _forward(student, batch, planned, live)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
-                failure = LossNotFinite(total.item(), batch.rows.tolist())
+                failure = LossNotFinite(total.item(), batch.rows.tolist(), batch.source)
             (total * world).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over workers; the loss is a sum
         sums += torch.cat([torch.stack([term.detach().to(wide) for term in terms]), measured.to(device)])
     _sum_over_workers(sums)
@@ -167,7 +169,7 @@ def _forward(
     rows, ids = batch.target_rows, batch.target_ids
     if any(one.needs_top for one in plans):
         rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
-    teacher = live.outputs(batch) if live is not None else None
+    teacher = live.outputs(batch) if live is not None and batch.source is None else None
     logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
     model = student.module if isinstance(student, DistributedDataParallel) else student

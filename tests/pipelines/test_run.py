@@ -161,6 +161,30 @@ def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them
     assert not any("norm" in name for name in changed)
 
 
+def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp_path):
+    llama(450, seed=3).save_pretrained(tmp_path / "second")
+    train_tokenizer(TEXTS[::2], 450).save_pretrained(tmp_path / "second")
+    config["train"]["num_workers"] = 2
+    config["train"]["objectives"] = [{"kind": "alm"}, {"kind": "alm", "weight": 0.5, "teacher": "second"}]
+    config["more_teachers"] = {"second": {"model": str(tmp_path / "second")}}
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    ctd("train", "--config", file)
+    run = tmp_path / "runs" / "tiny"
+    folders = sorted(run.glob("prepared/train-*"), key=lambda folder: "second" in folder.name)
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    assert [one["origin"]["config"]["teacher"]["model"] for one in manifests] == [
+        str(inputs / "teacher"),
+        str(tmp_path / "second"),
+    ]
+    assert manifests[0]["counts"]["text_bytes"] == manifests[1]["counts"]["text_bytes"]
+    assert manifests[0]["origin"]["teacher_tokenizer"] != manifests[1]["origin"]["teacher_tokenizer"]
+    for line in (only(run, "train-*") / "metrics.jsonl").read_text().splitlines():
+        step = json.loads(line)
+        assert step["loss"] == pytest.approx(step["loss_0_alm"] + 0.5 * step["loss_1_alm"])
+        assert step["loss_0_alm"] != step["loss_1_alm"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -175,6 +199,8 @@ def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
+        ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of more_teachers"),
+        ("more_teachers={second: {model: /no/such}}", r"no objective learns from 'second'"),
         ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
     ],
 )
@@ -201,7 +227,7 @@ def test_files_that_are_no_runs_are_refused(tmp_path):
         ctd("run", "--config", tmp_path / "missing.yaml")
     with pytest.raises(UsageError, match="either --config"):
         ctd("run")
-    with pytest.raises(UsageError, match="no such recipe; there is demo"):
+    with pytest.raises(UsageError, match="no such recipe; there is .*demo"):
         ctd("run", "--recipe", "nothing")
 
 

@@ -77,6 +77,32 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_s
     assert resumed == {step: loss for step, loss in whole.items() if step > 3}
 
 
+def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_path):
+    student_side, other_side = side(STUDENT), side("SentencePiece BPE")
+    other = LogprobModel(
+        llama(len(other_side.encoder.spelling.token_bytes)), other_side.encoder.spelling.begins_pretoken
+    )
+    write_set(tmp_path, student_side, other_side, texts(30, seed=3), teacher_model=other)
+    second = ShardSet(tmp_path, verify=True)
+    mine, theirs = Alm(kind="alm"), Alm(kind="alm", weight=0.5, teacher="other")
+
+    def gradients(options, *sources):
+        student, seen = new_student(), {}
+
+        def on_checkpoint(metrics, write):
+            seen.update({name: one.grad.clone() for name, one in student.model.named_parameters()})
+
+        hooks = Hooks(on_step=lambda metrics: None, on_checkpoint=on_checkpoint, evaluate=lambda model: {})
+        options = Train(steps=1, batch_tokens=300, micro_batches=2, clip_norm=None, objectives=options)
+        train(options, student, sources[0], hooks, more_shards=dict(zip(["other"], sources[1:], strict=False)))
+        return seen
+
+    together = gradients([mine, theirs], shards, second)
+    alone = gradients([mine], shards), gradients([Alm(kind="alm", weight=0.5)], second)
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[0][name] + alone[1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_a_broken_checkpoint_is_an_error_that_names_it(shards, tmp_path):
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(CtdError, match=f"{tmp_path}: not a whole checkpoint"):
