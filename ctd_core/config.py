@@ -74,6 +74,11 @@ class Student(Options):
     )
     end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")
 
+    @property
+    def is_its_own_teacher(self) -> bool:
+        """Whether adapters alone tell the student from its teacher, but for their embeddings."""
+        return self.adapters is not None and self.model is None
+
 
 class Teacher(Options):
     """The model that is asked."""
@@ -320,7 +325,9 @@ class Train(Options):
     seed: int = 0
     objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
-    micro_batches: int = Field(default=1, gt=0, description="micro-batches a step, over all workers")
+    micro_batches: int = Field(
+        default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
+    )
     num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
     use_gpu: bool = Field(default=False, description="a GPU for each worker")
     learning_rate: float = Field(1e-5, gt=0)
@@ -328,7 +335,9 @@ class Train(Options):
         default=None, gt=0, description="for embeddings and head, where it differs"
     )
     projection_learning_rate: float = Field(
-        default=1e-3, gt=0, description="for projections between hidden sizes that an objective trains along (dskd)"
+        default=1e-3,
+        gt=0,
+        description="for projections that an objective trains along: dskd's, hidden_states' of unlike widths",
     )
     weighting: Literal["fixed", "gradient_magnitude"] = Field(
         default="fixed",
@@ -378,7 +387,9 @@ class Evaluate(Options):
     def _sets_have_names(self) -> "Evaluate":
         wrong = [name for name in self.sets if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} cannot name a set: names are letters, digits, - and ., and not `train`")
+            raise ValueError(
+                f"{wrong[0]!r} cannot name a set: names are letters, digits, _ - and ., and do not begin `train-`"
+            )
         if self.gap_set is not None and self.gap_set not in self.sets:
             raise ValueError(f"gap_set is {self.gap_set!r}, but the sets are {sorted(self.sets)}")
         return self
@@ -434,7 +445,10 @@ class RunConfig(Options):
         if unknown := [one for one in named if one is not None and one not in self.more_teachers]:
             raise ValueError(f"train.objectives: {unknown[0]!r} is none of more_teachers, {sorted(self.more_teachers)}")
         if idle := [one for one in (None, *self.more_teachers) if one not in named]:
-            raise ValueError(f"no objective learns from {'the teacher' if idle[0] is None else repr(idle[0])}")
+            who = "teacher" if idle[0] is None else f"more_teachers.{idle[0]}"
+            raise ValueError(
+                f"no objective learns from {who}: alm learns from the one that it names, others from teacher"
+            )
         if self.prepare.top_k and not self.prepare.targets:
             raise ValueError("prepare.top_k is part of the targets, which prepare.targets: false leaves out")
         return self

@@ -4,6 +4,8 @@ from transformers import AutoConfig
 
 from ctd_core.config import PretrainedTokenizer, RunConfig
 from ctd_core.errors import UsageError
+from ctd_core.models.adapters import check_targets
+from ctd_core.models.loading import skeleton
 from ctd_core.text.segments import make_side
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.places import Places
@@ -36,3 +38,6 @@ def check_inputs(config: RunConfig, places: Places) -> None:
                 f"{field}: {name} reads {longest} tokens at most, and its window in prepare is {window}. Set "
                 "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
+    if student.adapters is not None:
+        origin = student if student.model is not None else config.teacher
+        check_targets(skeleton(origin.model or "", origin.revision), student.adapters)

@@ -2,7 +2,7 @@
 
 import pickle
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ class Job:
     part: Part
 
 
-@cache
+@lru_cache(maxsize=1)
 def shared_sides(sides: ray.ObjectRef) -> tuple[Side, Side]:
-    """Student and teacher side as the driver made them, fetched once a process."""
+    """Student and teacher side as the driver made them, fetched once a process for each teacher."""
     student, teacher = ray.get(sides)
     return student, teacher
 

@@ -59,8 +59,8 @@ def train_student(places: Places) -> None:
     if done:
         say(f"train: going on from step {done}, in {places.train}")
     if live := [one.kind for one in options.objectives if isinstance(one, Live)]:
-        own = places.config.student.adapters is not None and places.config.student.model is None
-        how = "which is the student without its adapters" if own else "so it is loaded beside the student"
+        is_own = places.config.student.is_its_own_teacher
+        how = "which is the student without its adapters" if is_own else "so it is loaded beside the student"
         say(f"train: {', '.join(live)} asks the teacher at every step, {how}")
     places.train.mkdir(parents=True, exist_ok=True)
     with progress("train", options.steps) as reporter:
@@ -115,14 +115,15 @@ def live_teacher(places: Places, side: Side, student: LogprobModel, device: torc
 
     It is the student itself where adapters alone tell the two apart.
     """
-    options, own = places.config.teacher, places.config.student
-    model = load_model(options.model, options.revision, options.dtype)
+    options = places.config.teacher
     hidden_size = student.model.config.get_text_config().hidden_size
-    both = side, teacher_side(places.config.teacher)
-    if own.adapters is None or own.model is not None:
-        return LiveTeacher(hidden_size, model.to(device), *both)
-    ends = model.get_input_embeddings().to(device, student.model.dtype), model.get_output_embeddings()
-    return OwnTeacher(hidden_size, student.model, *both, ends[0], ends[1].to(device, student.model.dtype))
+    both, maps = (side, teacher_side(options)), places.config.output / "maps"
+    if not places.config.student.is_its_own_teacher:
+        model = load_model(options.model, options.revision, options.dtype).to(device)
+        return LiveTeacher(hidden_size, model, *both, maps)
+    model = load_model(options.model, options.revision)  # as the student was made from it
+    ends = (one.to(device) for one in (model.get_input_embeddings(), model.get_output_embeddings()))
+    return OwnTeacher(hidden_size, student.model, *both, maps, *ends)
 
 
 def run_worker(

@@ -1,11 +1,5 @@
 """Which tokens of two vocabularies are the same bytes."""
 
-import hashlib
-import os
-import tempfile
-from contextlib import suppress
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
@@ -47,29 +41,6 @@ def nearest_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
         distances = process.cdist(spelled, choices, scorer=Levenshtein.distance, workers=-1, dtype=np.uint16)
         result[tokens] = order[distances.argmin(1)]
     return result
-
-
-def stored_nearest_map(student: Spelling, teacher: Spelling, folder: Path) -> npt.NDArray[np.int32]:
-    """`nearest_map`, which takes minutes for large vocabularies, kept in `folder` by the two spellings' fingerprint."""
-    digest = hashlib.sha256()
-    for text in (*_spelled(student), "|", *_spelled(teacher)):
-        digest.update(f"{len(text)} {text}".encode())
-    file = folder / f"nearest-{digest.hexdigest()[:16]}.npy"
-    if file.exists():
-        kept: npt.NDArray[np.int32] = np.load(file)
-        return kept
-    result = nearest_map(student, teacher)
-    with suppress(OSError):  # where nothing can be written, the next run calculates it again
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as stream:
-            np.save(stream, result)
-        os.replace(stream.name, file)
-    return result
-
-
-def cache_folder() -> Path:
-    """Where maps are kept: CTD_CACHE, else ~/.cache/ctd."""
-    return Path(os.environ.get("CTD_CACHE") or Path.home() / ".cache" / "ctd")
 
 
 def _spelled(side: Spelling) -> list[str]:

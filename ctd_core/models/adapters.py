@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ctd_core.config import Adapters
 from ctd_core.errors import UsageError
@@ -15,19 +17,32 @@ from ctd_core.errors import UsageError
 def add_adapters(model: PreTrainedModel, options: Adapters, seed: int) -> None:
     """Put adapters on `model`, in place, and fix all else but its embeddings; what it computes stays the same.
 
-    Raises UsageError where the model has no layer of the names that `options` give.
+    Raises UsageError as `check_targets` does.
     """
+    check_targets(model, options)
     model.requires_grad_(False)
-    torch.manual_seed(seed)
-    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=options.targets)
-    try:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules=options.targets)
         inject_adapter_in_model(config, model)
-    except ValueError as error:
-        raise UsageError(
-            f"student.adapters.targets: {options.targets} names no layer of the model ({error})."
-        ) from error
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         end.requires_grad_(True)
+
+
+def check_targets(model: PreTrainedModel, options: Adapters) -> None:
+    """Raises UsageError where one of the targets names no linear layer inside the model."""
+    output = model.get_output_embeddings()
+    linear = [
+        name.rpartition(".")[2]
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Linear | Conv1D) and one is not output
+    ]
+    for target in options.targets:
+        if target not in linear:
+            raise UsageError(
+                f"student.adapters.targets: {target!r} is no linear layer inside the model; there are "
+                f"{', '.join(dict.fromkeys(linear))}."
+            )
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
@@ -41,6 +56,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 def without_adapters(model: PreTrainedModel) -> Iterator[None]:
     """`model` as it is without its adapters."""
     layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
+    trained = [(one, one.requires_grad) for layer in layers for one in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -48,3 +64,5 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, is_trained in trained:  # peft would train all adapters, frozen ones too
+            parameter.requires_grad_(is_trained)

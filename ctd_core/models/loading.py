@@ -49,9 +49,12 @@ def last_hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def last_layer(model: PreTrainedModel) -> nn.Module:
-    """The last of the model's layers: the last module of its longest list of modules."""
-    lists = [one for one in model.base_model.modules() if isinstance(one, nn.ModuleList)]
-    return max(lists, key=len)[-1]
+    """The last of the model's layers; raises UsageError where its architecture keeps them in no list."""
+    count = model.config.get_text_config().num_hidden_layers
+    for one in model.base_model.modules():
+        if isinstance(one, nn.ModuleList) and len(one) == count:
+            return one[-1]
+    raise UsageError(f"{type(model).__name__} has no list of its {count} layers, so its last one is not known.")
 
 
 @torch.no_grad()
@@ -88,8 +91,13 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
 
 def count_parameters(name: str, revision: str | None) -> int:
     """The number of parameters of the model in `name`, from its config alone."""
+    return parameters(skeleton(name, revision))
+
+
+def skeleton(name: str, revision: str | None) -> PreTrainedModel:
+    """The model in `name` without its weights."""
     with torch.device("meta"):
-        return parameters(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, revision=revision)))
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, revision=revision))
 
 
 def parameters(model: nn.Module) -> int:

@@ -43,6 +43,7 @@ class Dskd(nn.Module):
             )
             mine, theirs = student.hidden[batch.target_rows], teacher.hidden[batch.teacher.target_rows]
             to_student = sum_over_logits((student.head, fixed), (mine, in_student), _in_student_space, batch.target_ids)
+            in_teacher = in_teacher.to(theirs.dtype)
             to_teacher = sum_over_logits((teacher.head, teacher.head), (in_teacher, theirs), _divergence)
             return to_student + to_teacher
 

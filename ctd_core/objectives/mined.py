@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctd_core.align.vocabulary import cache_folder, stored_nearest_map
+from ctd_core.align.kept_maps import kept_nearest_map
 from ctd_core.config import MinEd
 from ctd_core.objectives.plan import LiveTeacher, Objective
 from ctd_core.objectives.positions import logit_objective, one_to_one_places
@@ -18,9 +18,7 @@ def mined(options: MinEd, live: LiveTeacher) -> Objective:
     distributions are over tokens of text alone, without special ones. Mean over the one-to-one chunks.
     """
     student_spelling = live.student.encoder.spelling
-    nearest = torch.from_numpy(
-        stored_nearest_map(student_spelling, live.teacher.encoder.spelling, cache_folder())
-    ).long()
+    nearest = torch.from_numpy(kept_nearest_map(student_spelling, live.teacher.encoder.spelling, live.maps)).long()
     theirs = (nearest >= 0).nonzero()[:, 0]
     device = live.model.device
     nearest, theirs = nearest[theirs].to(device), theirs.to(device)

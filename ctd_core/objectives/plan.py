@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +54,16 @@ class TeacherOutputs:
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """A teacher loaded beside the student, for objectives that stored targets do not serve; and both tokenizers."""
+    """A teacher loaded beside the student, for objectives that stored targets do not serve; and both tokenizers.
+
+    maps: a folder in which maps between vocabularies are kept for the next time, None for nowhere.
+    """
 
     student_hidden_size: int
     model: PreTrainedModel
     student: Side
     teacher: Side
+    maps: Path | None
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> TeacherOutputs:

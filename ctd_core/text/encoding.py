@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +49,16 @@ class TextEncoder:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._backend.encode_special_tokens = True
+        self._take_names_as_text()
         self._invents_space = self._find_invented_space()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take_names_as_text()
+
+    def _take_names_as_text(self) -> None:
+        """Encode the names of special tokens as text; a tokenizer forgets it when it is pickled."""
+        self._backend.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
         """The encoding of each of `texts`, or the reason why there is none that spells it."""

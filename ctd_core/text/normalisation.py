@@ -88,4 +88,5 @@ def _build(description: dict[str, Any]) -> Normaliser:
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     })  # fmt: skip
     normalizer: normalizers.Normalizer = Tokenizer.from_str(shell).normalizer
-    return lambda text: str(normalizer.normalize_str(text))
+    normalise: Normaliser = normalizer.normalize_str
+    return normalise

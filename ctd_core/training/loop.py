@@ -57,8 +57,16 @@ def train(
     further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
     Raises CtdError, with the step and the rows, where the loss is not finite.
     """
-    if not shards.has_targets and any(isinstance(objective, Alm) for objective in options.objectives):
-        raise CtdError(f"{shards.name}: these shards have no targets, and alm needs them. Prepare with targets: true.")
+    # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
+    sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
+    sources[None] = shards
+    for name in {one.teacher for one in options.objectives if isinstance(one, Alm)}:
+        if name not in sources:
+            raise CtdError(f"alm asks for the targets of the teacher {name!r}, and no shards of it are given.")
+        if not sources[name].has_targets:
+            raise CtdError(
+                f"{sources[name].name}: alm needs targets, and these shards have none. Prepare with targets: true."
+            )
     if not shards.has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
         raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
     model, device = student.model, student.mask.device
@@ -75,9 +83,6 @@ def train(
     model.eval()  # no dropout: what the student says must not depend on how a step was split
     wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
     autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
-    # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
-    sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
-    sources[None] = shards
     streams = {
         name: islice(
             micro_batches(one.student_lengths(), options.batch_tokens, options.seed), done * options.micro_batches, None
@@ -106,9 +111,9 @@ def train(
             ) from error
         norm = clip(wrapped, options.clip_norm)
         if not torch.isfinite(norm):
+            rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
             raise CtdError(
-                f"step {step + 1}: the gradient's norm is {float(norm)}, on rows "
-                f"{[int(one) for batch in batches for one in batch.rows]} of {shards.name} or those of another worker. "
+                f"step {step + 1}: the gradient's norm is {float(norm)}, on rows {rows} or those of another worker. "
                 "Lower train.learning_rate; the last checkpoint is as it was."
             )
         optimizer.step()

@@ -43,9 +43,11 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     if not groups:
         raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
-    if projections := list(student.projections.parameters()):
-        peak = options.projection_learning_rate
-        groups.append({"params": projections, "lr": peak, "peak": peak, "weight_decay": options.weight_decay})
+    peak = options.projection_learning_rate
+    for decays in (False, True):
+        if chosen := [one for one in student.projections.parameters() if (one.ndim > 1) == decays]:
+            decay = options.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=options.betas, fused=True)
 
 

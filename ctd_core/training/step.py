@@ -25,7 +25,7 @@ from ctd_core.objectives.plan import (
 from ctd_core.shards.batches import Batch
 
 NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0)  # for batches of another teacher
-LEAST_NORM = 1e-12  # of a gradient that an objective is weighted by
+LEAST_NORM = 1e-12  # an objective whose gradient is smaller has nothing to say in a step
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def accumulate_gradients(
 
     `live` is asked once a batch of the main teacher, where it is given. With `balance` the weights are not the
     objectives' own: they are in inverse proportion to the norms of sum_k / count_k's gradients at the last layer and
-    add up to 1 (GradMag, arXiv 2503.20083), at the cost of a forward pass more.
+    add up to 1 (GradMag, arXiv 2503.20083); an objective without a gradient has none. This takes a forward pass more,
+    of the live teacher too, and for each objective a backward pass to the last layer.
 
     Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
     split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
@@ -141,20 +142,23 @@ def _balanced(
             "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."
         )
     sums = [[torch.zeros_like(one) for one in last] for _ in counts]
+    failure: LossNotFinite | None = None
     for batch, planned in zip(batches, plans, strict=True):
         with nullcontext() if autocast is None else torch.autocast(batch.input_ids.device.type, autocast):
             terms, _ = _forward(model, batch, planned, live)
         for term, total in zip(terms, sums, strict=True):
+            if not torch.isfinite(term) and failure is None:
+                failure = LossNotFinite(term.item(), batch.rows.tolist(), batch.source)
             for one, gradient in zip(total, torch.autograd.grad(term, last, retain_graph=True), strict=True):
                 one += gradient
-    norms = []
+    _raise_everywhere(failure, counts.device)
+    inverse = []
     for total, count in zip(sums, counts, strict=True):
         for one in total:
             _sum_over_workers(one)
-        norm = torch.stack([one.double().norm() for one in total]).norm() / max(float(count), 1.0)
-        norms.append(max(float(norm), LEAST_NORM))
-    share = sum(1 / norm for norm in norms)
-    return [1 / norm / share for norm in norms]
+        norm = float(torch.stack([one.double().norm() for one in total]).norm()) / max(float(count), 1.0)
+        inverse.append(1 / norm if norm > LEAST_NORM else 0.0)
+    return [one / (sum(inverse) or 1.0) for one in inverse]
 
 
 def _forward(

@@ -4,8 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from ctd_core.align import vocabulary
-from ctd_core.align.vocabulary import exact_map, nearest_map, stored_nearest_map
+from ctd_core.align.vocabulary import exact_map, nearest_map
 from tests.tokenizers import PARTIAL, TOTAL, encoder
 
 
@@ -43,13 +42,3 @@ def test_every_teacher_token_goes_to_the_nearest_student_token(student):
             continue
         others = [other for n, other in enumerate(mine.token_bytes) if other and not mine.is_special[n]]
         assert edit_distance(raw, mine.token_bytes[nearest[token]]) == min(edit_distance(raw, one) for one in others)
-
-
-def test_a_nearest_map_is_calculated_once_for_a_pair_of_vocabularies(tmp_path, monkeypatch):
-    first, second = (encoder(f"byte-level BPE, {size}").spelling for size in (300, 600))
-    expected = nearest_map(first, second)
-    assert (stored_nearest_map(first, second, tmp_path) == expected).all()
-    monkeypatch.setattr(vocabulary, "nearest_map", lambda *_: None)
-    assert (stored_nearest_map(first, second, tmp_path) == expected).all()
-    assert stored_nearest_map(second, first, tmp_path / "another") is None
-    assert [file.name for file in tmp_path.glob("*.partial")] == []

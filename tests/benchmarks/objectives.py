@@ -112,7 +112,7 @@ def make_pair(teacher: str, tokenizer: str) -> Pair:
     student = load_model(teacher) if student is model else student
     hidden_size = model.config.get_text_config().hidden_size
     begins_pretoken = sides[0].encoder.spelling.begins_pretoken
-    return Pair(LogprobModel(student, begins_pretoken), LiveTeacher(hidden_size, model, *sides), batch)
+    return Pair(LogprobModel(student, begins_pretoken), LiveTeacher(hidden_size, model, *sides, None), batch)
 
 
 def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens) -> Batch:
@@ -161,7 +161,7 @@ def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
     ends = pair.live.model.get_input_embeddings(), pair.live.model.get_output_embeddings()
     adapted = transfer_model(load_model(teacher), *sides)
     add_adapters(adapted, Adapters(), seed=0)
-    own = OwnTeacher(pair.live.student_hidden_size, adapted, *sides, *ends)
+    own = OwnTeacher(pair.live.student_hidden_size, adapted, *sides, None, *ends)
     held = []
     for student, live in ((adapted, own), (pair.student.model, pair.live), (adapted, pair.live)):
         model = LogprobModel(student, sides[0].encoder.spelling.begins_pretoken)

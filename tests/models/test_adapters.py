@@ -13,7 +13,7 @@ from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
 from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
-from ctd_core.training.optimizer import make_optimizer
+from ctd_core.training.optimizer import freeze, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.models.tiny import gpt2, llama
 from tests.shards.sets import side, texts, write_set
@@ -53,8 +53,12 @@ def test_a_merged_model_is_the_plain_architecture_and_says_the_same(tmp_path):
 
 
 def test_layers_that_are_not_there_are_an_error():
-    with pytest.raises(UsageError, match=r"student\.adapters\.targets: \['q_proj'.* names no layer"):
+    with pytest.raises(
+        UsageError, match=r"student\.adapters\.targets: 'q_proj' is no linear layer.*c_attn, c_proj, c_fc\."
+    ):
         add_adapters(gpt2(300), Adapters(), seed=0)
+    with pytest.raises(UsageError, match="'lm_head' is no linear layer inside"):
+        add_adapters(llama(300, tied=False), Adapters(targets=["q_proj", "lm_head"]), seed=0)
 
 
 @pytest.fixture
@@ -65,14 +69,15 @@ def pair(tmp_path):
     teacher = llama(600, seed=1)
     student = adapted(transfer_model(teacher, student_side, teacher_side))
     ends = teacher.get_input_embeddings(), teacher.get_output_embeddings()
-    own = OwnTeacher(32, student, student_side, teacher_side, *ends)
+    own = OwnTeacher(32, student, student_side, teacher_side, None, *ends)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(4))
     model = LogprobModel(student, student_side.encoder.spelling.begins_pretoken)
-    return batch, model, LiveTeacher(32, teacher, student_side, teacher_side), own
+    return batch, model, LiveTeacher(32, teacher, student_side, teacher_side, None), own
 
 
 def test_a_student_without_its_adapters_says_what_its_teacher_says(pair):
     batch, student, apart, own = pair
+    freeze(student.model, ["layers.0.*lora_A"])
     before = student.model(batch.input_ids).logits
     trained = [name for name, one in student.model.named_parameters() if one.requires_grad]
     mine, theirs = own.outputs(batch), apart.outputs(batch)

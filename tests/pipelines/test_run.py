@@ -201,6 +201,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of more_teachers"),
         ("more_teachers={second: {model: /no/such}}", r"no objective learns from 'second'"),
+        ("student={tokenizer: {kind: bytes}, adapters: {targets: [q_proj, c_attn]}}", r"'c_attn' is no linear layer"),
         ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
     ],
 )
@@ -227,7 +228,7 @@ def test_files_that_are_no_runs_are_refused(tmp_path):
         ctd("run", "--config", tmp_path / "missing.yaml")
     with pytest.raises(UsageError, match="either --config"):
         ctd("run")
-    with pytest.raises(UsageError, match="no such recipe; there is .*demo"):
+    with pytest.raises(UsageError, match=r"no such recipe; there is .*demo"):
         ctd("run", "--recipe", "nothing")
 
 

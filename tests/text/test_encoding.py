@@ -1,5 +1,6 @@
 """A text is accepted only where the tokens spell it."""
 
+import pickle
 import unicodedata
 
 import pytest
@@ -54,6 +55,21 @@ def test_the_names_of_special_tokens_are_ordinary_text():
     side = encoder("byte-level BPE, 600")
     (encoded,) = side.encode_batch(["a<|endoftext|>b"])
     assert not side.spelling.is_special[encoded.ids].any()
+
+
+@pytest.mark.parametrize("kind", TOTAL | PARTIAL)
+def test_an_encoder_that_has_travelled_to_a_worker_encodes_as_before(kind):
+    side = encoder(kind)
+    special = [token for token, added in side.tokenizer.added_tokens_decoder.items() if added.special]
+    names = side.tokenizer.convert_ids_to_tokens(special)
+    given = [*TEXTS, "", "cafe\u0301", *(f"a{name}b" for name in names)]
+    for before, after in zip(
+        *(one.encode_batch(given) for one in (side, pickle.loads(pickle.dumps(side)))), strict=True
+    ):
+        assert type(before) is type(after)
+        if isinstance(before, EncodedText):
+            assert before.ids.tolist() == after.ids.tolist()
+            assert before.byte_ends.tolist() == after.byte_ends.tolist()
 
 
 def test_decomposed_text_is_brought_to_the_form_that_both_sides_keep():

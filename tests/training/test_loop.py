@@ -14,10 +14,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ctd_core.config import Alm, Sft, Train
+from ctd_core.config import Adapters, Alm, Dskd, Sft, Train
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.models.adapters import add_adapters
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
+from ctd_core.objectives.plan import LiveTeacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import save_checkpoint
 from ctd_core.training.loop import Hooks, train
@@ -44,7 +46,7 @@ def new_student():
     return LogprobModel(transfer_model(llama(600), student, side(TEACHER)), student.encoder.spelling.begins_pretoken)
 
 
-def run(options, shards, start=None, checkpoints=None, student=None):
+def run(options, shards, start=None, checkpoints=None, student=None, live=None):
     """The losses of a run, by step; checkpoints written into `checkpoints`/step."""
     losses = {}
 
@@ -59,7 +61,7 @@ def run(options, shards, start=None, checkpoints=None, student=None):
         on_checkpoint=on_checkpoint,
         evaluate=lambda model: {"evaluated": float(model.training)},
     )
-    train(options, student or new_student(), shards, hooks, start)
+    train(options, student or new_student(), shards, hooks, start, live=live)
     return losses
 
 
@@ -70,10 +72,23 @@ def test_the_loss_falls(shards, objective):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(shards, tmp_path):
-    options = Train(steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=3)
-    whole = run(options, shards, checkpoints=tmp_path)
-    resumed = run(options, shards, start=tmp_path / "3")
+@pytest.mark.parametrize("objective", [Alm(kind="alm"), Dskd(kind="dskd")], ids=lambda one: one.kind)
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(
+    shards, tmp_path, objective, with_adapters
+):
+    def student():
+        made = new_student()
+        if with_adapters:
+            add_adapters(made.model, Adapters(rank=4), seed=0)
+        return made
+
+    options = Train(
+        steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=3, objectives=[objective]
+    )
+    live = LiveTeacher(32, llama(600), side(STUDENT), side(TEACHER), None)
+    whole = run(options, shards, checkpoints=tmp_path, student=student(), live=live)
+    resumed = run(options, shards, start=tmp_path / "3", student=student(), live=live)
     assert resumed == {step: loss for step, loss in whole.items() if step > 3}
 
 
