@@ -6,16 +6,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from ctd_core.config_objectives import Alm, AnyObjective, Live, OneToOneKl
+from ctd_core.options import Options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Options(BaseModel):
-    """Unknown fields are errors; values do not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 # --- Tokenizers and models --------------------------------------------------------------------------------------
@@ -189,132 +186,6 @@ class Prepare(Options):
     scoring_gpus: float = Field(default=0, ge=0, description="GPUs for each scoring actor")
 
 
-# --- Objectives -------------------------------------------------------------------------------------------------
-
-
-class Finest(Options):
-    """Every finest chunk by itself."""
-
-    kind: Literal["finest"] = "finest"
-
-
-class AtWhitespace(Options):
-    """Finest chunks joined until the next begins with white space."""
-
-    kind: Literal["whitespace"]
-
-
-class Debiased(Options):
-    """Finest chunks joined until the teacher's probability of a pretoken boundary exceeds gamma."""
-
-    kind: Literal["debiased"]
-    gamma: float = Field(default=0.1, ge=0, lt=1)
-
-
-class Groups(Options):
-    """Groups of `size` finest chunks."""
-
-    kind: Literal["groups"]
-    size: int = Field(ge=1)
-
-
-AnyChunks = Annotated[Finest | AtWhitespace | Debiased | Groups, Field(discriminator="kind")]
-
-
-class Alm(Options):
-    """Approximate likelihood matching (arXiv 2503.20083)."""
-
-    kind: Literal["alm"]
-    weight: float = Field(default=1.0, gt=0)
-    divergence: Literal["kl", "reverse_kl", "tv"] = "kl"
-    temperature: float = Field(default=5.0, gt=0, description=".inf for the limit")
-    chunks: AnyChunks = Debiased(kind="debiased")
-    boundary: bool = Field(
-        default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"
-    )
-    average: Literal["chunk", "byte", "token"] = Field(
-        default="chunk",
-        description="what the loss is a mean over: merged chunks, their bytes (markers have none) or student tokens",
-    )
-    teacher: str | None = Field(default=None, description="one of more_teachers, to learn from that one instead")
-    leave_out_one_to_one: bool = Field(
-        default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
-    )
-
-
-class Sft(Options):
-    """Next-token cross-entropy on the corpus."""
-
-    kind: Literal["sft"]
-    weight: float = Field(default=1.0, gt=0)
-
-
-class OneToOneKl(Options):
-    """Kullback-Leibler divergence over the stored top tokens where a chunk is one token of both sides."""
-
-    kind: Literal["one_to_one_kl"]
-    weight: float = Field(default=1.0, gt=0)
-    direction: Literal["forward", "reverse"] = "reverse"
-
-
-class Live(Options):
-    """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
-
-    weight: float = Field(default=1.0, gt=0)
-
-
-class Kd(Live):
-    """Kullback-Leibler divergence of the whole distribution, for one tokenizer on both sides (arXiv 1503.02531)."""
-
-    kind: Literal["kd"]
-    temperature: float = Field(default=1.0, gt=0)
-
-
-class Uld(Live):
-    """Universal logit distillation: distance of sorted probabilities (arXiv 2402.12030)."""
-
-    kind: Literal["uld"]
-    places: Literal["same_index", "one_to_one"] = Field(
-        default="same_index",
-        description="compare the n-th tokens of both sides, as published, or where a chunk is one token of both sides",
-    )
-
-
-class MinEd(Live):
-    """Divergence under a map of vocabularies by edit distance, at one-to-one chunks (arXiv 2401.10491)."""
-
-    kind: Literal["mined"]
-
-
-class PKl(Live):
-    """Divergence of the student projected onto the teacher's vocabulary, at one-to-one chunks (arXiv 2605.21699)."""
-
-    kind: Literal["p_kl"]
-
-
-class Gold(Live):
-    """Divergence on the tokens that both share, distance of the sorted rest, at every chunk (TRL's GOLD)."""
-
-    kind: Literal["gold"]
-
-
-class HiddenStates(Live):
-    """Distance of the last hidden states at chunk ends (arXiv 2503.20083)."""
-
-    kind: Literal["hidden_states"]
-
-
-class Dskd(Live):
-    """Dual-space distillation: attention from one side's tokens to the other's, projections (arXiv 2406.17328)."""
-
-    kind: Literal["dskd"]
-
-
-AnyObjective = Annotated[
-    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
-]
-
-
 # --- Training ---------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +227,11 @@ class Train(Options):
     checkpoint_every: int | None = Field(default=None, gt=0, description="the last step is always kept")
     max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
 
+    @property
+    def live_objectives(self) -> list[str]:
+        """The kinds of those objectives that ask the teacher at every step."""
+        return [one.kind for one in self.objectives if isinstance(one, Live)]
+
     @model_validator(mode="after")
     def _workers_share_a_step(self) -> "Train":
         if self.micro_batches % max(self.num_workers, 1):
@@ -379,7 +255,7 @@ class Train(Options):
 class Evaluate(Options):
     """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
 
-    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = {}
+    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = Field(default={})
     batch_tokens: int = Field(default=4096, gt=0)
     gap_set: str | None = None
 
@@ -398,7 +274,7 @@ class Evaluate(Options):
 class Sample(Options):
     """Texts that teacher and student continue at the end of a run, greedily."""
 
-    prompts: list[str] = []
+    prompts: list[str] = Field(default=[])
     max_new_tokens: int = Field(default=40, gt=0)
 
 

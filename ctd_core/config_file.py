@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from ctd_core.config import AnyChunks, RunConfig
+from ctd_core.config import RunConfig
+from ctd_core.config_objectives import AnyChunks
 from ctd_core.errors import UsageError
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from ctd_core.config import AnyChunks, AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config_objectives import AnyChunks, AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.chunking import Chunking, measure_chunking
 from ctd_core.shards.reading import ShardSet
 

@@ -11,9 +11,10 @@ import ray
 import torch
 from pydantic import Field, ValidationError
 
-from ctd_core.config import Options, RunConfig
+from ctd_core.config import RunConfig
 from ctd_core.config_file import explain, parse_yaml, read_config
 from ctd_core.errors import UsageError
+from ctd_core.options import Options
 from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure

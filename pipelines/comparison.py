@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ctd_core.config import Options
+from ctd_core.options import Options
 from pipelines.report import Report
 
 

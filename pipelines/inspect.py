@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ctd_core.align.chunks import FinestChunks, finest_chunks
-from ctd_core.config import AnyChunks
+from ctd_core.config_objectives import AnyChunks
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.evaluation.merged_text import MergedText, merged_text
 from ctd_core.models.loading import load_model

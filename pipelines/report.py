@@ -5,8 +5,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ctd_core.config import Options
 from ctd_core.errors import CtdError
+from ctd_core.options import Options
 from ctd_core.shards.manifest import Counts, Manifest
 from pipelines.places import Places, latest_checkpoint, write_whole
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ctd_core.config import Live
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.adapters import add_adapters, merge_adapters
@@ -58,7 +57,7 @@ def train_student(places: Places) -> None:
         return
     if done:
         say(f"train: going on from step {done}, in {places.train}")
-    if live := [one.kind for one in options.objectives if isinstance(one, Live)]:
+    if live := options.live_objectives:
         is_own = places.config.student.is_its_own_teacher
         how = "which is the student without its adapters" if is_own else "so it is loaded beside the student"
         say(f"train: {', '.join(live)} asks the teacher at every step, {how}")
@@ -156,8 +155,7 @@ def run_worker(
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model) if rank == 0 else {}
 
-    asks_live = any(isinstance(one, Live) for one in options.objectives)
-    live = live_teacher(places, side, student, device) if asks_live else None
+    live = live_teacher(places, side, student, device) if options.live_objectives else None
     train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live, more)
 
 

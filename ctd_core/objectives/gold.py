@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Gold
+from ctd_core.config_objectives import Gold
 from ctd_core.models.logprobs import token_and_boundary_logprobs
 from ctd_core.objectives.plan import Indices, LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
 from ctd_core.objectives.positions import last_token_places, sum_over_blocks

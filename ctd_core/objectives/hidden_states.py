@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ctd_core import config
+from ctd_core import config_objectives
 from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
 from ctd_core.objectives.positions import chunk_end_places
 from ctd_core.shards.batches import Batch
@@ -19,7 +19,7 @@ class HiddenStates(nn.Module):
     states to the teacher's size.
     """
 
-    def __init__(self, options: config.HiddenStates, live: LiveTeacher) -> None:
+    def __init__(self, options: config_objectives.HiddenStates, live: LiveTeacher) -> None:
         super().__init__()
         mine, theirs = live.student_hidden_size, live.model.config.get_text_config().hidden_size
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)

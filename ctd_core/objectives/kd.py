@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ctd_core.config import Kd
+from ctd_core.config_objectives import Kd
 from ctd_core.errors import UsageError
 from ctd_core.objectives.plan import LiveTeacher, Objective
 from ctd_core.objectives.positions import logit_objective, one_to_one_places

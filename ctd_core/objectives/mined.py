@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ctd_core.align.kept_maps import kept_nearest_map
-from ctd_core.config import MinEd
+from ctd_core.config_objectives import MinEd
 from ctd_core.objectives.plan import LiveTeacher, Objective
 from ctd_core.objectives.positions import logit_objective, one_to_one_places
 

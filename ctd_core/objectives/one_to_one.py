@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctd_core.config import OneToOneKl
+from ctd_core.config_objectives import OneToOneKl
 from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 

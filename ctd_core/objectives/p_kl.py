@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ctd_core.config import PKl
+from ctd_core.config_objectives import PKl
 from ctd_core.models.transfer import old_tokens
 from ctd_core.objectives.plan import LiveTeacher, Objective
 from ctd_core.objectives.positions import logit_objective, one_to_one_places

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ctd_core.config import Sft
+from ctd_core.config_objectives import Sft
 from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
 from ctd_core.shards.batches import Batch
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from ctd_core.config import AnyObjective, Live
+from ctd_core.config_objectives import AnyObjective, Live
 from ctd_core.errors import UsageError
 from ctd_core.objectives.alm import alm
 from ctd_core.objectives.dskd import Dskd

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctd_core.config import Uld
+from ctd_core.config_objectives import Uld
 from ctd_core.objectives.plan import LiveTeacher, Objective
 from ctd_core.objectives.positions import logit_objective, one_to_one_places, same_index_places
 

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from ctd_core.align.documents import MARKER, SCORED, AlignedText
-from ctd_core.config import Options
 from ctd_core.errors import CtdError, DocumentError
+from ctd_core.options import Options
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.text.segments import Side
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.config import Alm, OneToOneKl, Train
+from ctd_core.config import Train
+from ctd_core.config_objectives import Alm, OneToOneKl
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher

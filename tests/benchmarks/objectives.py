@@ -9,8 +9,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ctd_core.align.vocabulary import exact_map, nearest_map
-from ctd_core.config import (
-    Adapters,
+from ctd_core.config import Adapters, Train
+from ctd_core.config_objectives import (
     Alm,
     AnyObjective,
     Debiased,
@@ -23,7 +23,6 @@ from ctd_core.config import (
     OneToOneKl,
     PKl,
     Sft,
-    Train,
     Uld,
 )
 from ctd_core.models.adapters import add_adapters

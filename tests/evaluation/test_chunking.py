@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ctd_core.config import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config_objectives import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.chunking import measure_chunking
 from ctd_core.shards.reading import ShardSet
 from tests.shards.sets import side, texts, write_set

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctd_core.config import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config_objectives import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.merged_text import merged_text
 from ctd_core.shards.reading import ShardSet
 from tests.shards.sets import side, texts, write_set

@@ -8,7 +8,20 @@ import pytest
 import torch
 
 from ctd_core.align.vocabulary import exact_map, nearest_map
-from ctd_core.config import Alm, AtWhitespace, Debiased, Dskd, Finest, Gold, Groups, HiddenStates, Kd, MinEd, PKl, Uld
+from ctd_core.config_objectives import (
+    Alm,
+    AtWhitespace,
+    Debiased,
+    Dskd,
+    Finest,
+    Gold,
+    Groups,
+    HiddenStates,
+    Kd,
+    MinEd,
+    PKl,
+    Uld,
+)
 from ctd_core.errors import UsageError
 from ctd_core.models.logprobs import Head
 from ctd_core.models.student import LogprobModel

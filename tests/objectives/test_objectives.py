@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Alm, AtWhitespace, Debiased, Finest, Groups, OneToOneKl, Sft
+from ctd_core.config_objectives import Alm, AtWhitespace, Debiased, Finest, Groups, OneToOneKl, Sft
 from ctd_core.models.logprobs import Head
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config import Alm, Debiased, Dskd, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
+from ctd_core.config_objectives import Alm, Debiased, Dskd, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher
