@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -206,6 +207,24 @@ def compare(
     rows, directory = stage(config, overrides or [])
     Console().print(as_table(rows))
     print(directory)
+
+
+@app.command()
+def runs(
+    storage: Annotated[Path, typer.Argument(help="The `output` of runs.")] = Path("runs"),
+    as_json_lines: Annotated[
+        bool, typer.Option("--json", help="A JSON object for each run, and nothing else.")
+    ] = False,
+) -> None:
+    """List the runs under a storage path: how far each has come, its last figures, when it last changed."""
+    from pipelines.runs import as_table, list_runs
+
+    found = list_runs(storage)
+    if as_json_lines:
+        for one in found:
+            print(json.dumps(asdict(one)))
+    else:
+        Console().print(as_table(found))
 
 
 @app.command()

@@ -18,11 +18,12 @@ from ctd_core.options import Options
 from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
+from pipelines.metrics import METRICS, read_metrics
 from pipelines.places import Places, write_whole
 from pipelines.prepare import prepare
 from pipelines.progress import progress, say
 from pipelines.recipes import read_recipe
-from pipelines.train import METRICS, ensure_student, read_metrics, train_student
+from pipelines.train import ensure_student, train_student
 
 COST = "cost.json"
 

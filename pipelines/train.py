@@ -1,9 +1,7 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
-import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
 from pipelines.cluster import connect, own_errors
+from pipelines.metrics import METRICS, MetricsLog, read_metrics, step_words
 from pipelines.places import (
     TRAIN_SET,
     Places,
@@ -33,12 +32,10 @@ from pipelines.places import (
     steps_done,
     train_set,
     whole_directory,
-    write_whole,
 )
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 
-METRICS = "metrics.jsonl"
 CHECKPOINTS_KEPT = 2
 
 
@@ -168,37 +165,6 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
         figures[f"{name}_teacher_distance_bits_per_byte"] = measured.teacher_distance_bits_per_byte
         figures[f"{name}_bits_per_byte"] = measured.student_bits_per_byte
     return figures
-
-
-class MetricsLog:
-    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first."""
-
-    def __init__(self, file: Path, start: Path | None) -> None:
-        done = steps_done(start)
-        kept = [line for line in read_metrics(file) if line["step"] <= done]
-        write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file, self._last = file, time.monotonic()
-
-    def add(self, metrics: Metrics) -> str:
-        """Append a step; the words that tell of it."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-        with self._file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        return step_words(line)
-
-
-def step_words(metrics: dict[str, Any]) -> str:
-    """A step in a few words."""
-    return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:.0f} tokens/s"
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; none where there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], None]], None]:

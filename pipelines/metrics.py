@@ -1,0 +1,42 @@
+"""metrics.jsonl: what each step of a training measured."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ctd_core.training.loop import Metrics
+from pipelines.places import steps_done, write_whole
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first."""
+
+    def __init__(self, file: Path, start: Path | None) -> None:
+        done = steps_done(start)
+        kept = [line for line in read_metrics(file) if line["step"] <= done]
+        write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file, self._last = file, time.monotonic()
+
+    def add(self, metrics: Metrics) -> str:
+        """Append a step; the words that tell of it."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        return step_words(line)
+
+
+def step_words(metrics: dict[str, Any]) -> str:
+    """A step in a few words."""
+    return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:.0f} tokens/s"
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
