@@ -46,11 +46,7 @@ def add_rows(table: Table, teacher: str) -> None:
     table.add_row("e", "teacher scoring : bare forward pass, time", f"{scoring:.2f}", "≤ 1.15")
     scored = score_rows(model, rows, BATCH_TOKENS)
     with tempfile.TemporaryDirectory() as location:
-        folder = Folder(location)
-        counts = counts.model_copy(update={"rows": scored.num_rows})
-        origin = Origin(student_tokenizer="", teacher_tokenizer="", teacher_model=None, config={})
-        write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(scored), counts)]))
-        shards = ShardSet(location, verify=True)
+        shards = written(location, scored, counts)
         for label, objective in (
             ("finest chunks, no boundary terms", Alm(kind="alm", chunks=Finest(), boundary=False)),
             ("debiased chunks, with boundary terms", Alm(kind="alm", chunks=Debiased(kind="debiased"))),
@@ -59,6 +55,15 @@ def add_rows(table: Table, teacher: str) -> None:
             table.add_row("c", f"training step : plain fine-tuning step, {label}, time", f"{ratio.time:.2f}", "≤ 1.10")
             table.add_row("", "the same, peak memory", f"{ratio.memory:.2f}", "≤ 1.00")
         table.add_row("f", "reading a batch : training step, time", f"{reading:.6f}", "≤ 0.02")
+
+
+def written(location: str, rows, counts) -> ShardSet:
+    """`rows` as a set of one shard."""
+    folder = Folder(location)
+    origin = Origin(student_tokenizer="", teacher_tokenizer="", teacher_model=None, config={})
+    entry = write_shard(folder, 0, shard_bytes(rows), counts.model_copy(update={"rows": rows.num_rows}))
+    write_manifest(folder, build_manifest(origin, [entry]))
+    return ShardSet(location, verify=True)
 
 
 def logprobs(vocabulary: int, boundary: bool):

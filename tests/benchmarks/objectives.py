@@ -35,14 +35,12 @@ from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
 from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import Batch, collate, micro_batches
 from ctd_core.shards.building import build_rows
-from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
-from ctd_core.shards.manifest import Origin, build_manifest
-from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import clip, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.benchmarks.measuring import Work, compare, seconds
+from tests.benchmarks.models import written
 from tests.benchmarks.texts import standard_library_source
 
 BATCH_TOKENS, TOP_K = 512, 16
@@ -120,11 +118,7 @@ def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens
     rows, counts = build_rows(student, teacher, documents, 256, 256)
     scored = score_rows(scorer, rows.slice(0, 8), 1024, top)
     with tempfile.TemporaryDirectory() as location:
-        folder = Folder(location)
-        origin = Origin(student_tokenizer="", teacher_tokenizer="", teacher_model=None, config={})
-        counts = counts.model_copy(update={"rows": scored.num_rows})
-        write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(scored), counts)]))
-        shards = ShardSet(location, verify=True)
+        shards = written(location, scored, counts)
         return collate(shards, next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0)))
 
 
