@@ -200,7 +200,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("steps", r"--set dotted\.path=value"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of more_teachers"),
-        ("more_teachers={second: {model: /no/such}}", r"no objective learns from 'second'"),
+        ("more_teachers={second: {model: /no/such}}", r"no objective learns from more_teachers\.second"),
         ("student={tokenizer: {kind: bytes}, adapters: {targets: [q_proj, c_attn]}}", r"'c_attn' is no linear layer"),
         ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
     ],
