@@ -142,7 +142,7 @@ def make_step(pair: Pair, options: list[AnyObjective], balance: bool = False) ->
 def compare_to_sft(pair: Pair, options: list[AnyObjective]):
     """A step of `options` against one of sft."""
     baseline = make_step(pair, [Sft(kind="sft")])
-    return compare(make_step(pair, options), baseline, repeats=2)
+    return compare(make_step(pair, options), baseline, repeats=4)
 
 
 def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
