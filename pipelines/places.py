@@ -65,8 +65,14 @@ class Places:
         for name, one in self.config.evaluate.sets.items():
             chosen[name] = (main, corpus, one.sample_fraction) if isinstance(one, HeldOut) else (main, one, None)
         for name, teacher in self.config.more_teachers.items():
-            chosen[train_set(name)] = (teacher, corpus, None)
+            chosen[_train_set(name)] = (teacher, corpus, None)
         return {name: self._dataset(name, *one) for name, one in chosen.items()}
+
+    @property
+    def training_sets(self) -> dict[str | None, DatasetPlan]:
+        """The training sets by the name of their teacher among more_teachers, None for the main one's."""
+        more = {name: self.datasets[_train_set(name)] for name in self.config.more_teachers}
+        return {None: self.datasets[TRAIN_SET], **more}
 
     @cached_property
     def init(self) -> Path:
@@ -81,7 +87,7 @@ class Places:
     def train(self) -> Path:
         """Metrics and checkpoints."""
         options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
-        data = [self.datasets[name].directory.name for name in (TRAIN_SET, *map(train_set, self.config.more_teachers))]
+        data = [one.directory.name for one in self.training_sets.values()]
         return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
 
     @cached_property
@@ -149,8 +155,7 @@ class Places:
         return DatasetPlan(name, teacher, corpus, held_out, parts, directory)
 
 
-def train_set(teacher: str) -> str:
-    """The name of the training set with the targets of one of `more_teachers`."""
+def _train_set(teacher: str) -> str:
     return f"{TRAIN_SET}-{teacher}"
 
 

@@ -50,11 +50,12 @@ def prepare(places: Places) -> dict[str, Manifest]:
     for one in datasets.values():
         if one not in open_sets:
             say(f"prepare: {one.name} is there already, in {one.directory}")
-    if open_sets:
-        for teacher in (places.config.teacher, *places.config.more_teachers.values()):
-            _make_shards(places, teacher, [one for one in open_sets if one.teacher is teacher])
-        for one in open_sets:
-            _close(places, one)
+    for teacher in (places.config.teacher, *places.config.more_teachers.values()):
+        if todo := [one for one in open_sets if one.teacher is teacher]:
+            sides = student_side(places), teacher_side(teacher)
+            _make_shards(places, teacher, sides, todo)
+            for one in todo:
+                _close(places, one, sides)
     return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
 
 
@@ -121,7 +122,7 @@ class Score:
         return write_part(pickle.loads(row["job"]), scored, Counts.model_validate_json(row["counts"]))
 
 
-def _make_shards(places: Places, teacher: Teacher, datasets: list[DatasetPlan]) -> None:
+def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], datasets: list[DatasetPlan]) -> None:
     jobs = []
     for one in datasets:
         finished = finished_shards(Folder(one.directory))
@@ -137,14 +138,13 @@ def _make_shards(places: Places, teacher: Teacher, datasets: list[DatasetPlan]) 
     gpus = actors * options.scoring_gpus if options.targets else 0
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
-    sides = ray.put((student_side(places), teacher_side(teacher)))
-    alike = {"sides": sides, "options": options}
+    alike = {"sides": ray.put(sides), "options": options}
     if options.targets:
         stream = stream.map(encode, fn_kwargs=alike)
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
             Score,
-            fn_constructor_kwargs={"teacher": teacher, "options": options, "sides": sides},
+            fn_constructor_kwargs={"teacher": teacher, **alike},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             **resources,
         )
@@ -158,15 +158,15 @@ def _make_shards(places: Places, teacher: Teacher, datasets: list[DatasetPlan]) 
             reporter.update(done, f"shards, {text_bytes / 1e6:.2f} MB of text")
 
 
-def _close(places: Places, dataset: DatasetPlan) -> None:
+def _close(places: Places, dataset: DatasetPlan, sides: tuple[Side, Side]) -> None:
     """Check what was dropped and write the manifest."""
     folder = Folder(dataset.directory)
     shards = finished_shards(folder)
     config = places.config
-    student, teacher = student_side(places), teacher_side(dataset.teacher)
+    student_tokenizer, teacher_tokenizer = map(tokenizer_fingerprint, sides)
     origin = Origin(
-        student_tokenizer=tokenizer_fingerprint(student),
-        teacher_tokenizer=tokenizer_fingerprint(teacher),
+        student_tokenizer=student_tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
         teacher_model=places.teacher_weights(dataset.teacher) if config.prepare.targets else None,
         config=json.loads(config.model_dump_json(include={"student", "corpus", "prepare"}))
         | {"teacher": json.loads(dataset.teacher.model_dump_json())},

@@ -24,13 +24,11 @@ from ctd_core.training.loop import Hooks, Metrics, train
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, MetricsLog, read_metrics, step_words
 from pipelines.places import (
-    TRAIN_SET,
     Places,
     checkpoint_directory,
     checkpoints,
     latest_checkpoint,
     steps_done,
-    train_set,
     whole_directory,
 )
 from pipelines.prepare import student_side, teacher_side
@@ -44,8 +42,8 @@ def train_student(places: Places) -> None:
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
-    for name in (TRAIN_SET, *map(train_set, places.config.more_teachers)):
-        ShardSet(places.datasets[name].directory, verify=True)
+    for one in places.training_sets.values():
+        ShardSet(one.directory, verify=True)
     ensure_student(places)
     start = latest_checkpoint(places.train)
     done = steps_done(start)
@@ -94,7 +92,8 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
     student = student_to_train(places, side)
     if checkpoint is not None:
         load_weights(checkpoint, student.model)
-    merge_adapters(student.model)
+    if places.config.student.adapters is not None:
+        merge_adapters(student.model)
     return student
 
 
@@ -133,13 +132,10 @@ def run_worker(
 ) -> None:
     """One worker's part of the training."""
     options = places.config.train
-    shards = ShardSet(places.datasets[TRAIN_SET].directory, verify=False)
+    sources = {name: ShardSet(one.directory, verify=False) for name, one in places.training_sets.items()}
     side = student_side(places)
     student = student_to_train(places, side).to(device)
-    more = {
-        name: ShardSet(places.datasets[train_set(name)].directory, verify=False) for name in places.config.more_teachers
-    }
-    for one in (shards, *more.values()):
+    for one in sources.values():
         check_student(one.manifest, one.name, side, len(student.mask))
     log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
 
@@ -153,7 +149,8 @@ def run_worker(
         return measure_sets(places, model) if rank == 0 else {}
 
     live = live_teacher(places, side, student, device) if options.live_objectives else None
-    train(options, student, shards, Hooks(on_step, on_checkpoint, evaluate), start, rank, world, live, more)
+    hooks = Hooks(on_step, on_checkpoint, evaluate)
+    train(options, student, sources.pop(None), hooks, start, rank, world, live, more_shards=sources)
 
 
 def measure_sets(places: Places, model: LogprobModel) -> Metrics:

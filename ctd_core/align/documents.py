@@ -136,7 +136,8 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
         return []
     first_pieces = np.cumsum([0, *(len(parts) for _, parts in documents)])
     chunk_counts = np.array([len(piece.chunk_kinds) for piece in pieces])
-    chunk_cuts = _starts(chunk_counts)[first_pieces]
+    chunk_starts = _starts(chunk_counts)
+    chunk_cuts = chunk_starts[first_pieces]
     scored = np.repeat([segment.scored for document, _ in documents for segment in document.segments], chunk_counts)
     ids, cuts, ends = [], [], []
     for my_ids, my_ends in (
@@ -155,8 +156,7 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     kinds[scored] |= SCORED
     byte_ends = np.concatenate([piece.chunk_byte_ends for piece in pieces])
     lengths = np.diff(byte_ends, prepend=0)
-    piece_starts = _starts(chunk_counts)[:-1]
-    lengths[piece_starts] = byte_ends[piece_starts]
+    lengths[chunk_starts[:-1]] = byte_ends[chunk_starts[:-1]]
     lengths = lengths.astype(np.int32)
     results = []
     for number, (document, _) in enumerate(documents):

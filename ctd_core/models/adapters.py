@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +18,8 @@ def add_adapters(model: PreTrainedModel, options: Adapters, seed: int) -> None:
 
     Raises UsageError as `check_targets` does.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     check_targets(model, options)
     model.requires_grad_(False)
     with torch.random.fork_rng():
@@ -47,7 +48,7 @@ def check_targets(model: PreTrainedModel, options: Adapters) -> None:
 
 def merge_adapters(model: PreTrainedModel) -> None:
     """Add the adapters to the weights that they are for, in place; nothing where there are none."""
-    for name, layer in [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]:
+    for name, layer in _adapted(model):
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
 
@@ -55,7 +56,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 @contextmanager
 def without_adapters(model: PreTrainedModel) -> Iterator[None]:
     """`model` as it is without its adapters."""
-    layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
+    layers = [layer for _, layer in _adapted(model)]
     trained = [(one, one.requires_grad) for layer in layers for one in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
@@ -66,3 +67,10 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter, is_trained in trained:  # peft would train all adapters, frozen ones too
             parameter.requires_grad_(is_trained)
+
+
+def _adapted(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """The layers of the model that have an adapter, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ctd_core import config_objectives
 from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.objectives.positions import sum_over_logits
+from ctd_core.objectives.positions import kl_divergence, row_of_token, sum_over_logits
 from ctd_core.shards.batches import Batch
 
 
@@ -26,7 +26,7 @@ class Dskd(nn.Module):
 
     def __init__(self, options: config_objectives.Dskd, live: LiveTeacher) -> None:
         super().__init__()
-        mine, theirs = live.student_hidden_size, live.model.config.get_text_config().hidden_size
+        mine, theirs = live.student_hidden_size, live.hidden_size
         self.query = nn.Linear(2 * mine, 2 * theirs)
         self.to_teacher = nn.Linear(mine, theirs)
         self.to_student = nn.Linear(theirs, mine)
@@ -59,9 +59,10 @@ class Dskd(nn.Module):
         my_values = self.to_teacher(student.hidden[batch.target_rows])
         values, keys = teacher.hidden[theirs.target_rows], embeddings[theirs.target_ids]
         keys_before = embeddings[before]
-        my_row = batch.positions[batch.target_rows] // batch.input_ids.shape[1]
-        row = theirs.positions[theirs.target_rows] // theirs.input_ids.shape[1]
-        my_sizes, sizes = (torch.bincount(one, minlength=len(batch.rows)).tolist() for one in (my_row, row))
+        my_sizes, sizes = (
+            torch.bincount(row_of_token(side)[side.target_rows], minlength=len(batch.rows)).tolist()
+            for side in (batch, theirs)
+        )
         my_parts = [torch.split(one, my_sizes) for one in (queries, my_values)]
         parts = [torch.split(one, sizes) for one in (values, keys, keys_before)]
         in_student, in_teacher = [], []
@@ -86,7 +87,4 @@ def _in_student_space(student: Tensor, teacher: Tensor, targets: Tensor) -> Tens
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """[K], KL(teacher ‖ student) of logits [K, V]."""
-    mine, theirs = student.log_softmax(1), teacher.log_softmax(1)
-    divergence: Tensor = (theirs.exp() * (theirs - mine)).sum(1)
-    return divergence
+    return kl_divergence(student.log_softmax(1), teacher.log_softmax(1))

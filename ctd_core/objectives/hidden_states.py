@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ctd_core import config_objectives
 from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.objectives.positions import chunk_end_places
+from ctd_core.objectives.positions import chunk_end_places, row_of_token
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least mean square that a channel is divided by
@@ -21,7 +21,7 @@ class HiddenStates(nn.Module):
 
     def __init__(self, options: config_objectives.HiddenStates, live: LiveTeacher) -> None:
         super().__init__()
-        mine, theirs = live.student_hidden_size, live.model.config.get_text_config().hidden_size
+        mine, theirs = live.student_hidden_size, live.hidden_size
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)
 
     def forward(self, batch: Batch) -> Plan:
@@ -32,7 +32,7 @@ class HiddenStates(nn.Module):
             assert teacher is not None, "a live objective is planned only where there is a teacher"
             mine = self.projection(student.hidden[places.student]).float()
             theirs = teacher.hidden[places.teacher].float()
-            row = batch.positions[places.student] // batch.input_ids.shape[1]
+            row = row_of_token(batch)[places.student]
             ends = torch.bincount(row, minlength=len(batch.rows)).clamp(min=1)
             squares = theirs.new_zeros(len(batch.rows), theirs.shape[1]).index_add(0, row, theirs.square())
             scale = (squares / ends[:, None]).clamp(min=LEAST)

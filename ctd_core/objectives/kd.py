@@ -5,7 +5,7 @@ from torch import Tensor
 from ctd_core.config_objectives import Kd
 from ctd_core.errors import UsageError
 from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import logit_objective, one_to_one_places
+from ctd_core.objectives.positions import kl_divergence, logit_objective, one_to_one_places
 
 
 def kd(options: Kd, live: LiveTeacher) -> Objective:
@@ -24,6 +24,6 @@ def kd(options: Kd, live: LiveTeacher) -> Objective:
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         mine, theirs = ((one[:, :tokens] / options.temperature).log_softmax(1) for one in (student, teacher))
-        return options.temperature**2 * (theirs.exp() * (theirs - mine)).sum(1)
+        return options.temperature**2 * kl_divergence(mine, theirs)
 
     return logit_objective(one_to_one_places, loss)

@@ -6,7 +6,7 @@ from torch import Tensor
 from ctd_core.config_objectives import PKl
 from ctd_core.models.transfer import old_tokens
 from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import logit_objective, one_to_one_places
+from ctd_core.objectives.positions import kl_divergence, logit_objective, one_to_one_places
 from ctd_core.text.segments import Side
 
 SPELLED_TOKENS = 4  # of the teacher's tokens that spell a student token, how many share its probability
@@ -29,9 +29,7 @@ def p_kl(options: PKl, live: LiveTeacher) -> Objective:
         with torch.autocast(student.device.type, enabled=False):
             projected: Tensor = torch.sparse.mm(projection.to(student.dtype), probabilities.T).T
         logprobs = (projected / projected.sum(1, keepdim=True).clamp(min=LEAST) + LEAST).log()
-        theirs = teacher[:, :size].log_softmax(1)
-        divergence: Tensor = (theirs.exp() * (theirs - logprobs)).sum(1)
-        return divergence
+        return kl_divergence(logprobs, teacher[:, :size].log_softmax(1))
 
     return logit_objective(one_to_one_places, loss)
 

@@ -65,6 +65,11 @@ class LiveTeacher:
     teacher: Side
     maps: Path | None
 
+    @property
+    def hidden_size(self) -> int:
+        """The width of the teacher's hidden states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
     @torch.no_grad()
     def outputs(self, batch: Batch) -> TeacherOutputs:
         """The hidden states of the batch's teacher tokens."""

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ctd_core.models.logprobs import Head, logits_of
 from ctd_core.objectives.plan import Objective, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.shards.batches import Batch
+from ctd_core.shards.batches import Batch, TeacherTokens
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -46,14 +46,22 @@ def last_token_places(batch: Batch) -> Places:
 
 def same_index_places(batch: Batch) -> Places:
     """The places before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
-    student, teacher = (
-        _by_row_and_index(side.target_rows, side.positions // side.input_ids.shape[1])
-        for side in (batch, batch.teacher)
-    )
+    student, teacher = (_by_row_and_index(side.target_rows, row_of_token(side)) for side in (batch, batch.teacher))
     _, mine, theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
     device = batch.target_rows.device
     chosen = (torch.from_numpy(one).to(device) for one in (mine, theirs))
     return Places(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
+
+
+def row_of_token(side: Batch | TeacherTokens) -> Tensor:
+    """[N], the row of the batch that each of a side's tokens lies in."""
+    return side.positions // side.input_ids.shape[1]
+
+
+def kl_divergence(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """[K], KL(teacher ‖ student) of natural log-probabilities [K, V]."""
+    divergence: Tensor = (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(1)
+    return divergence
 
 
 def _by_row_and_index(target_rows: Tensor, row_of_token: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
-from ctd_core.training.step import LossNotFinite, WeightedObjective, accumulate_gradients
+from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
 
 Metrics = dict[str, float]
 
@@ -61,15 +61,7 @@ def train(
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
     sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
     sources[None] = shards
-    for name in {one.teacher for one in options.objectives if isinstance(one, Alm)}:
-        if name not in sources:
-            raise CtdError(f"alm asks for the targets of the teacher {name!r}, and no shards of it are given.")
-        if not sources[name].has_targets:
-            raise CtdError(
-                f"{sources[name].name}: alm needs targets, and these shards have none. Prepare with targets: true."
-            )
-    if not shards.has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
-        raise CtdError(f"{shards.name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16.")
+    _check_targets(options, sources)
     model, device = student.model, student.mask.device
     torch.manual_seed(options.seed)
     objectives = [
@@ -119,14 +111,7 @@ def train(
             )
         optimizer.step()
         metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
-        lists = {"loss": measured.losses, "weight": measured.weights}
-        metrics |= {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
-        metrics |= {
-            f"{name}_{n}_{one.kind}": values[n]
-            for name, values in lists.items()
-            for n, one in enumerate(options.objectives)
-        }
-        metrics["gradient_norm"] = float(norm)
+        metrics |= _figures(options, measured) | {"gradient_norm": float(norm)}
         if _due(step, options.evaluate_every):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
@@ -134,6 +119,29 @@ def train(
             hooks.on_checkpoint(
                 metrics, partial(save_checkpoint, student=student, optimizer=optimizer, steps_done=step + 1)
             )
+
+
+def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> None:
+    """Raises CtdError where an objective asks for what the shards of its teacher do not hold."""
+    for name in {one.teacher for one in options.objectives if isinstance(one, Alm)}:
+        if name not in sources:
+            raise CtdError(f"alm asks for the targets of the teacher {name!r}, and no shards of it are given.")
+        if not sources[name].has_targets:
+            raise CtdError(
+                f"{sources[name].name}: alm needs targets, and these shards have none. Prepare with targets: true."
+            )
+    if not sources[None].has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
+        raise CtdError(
+            f"{sources[None].name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16."
+        )
+
+
+def _figures(options: Train, measured: StepMetrics) -> Metrics:
+    """What a step measured by name, each objective's loss and weight by its number and kind."""
+    figures = {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
+    for name, values in (("loss", measured.losses), ("weight", measured.weights)):
+        figures |= {f"{name}_{n}_{one.kind}": values[n] for n, one in enumerate(options.objectives)}
+    return figures
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,7 +1,7 @@
 """One step: gradients of the objectives over all micro-batches of all workers."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ def accumulate_gradients(
     for number, (batch, planned) in enumerate(zip(batches, plans, strict=True)):
         last = number == len(batches) - 1
         with nullcontext() if last or not isinstance(student, DistributedDataParallel) else student.no_sync():
-            with nullcontext() if autocast is None else torch.autocast(device.type, autocast):
+            with _autocast(device, autocast):
                 terms, measured = _forward(student, batch, planned, live)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
@@ -135,7 +135,7 @@ def _balanced(
     autocast: torch.dtype | None,
 ) -> list[float]:
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
-    model = student.module if isinstance(student, DistributedDataParallel) else student
+    model = _without_ddp(student)
     last = [one for one in last_layer(model.model).parameters() if one.requires_grad]
     if not last:
         raise UsageError(
@@ -144,7 +144,7 @@ def _balanced(
     sums = [[torch.zeros_like(one) for one in last] for _ in counts]
     failure: LossNotFinite | None = None
     for batch, planned in zip(batches, plans, strict=True):
-        with nullcontext() if autocast is None else torch.autocast(batch.input_ids.device.type, autocast):
+        with _autocast(counts.device, autocast):
             terms, _ = _forward(model, batch, planned, live)
         for term, total in zip(terms, sums, strict=True):
             if not torch.isfinite(term) and failure is None:
@@ -176,15 +176,15 @@ def _forward(
     teacher = live.outputs(batch) if live is not None and batch.source is None else None
     logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
-    model = student.module if isinstance(student, DistributedDataParallel) else student
+    model = _without_ddp(student).model
     said = StudentOutputs(
         token=token,
         chunk=chunk_sums(batch, token),
         boundary=at_chunks(batch, asked, boundary),
         top=top,
         hidden=hidden,
-        head=head_of(model.model),
-        embeddings=model.model.get_input_embeddings().weight,
+        head=head_of(model),
+        embeddings=model.get_input_embeddings().weight,
     )
     terms = [one.loss_sum(said, teacher) for one in plans]
     chunks, scored = batch.chunks, batch.chunks.scored
@@ -198,6 +198,14 @@ def _forward(
         chunks.teacher_logprobs[scored].sum(dtype=np.float64),
     ]
     return terms, torch.tensor([float(one) for one in measured], dtype=torch.float64)
+
+
+def _without_ddp(student: LogprobModel | DistributedDataParallel) -> LogprobModel:
+    return student.module if isinstance(student, DistributedDataParallel) else student
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _sum_over_workers(values: Tensor) -> int:

@@ -108,6 +108,13 @@ def scoring_ratio(model: LogprobModel, rows) -> float:
     return compare(lambda: score_rows(model, rows, BATCH_TOKENS), forward, repeats=2).time
 
 
+def update(model: LogprobModel, optimizer: torch.optim.Optimizer) -> None:
+    """What follows the gradients in a step."""
+    clip(model, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjective):
     """A step of ours against one with transformers' own loss, same model, batch and optimizer; reading : our step."""
     options = Train(steps=1, batch_tokens=BATCH_TOKENS, learning_rate=1e-7)
@@ -121,20 +128,15 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
 
     weighted = WeightedObjective(1.0, make_objective(objective, None))
 
-    def finish() -> None:
-        clip(model, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
     def ours() -> Batch:
         batch = collate(shards, rows)
         accumulate_gradients(model, [batch], [weighted])
-        finish()
+        update(model, optimizer)
         return batch
 
     def plain() -> None:
         model.model(input_ids=read.input_ids, labels=labels, use_cache=False).loss.backward()
-        finish()
+        update(model, optimizer)
 
     ratio = compare(ours, plain, repeats=3)
     reading = seconds(lambda: collate(shards, rows), repeats=5) / seconds(ours, repeats=1)
