@@ -223,7 +223,7 @@ class Train(Options):
         default=[], description="regular expressions; parameters with a match in their name stay fixed"
     )
     autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
-    evaluate_every: int | None = Field(default=None, gt=0)
+    evaluate_every: int | None = Field(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = Field(default=None, gt=0, description="the last step is always kept")
     max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
 

@@ -1,7 +1,9 @@
 """A run's YAML file: reading it, and telling what is wrong in it."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -9,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from ctd_core.config import RunConfig
 from ctd_core.config_objectives import AnyChunks
 from ctd_core.errors import UsageError
+from ctd_core.options import Options
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
@@ -20,11 +25,35 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
     for override in overrides:
-        _put(values, override)
+        path, equals, written = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set {override}: write --set dotted.path=value.")
+        _put(values, path, parse_yaml(written, f"--set {override}"), f"--set {override}")
+    return _validated(RunConfig, values, source)
+
+
+def with_values(config: RunConfig, changes: Mapping[str, Any], source: str) -> RunConfig:
+    """`config` with other values at dotted paths; raises UsageError as `read_config` does."""
+    values = config.model_dump()
+    for path, value in changes.items():
+        _put(values, path, value, f"{source}: {path}")
+    return _validated(RunConfig, values, source)
+
+
+def read_options(file: Path, kind: type[AnyOptions]) -> AnyOptions:
+    """The options that a YAML file holds; raises UsageError that names the file and the field that is wrong."""
     try:
-        return RunConfig.model_validate(values)
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
+    return _validated(kind, parse_yaml(text, str(file)), str(file))
+
+
+def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(explain(one) for one in error.errors())) from error
+        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
 
 
 def read_rule(text: str) -> AnyChunks:
@@ -35,7 +64,7 @@ def read_rule(text: str) -> AnyChunks:
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        raise UsageError(f"--rule {text}: " + "\n".join(explain(one) for one in error.errors())) from error
+        raise UsageError(f"--rule {text}: " + "\n".join(_explain(one) for one in error.errors())) from error
     return rule
 
 
@@ -58,29 +87,25 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _put(values: dict[str, Any], override: str) -> None:
-    path, equals, written = override.partition("=")
-    if not equals:
-        raise UsageError(f"--set {override}: write --set dotted.path=value.")
+def _put(values: dict[str, Any], path: str, value: Any, source: str) -> None:
     *parents, last = path.split(".")
     inner: Any = values
     for parent in parents:
-        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, override)
-    value = parse_yaml(written, f"--set {override}")
+        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, source)
     if isinstance(inner, dict):
         inner[last] = value
     else:
-        _item(inner, last, override)
+        _item(inner, last, source)
         inner[int(last)] = value
 
 
-def _item(inner: Any, key: str, override: str) -> Any:
+def _item(inner: Any, key: str, source: str) -> Any:
     if not (isinstance(inner, list) and key.isdigit() and int(key) < len(inner)):
-        raise UsageError(f"--set {override}: there is no {key!r} to set there.")
+        raise UsageError(f"{source}: there is no {key!r} to set there.")
     return inner[int(key)]
 
 
-def explain(error: Any) -> str:
+def _explain(error: Any) -> str:
     """One of pydantic's errors in words: the field, what is wrong, the value."""
     where = ".".join(str(part) for part in error["loc"]) or "the run"
     if error["type"] == "extra_forbidden":

@@ -210,6 +210,24 @@ def compare(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Option("--config", help="A search, such as tune_configs/chunking.yaml.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
+) -> None:
+    """Search the settings of a run's training, on Ray Tune: all trials learn from the same shards.
+
+    No trial runs a tokenizer or the teacher. The best one's run is written as a file for `ctd train --config`.
+    """
+    from pipelines.search_results import BEST, as_table
+    from pipelines.tune import search
+
+    found = search(config, overrides or [], resume)
+    Console().print(as_table(found.trials, found.metric))
+    print(found.directory / BEST)
+
+
+@app.command()
 def runs(
     storage: Annotated[Path, typer.Argument(help="The `output` of runs.")] = Path("runs"),
     as_json_lines: Annotated[

@@ -9,30 +9,28 @@ from typing import Any
 
 import ray
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ctd_core.config import RunConfig
-from ctd_core.config_file import explain, parse_yaml, read_config
+from ctd_core.config_file import read_options
 from ctd_core.errors import UsageError
 from ctd_core.options import Options
 from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
 from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import Places, write_whole
+from pipelines.places import Places, variant, write_whole
 from pipelines.prepare import prepare
 from pipelines.progress import progress, say
-from pipelines.recipes import read_recipe
+from pipelines.recipes import read_run
 from pipelines.train import ensure_student, train_student
 
 COST = "cost.json"
 
 
 class Comparison(Options):
-    """A file for `ctd compare`: a packaged recipe or a run's file, and what each variant puts into it."""
+    """A file for `ctd compare`: a run, and what each variant puts into it."""
 
-    recipe: str | None = None
-    config: Path | None = None
+    recipe: str = Field(description="a packaged run's name, or a run's YAML file")
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     cpus_per_trial: int = Field(default=1, ge=1)
     variants: dict[str, dict[str, Any]] = Field(min_length=1, description="values by dotted path, by name of variant")
@@ -40,10 +38,12 @@ class Comparison(Options):
 
 def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
-    comparison = read_comparison(file)
-    base = Places(_variant(comparison, file, {}, comparison.seeds[0], overrides))
+    comparison = read_options(file, Comparison)
+    base = Places(read_run(comparison.recipe, str(file), overrides))
+    if wrong := [name for name, changes in comparison.variants.items() if "train.seed" in changes]:
+        raise UsageError(f"{file}: {wrong[0]}: the seeds stand in `seeds`, not in a variant.")
     trials = {
-        (name, seed): Places(_variant(comparison, file, changes, seed, overrides, name))
+        (name, seed): variant(base, changes | {"train.seed": seed}, f"{file}: {name}")
         for name, changes in comparison.variants.items()
         for seed in comparison.seeds
     }
@@ -52,8 +52,6 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     if len({places.train for places in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
         raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
     for (name, _), places in trials.items():
-        if places.config.model_copy(update={"train": base.config.train}) != base.config:
-            raise UsageError(f"{file}: {name} changes more than train.*, so its figures could not be compared.")
         if places.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
     directory = base.config.directory / f"comparison-{file.stem}"
@@ -66,31 +64,6 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     write_whole(directory / "table.md", as_markdown(rows))
     plot(rows, directory / "table.svg")
     return rows, directory
-
-
-def read_comparison(file: Path) -> Comparison:
-    """What `file` says; raises UsageError that names the field that is wrong."""
-    try:
-        comparison = Comparison.model_validate(parse_yaml(file.read_text(encoding="utf-8"), str(file)))
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise UsageError(f"{file}: " + "\n".join(explain(one) for one in error.errors())) from error
-    if (comparison.recipe is None) == (comparison.config is None):
-        raise UsageError(f"{file}: give either recipe: NAME or config: FILE.")
-    if comparison.config is not None and not comparison.config.is_file():
-        raise UsageError(f"{file}: config: {comparison.config}: no such file.")
-    return comparison
-
-
-def _variant(
-    comparison: Comparison, file: Path, changes: dict[str, Any], seed: int, overrides: list[str], name: str = "the run"
-) -> RunConfig:
-    if "train.seed" in changes:
-        raise UsageError(f"{file}: {name}: the seeds stand in `seeds`, not in a variant.")
-    text = comparison.config.read_text() if comparison.config is not None else read_recipe(comparison.recipe or "")
-    own = [f"{path}={json.dumps(value)}" for path, value in changes.items()]
-    return read_config(text, f"{file}: {name}", [*overrides, *own, f"train.seed={seed}"])
 
 
 def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, int], Trial]:

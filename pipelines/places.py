@@ -8,20 +8,32 @@ runs/demo/model/                     the exported student
 runs/demo/report.json
 """
 
+import copy
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from ctd_core.config import Corpus, HeldOut, PretrainedTokenizer, RunConfig, Teacher, TrainedTokenizer, fingerprint
-from ctd_core.errors import CtdError
+from ctd_core.config import (
+    Corpus,
+    HeldOut,
+    PretrainedTokenizer,
+    RunConfig,
+    Teacher,
+    Train,
+    TrainedTokenizer,
+    fingerprint,
+)
+from ctd_core.config_file import with_values
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
@@ -51,6 +63,13 @@ class Places:
     def __init__(self, config: RunConfig) -> None:
         self.config = config.model_copy(update={"output": config.output.resolve()})  # the same on every worker
         self._weights: dict[tuple[str, str | None], str] = {}
+
+    def with_train(self, train: Train) -> "Places":
+        """The places of a run that differs in its training alone; what was read for this one is not read again."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"train": train})
+        other.__dict__.pop("train", None)
+        return other
 
     @cached_property
     def tokenizer(self) -> Path | None:
@@ -153,6 +172,14 @@ class Places:
         )
         directory = self.config.directory / "prepared" / f"{name}-{decides}"
         return DatasetPlan(name, teacher, corpus, held_out, parts, directory)
+
+
+def variant(base: Places, values: Mapping[str, Any], source: str) -> Places:
+    """The run of `base` with other values at dotted paths below train; raises UsageError, naming `source`."""
+    config = with_values(base.config, values, source)
+    if config.model_copy(update={"train": base.config.train}) != base.config:
+        raise UsageError(f"{source} changes more than train.*, so its figures could not be compared.")
+    return base.with_train(config.train)
 
 
 def _train_set(teacher: str) -> str:

@@ -37,8 +37,11 @@ from pipelines.progress import Reporter, progress, say
 CHECKPOINTS_KEPT = 2
 
 
-def train_student(places: Places) -> None:
-    """Train to the last step, from the latest checkpoint where there is one; nothing where that is done."""
+def train_student(places: Places, on_step: Callable[[Metrics], None] | None = None) -> None:
+    """Train to the last step, from the latest checkpoint where there is one; nothing where that is done.
+
+    `on_step` is called with what each step measured, where the training is in this process.
+    """
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
@@ -63,7 +66,14 @@ def train_student(places: Places) -> None:
                 _train_on_ray(places)
         else:
             save = local_checkpoints(places.train)
-            run_worker(places, save, start, 0, 1, torch.device("cuda" if options.use_gpu else "cpu"), reporter)
+            device = torch.device("cuda" if options.use_gpu else "cpu")
+
+            def watch(metrics: Metrics) -> None:
+                reporter.update(int(metrics["step"]), step_words(metrics))
+                if on_step is not None:
+                    on_step(metrics)
+
+            run_worker(places, save, start, 0, 1, device, watch)
 
 
 def ensure_student(places: Places) -> None:
@@ -128,9 +138,9 @@ def run_worker(
     rank: int,
     world: int,
     device: torch.device,
-    reporter: Reporter | None = None,
+    watch: Callable[[Metrics], None] | None = None,
 ) -> None:
-    """One worker's part of the training."""
+    """One worker's part of the training; `watch` sees every line of metrics.jsonl, on the worker that writes it."""
     options = places.config.train
     sources = {name: ShardSet(one.directory, verify=False) for name, one in places.training_sets.items()}
     side = student_side(places)
@@ -141,9 +151,9 @@ def run_worker(
 
     def on_step(metrics: Metrics) -> None:
         if log is not None:
-            words = log.add(metrics)
-            if reporter is not None:
-                reporter.update(int(metrics["step"]), words)
+            line = log.add(metrics)
+            if watch is not None:
+                watch(line)
 
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model) if rank == 0 else {}
@@ -153,14 +163,19 @@ def run_worker(
     train(options, student, sources.pop(None), hooks, start, rank, world, live, more_shards=sources)
 
 
+def figure_names(name: str) -> tuple[str, str]:
+    """What the metrics call the distance to the teacher and the bits per byte on an evaluation set."""
+    return f"{name}_teacher_distance_bits_per_byte", f"{name}_bits_per_byte"
+
+
 def measure_sets(places: Places, model: LogprobModel) -> Metrics:
     """The distance to the teacher and the bits per byte on every evaluation set."""
     figures: Metrics = {}
     for name in places.config.evaluate.sets:
         shards = ShardSet(places.datasets[name].directory, verify=False)
         measured = measure_agreement(model, shards, places.config.evaluate.batch_tokens)
-        figures[f"{name}_teacher_distance_bits_per_byte"] = measured.teacher_distance_bits_per_byte
-        figures[f"{name}_bits_per_byte"] = measured.student_bits_per_byte
+        distance, bits = figure_names(name)
+        figures |= {distance: measured.teacher_distance_bits_per_byte, bits: measured.student_bits_per_byte}
     return figures
 
 

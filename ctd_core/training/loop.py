@@ -30,7 +30,7 @@ class Hooks:
     """What the loop calls, on every worker in the same order; what a worker then does is the caller's business.
 
     on_step: with the metrics of a step, `step` counted from 1 among them.
-    evaluate: every `evaluate_every` steps; its figures join the step's metrics.
+    evaluate: every `evaluate_every` steps and after the last; its figures join the step's metrics.
     on_checkpoint: with the metrics and a function that writes the checkpoint into an existing directory.
     """
 
@@ -112,7 +112,7 @@ def train(
         optimizer.step()
         metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
         metrics |= _figures(options, measured) | {"gradient_norm": float(norm)}
-        if _due(step, options.evaluate_every):
+        if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
         if _due(step, options.checkpoint_every) or step + 1 == options.steps:

@@ -1,7 +1,10 @@
 """Packaged runs, by name."""
 
 from importlib import resources
+from pathlib import Path
 
+from ctd_core.config import RunConfig
+from ctd_core.config_file import read_config
 from ctd_core.errors import UsageError
 
 
@@ -14,5 +17,14 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str) -> str:
     """The YAML of a packaged recipe; raises UsageError, with the names, where there is none."""
     if name not in recipe_names():
-        raise UsageError(f"--recipe {name}: there is no such recipe; there is {', '.join(recipe_names())}.")
+        raise UsageError(f"{name}: there is no such recipe; there is {', '.join(recipe_names())}.")
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_run(name: str, source: str, overrides: list[str]) -> RunConfig:
+    """A packaged recipe, or a run's YAML file, with `overrides`; raises UsageError, naming `source`."""
+    if not name.endswith((".yaml", ".yml")):
+        return read_config(read_recipe(name), f"{source}: {name}", overrides)
+    if not Path(name).is_file():
+        raise UsageError(f"{source}: {name}: no such file.")
+    return read_config(Path(name).read_text(encoding="utf-8"), f"{source}: {name}", overrides)

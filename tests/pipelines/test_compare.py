@@ -17,7 +17,7 @@ def comparison(config, tmp_path):  # noqa: F811
         "alm": {"train.objectives": [{"kind": "alm", "temperature": float("inf")}]},
         "sft": {"train.objectives": [{"kind": "sft"}]},
     }
-    file.write_text(yaml.safe_dump({"config": str(run), "seeds": [0, 1], "variants": variants}))
+    file.write_text(yaml.safe_dump({"recipe": str(run), "seeds": [0, 1], "variants": variants}))
     return file
 
 
@@ -52,8 +52,8 @@ def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(com
         ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "two seeds, are the same training"),
-        ({"config": "missing.yaml"}, "missing.yaml: no such file"),
-        ({"recipe": "small"}, "either recipe: NAME or config: FILE"),
+        ({"recipe": "missing.yaml"}, "missing.yaml: no such file"),
+        ({"recipe": "missing"}, "missing: there is no such recipe; there is .*small"),
     ],
 )
 def test_a_comparison_that_is_none_is_refused(comparison, change, message):

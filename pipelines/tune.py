@@ -1,0 +1,262 @@
+"""`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
+
+import json
+import posixpath
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from ray import tune
+from ray.air.constants import EXPR_RESULT_FILE
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from ctd_core.config import fingerprint
+from ctd_core.config_file import read_options
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.options import Options
+from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
+from ctd_core.training.loop import Metrics
+from pipelines.cluster import connect, own_errors
+from pipelines.metrics import METRICS, read_metrics
+from pipelines.places import Places, latest_checkpoint, steps_done, variant
+from pipelines.prepare import prepare
+from pipelines.progress import Reporter, progress
+from pipelines.recipes import read_run
+from pipelines.search_results import TrialResult, order, write_results
+from pipelines.train import ensure_student, figure_names, train_student
+
+EVALUATIONS = 8  # in a trial's training, where the run does not say how many
+DEFAULT_TRIALS = 16
+DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
+
+
+class Asha(Options):
+    """Asynchronous successive halving (arXiv 1810.05934): at each rung, the best 1 / reduction_factor go on."""
+
+    kind: Literal["asha"]
+    grace_steps: int | None = Field(default=None, gt=0, description="the first rung; an eighth of the steps by default")
+    reduction_factor: float = Field(default=3.0, gt=1)
+
+
+class NoScheduler(Options):
+    """Every trial trains to its end."""
+
+    kind: Literal["none"]
+
+
+class Search(Options):
+    """A file for `ctd tune`: a run, and what is searched in it."""
+
+    recipe: str = Field(description="a packaged run's name, or a run's YAML file")
+    space: dict[str, Any] = Field(min_length=1, description="values and distributions by dotted path below train")
+    metric: str | None = Field(
+        default=None, description="such as general_teacher_distance_bits_per_byte, which is the default on the gap_set"
+    )
+    mode: Literal["min", "max"] = "min"
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
+    scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
+    seed: int = 0
+    cpus_per_trial: int = Field(default=1, ge=1, description="for each worker, where train.num_workers is not 0")
+    concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
+    max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The trials of a search, the best first, what they are compared by, and where it is written."""
+
+    trials: list[TrialResult]
+    metric: str
+    directory: Path
+
+
+def search(file: Path, overrides: list[str], resume: bool) -> Found:
+    """Run the search that `file` describes.
+
+    Raises UsageError for a search that cannot be run, CtdError where it was interrupted or no trial came to its end.
+    """
+    options = read_options(file, Search)
+    base = _with_evaluations(Places(read_run(options.recipe, str(file), overrides)), file)
+    metric = _metric(options, base, file)
+    space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
+    drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
+    directory = base.config.directory / f"search-{file.stem}-{fingerprint(options, base.config)}"
+    if directory.exists() and not resume:
+        raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
+    if resume and not directory.exists():
+        raise UsageError(f"{directory}: there is no search to resume. Leave --resume out, or take the file as it was.")
+    prepare(base)
+    ensure_student(base)
+    wanted = len(drawn) if drawn is not None else options.trials or 0
+    with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
+        trials = _run(options, base, metric, space, drawn, directory, resume, Watch(metric, options.mode, reporter))
+    ended = [one for one in trials if one.status in (Trial.TERMINATED, Trial.ERROR)]
+    if len(ended) < wanted:
+        raise CtdError(
+            f"the search was interrupted: {len(ended)} of {wanted} trials have ended. Go on with it: "
+            f"ctd tune --config {file} --resume."
+        )
+    results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
+    if results[0].error is not None:
+        raise CtdError(f"every trial failed, the first of them with: {results[0].error}")
+    best = variant(base, results[0].values, f"{file}: the best trial").config
+    write_results(file.stem, results, metric, best, directory)
+    return Found(results, metric, directory)
+
+
+def _result(number: int, trial: Trial) -> TrialResult:
+    error = trial.get_error() if trial.status == Trial.ERROR else None
+    words = str(error).strip().splitlines()[-1] if error is not None else None
+    return TrialResult(number, trial.config["values"], reported(trial), words)
+
+
+def _with_evaluations(base: Places, file: Path) -> Places:
+    """`base`, evaluated often enough to stop a trial early, and able to go on from there."""
+    if not base.config.evaluate.sets:
+        raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to search by.")
+    train = base.config.train
+    every = train.evaluate_every or max(1, train.steps // EVALUATIONS)
+    changes = {"evaluate_every": every, "checkpoint_every": train.checkpoint_every or every}
+    return base.with_train(train.model_copy(update=changes))
+
+
+def _metric(options: Search, base: Places, file: Path) -> str:
+    evaluate = base.config.evaluate
+    measured = [figure for name in evaluate.sets for figure in figure_names(name)]
+    chosen = options.metric or figure_names(evaluate.gap_set or next(iter(evaluate.sets)))[0]
+    if chosen not in measured:
+        raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
+    return chosen
+
+
+def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> list[dict[str, Any]]:
+    """The settings of every trial, each of another training; all of them are runs that could be started."""
+    state, everything = random.Random(options.seed), options.searcher == "grid"
+    wanted = options.trials or (None if everything else DEFAULT_TRIALS)
+    found: dict[Path, dict[str, Any]] = {}
+    for _ in range(1 if everything else DRAWS_A_TRIAL * (wanted or 1)):
+        for values in settings(space, everything, state):
+            places = variant(base, values, f"{file}: {json.dumps(values)}")
+            found.setdefault(places.train, values)
+            if len(found) == wanted:
+                return list(found.values())
+    return list(found.values())
+
+
+def _optuna(options: Search, space: dict[str, Any], metric: str) -> Any:
+    try:
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise UsageError("searcher: optuna needs the package optuna: pip install 'ctd-ray[optuna]'.") from error
+
+    def suggest(trial: Any) -> dict[str, Any]:
+        def choose(name: str, one: Choice | Numbers) -> float:
+            if isinstance(one, Choice):
+                return trial.suggest_categorical(name, list(range(len(one.options))))
+            if one.whole:
+                return trial.suggest_int(name, one.low, one.high)
+            return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
+
+        return {"values": draw(space, choose)}
+
+    return OptunaSearch(space=suggest, metric=metric, mode=options.mode, seed=options.seed)
+
+
+def _run(
+    options: Search,
+    base: Places,
+    metric: str,
+    space: dict[str, Any],
+    drawn: list[dict[str, Any]] | None,
+    directory: Path,
+    resume: bool,
+    watch: "Watch",
+) -> list[Trial]:
+    train = base.config.train
+    connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
+    searched: dict[str, Any] = (
+        {"config": {"values": tune.grid_search(drawn)}}
+        if drawn is not None
+        else {"search_alg": _optuna(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
+    )
+    scheduler = options.scheduler
+    return tune.run(
+        tune.with_resources(
+            tune.with_parameters(trial_training, base=base, metric=metric, cpus=options.cpus_per_trial),
+            {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
+        ),
+        name=directory.name,
+        storage_path=str(directory.parent),
+        metric=metric,
+        mode=options.mode,
+        scheduler=_asha(scheduler, train.steps) if isinstance(scheduler, Asha) else None,
+        max_concurrent_trials=options.concurrent,
+        max_failures=options.max_failures,
+        raise_on_failed_trial=False,
+        resume=resume and any(directory.glob("experiment_state-*.json")),
+        verbose=0,
+        callbacks=[watch],
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        **searched,
+    ).trials
+
+
+def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int) -> None:
+    """One trial: the training of `base` with the values of `config`, from where an earlier try of it stopped."""
+    torch.set_num_threads(cpus)
+    places = variant(base, config["values"], "a trial")
+
+    def report(metrics: Metrics) -> None:
+        if metric in metrics:
+            tune.report(metrics)
+
+    done = steps_done(latest_checkpoint(places.train))
+    for line in read_metrics(places.train / METRICS):
+        if line["step"] <= done:
+            report(line)
+    train_student(places, report)
+
+
+def _asha(options: Asha, steps: int) -> "Rungs":
+    grace = min(options.grace_steps or max(1, steps // EVALUATIONS), steps)
+    return Rungs(time_attr="step", max_t=steps, grace_period=grace, reduction_factor=options.reduction_factor)
+
+
+class Rungs(ASHAScheduler):
+    """ASHA whose rungs hold what an interrupted search has seen: Ray keeps a search's trials, not its scheduler."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for result in reported(trial):
+            self.on_trial_result(tune_controller, trial, result)
+
+
+def reported(trial: Trial) -> list[dict[str, Any]]:
+    """What a trial reported, each step once."""
+    file = posixpath.join(trial.storage.trial_fs_path, EXPR_RESULT_FILE)
+    try:
+        with trial.storage.storage_filesystem.open_input_stream(file) as stream:
+            lines = stream.read().decode().splitlines()
+    except FileNotFoundError:
+        return []
+    return list({line["step"]: line for line in map(json.loads, lines)}.values())
+
+
+class Watch(tune.Callback):
+    """Tells how far a search is."""
+
+    def __init__(self, metric: str, mode: str, reporter: Reporter) -> None:
+        self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
+        self._best: float | None = None
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        values = [one.last_result[self._metric] for one in trials if self._metric in one.last_result]
+        best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
+        running = sum(one.status == Trial.RUNNING for one in trials)
+        ended = sum(one.status in (Trial.TERMINATED, Trial.ERROR) for one in trials)
+        self._reporter.update(ended, f"ended, {running} running{best}")
