@@ -24,12 +24,24 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
     values = parse_yaml(text, source)
     if not isinstance(values, dict):
         raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
+    for path, value in _parse_overrides(overrides).items():
+        _put(values, path, value, f"--set {path}")
+    return _validated(RunConfig, values, source)
+
+
+def with_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """`config` with `overrides` as `read_config` takes them."""
+    return with_values(config, _parse_overrides(overrides), "--set")
+
+
+def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    values = {}
     for override in overrides:
         path, equals, written = override.partition("=")
         if not equals:
             raise UsageError(f"--set {override}: write --set dotted.path=value.")
-        _put(values, path, parse_yaml(written, f"--set {override}"), f"--set {override}")
-    return _validated(RunConfig, values, source)
+        values[path] = parse_yaml(written, f"--set {override}")
+    return values
 
 
 def with_values(config: RunConfig, changes: Mapping[str, Any], source: str) -> RunConfig:

@@ -2,7 +2,8 @@
 
 A distribution is a mapping of one entry that stands where a value would: {choice: [1, 5, .inf]}, {grid: [0, 1]},
 {uniform: [0, 0.5]}, {log_uniform: [1e-4, 1e-2]} or {integer: [2, 8]} (both ends included). What is chosen may hold
-distributions in turn, drawn only where it is chosen: {choice: [{kind: finest}, {kind: debiased, gamma: {uniform: [0, 0.5]}}]}.
+distributions in turn, drawn only where it is chosen:
+{choice: [{kind: finest}, {kind: debiased, gamma: {uniform: [0, 0.5]}}]}.
 """
 
 import math
@@ -42,6 +43,8 @@ def parse_space(value: Any, name: str) -> Any:
         return [parse_space(one, f"{name}.{index}") for index, one in enumerate(value)]
     if not isinstance(value, dict):
         return value
+    kind: Any
+    given: Any
     kind, given = next(iter(value.items())) if len(value) == 1 else (None, None)
     if kind in ("choice", "grid"):
         if not isinstance(given, list) or not given:

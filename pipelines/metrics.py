@@ -20,17 +20,17 @@ class MetricsLog:
         write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file, self._last = file, time.monotonic()
 
-    def add(self, metrics: Metrics) -> Metrics:
-        """Append a step; its line, which tells of time as well."""
+    def add(self, metrics: Metrics) -> str:
+        """Append a step; the words that tell of it."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
         with self._file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
-        return line
+        return step_words(line)
 
 
-def step_words(metrics: Metrics) -> str:
+def step_words(metrics: dict[str, Any]) -> str:
     """A step in a few words."""
     return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:.0f} tokens/s"
 

@@ -37,10 +37,10 @@ from pipelines.progress import Reporter, progress, say
 CHECKPOINTS_KEPT = 2
 
 
-def train_student(places: Places, on_step: Callable[[Metrics], None] | None = None) -> None:
+def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = lambda metrics: None) -> None:
     """Train to the last step, from the latest checkpoint where there is one; nothing where that is done.
 
-    `on_step` is called with what each step measured, where the training is in this process.
+    `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process.
     """
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
@@ -65,15 +65,8 @@ def train_student(places: Places, on_step: Callable[[Metrics], None] | None = No
             with _watched(places.train / METRICS, reporter), own_errors():
                 _train_on_ray(places)
         else:
-            save = local_checkpoints(places.train)
-            device = torch.device("cuda" if options.use_gpu else "cpu")
-
-            def watch(metrics: Metrics) -> None:
-                reporter.update(int(metrics["step"]), step_words(metrics))
-                if on_step is not None:
-                    on_step(metrics)
-
-            run_worker(places, save, start, 0, 1, device, watch)
+            save = local_checkpoints(places.train, after_checkpoint)
+            run_worker(places, save, start, 0, 1, torch.device("cuda" if options.use_gpu else "cpu"), reporter)
 
 
 def ensure_student(places: Places) -> None:
@@ -138,9 +131,9 @@ def run_worker(
     rank: int,
     world: int,
     device: torch.device,
-    watch: Callable[[Metrics], None] | None = None,
+    reporter: Reporter | None = None,
 ) -> None:
-    """One worker's part of the training; `watch` sees every line of metrics.jsonl, on the worker that writes it."""
+    """One worker's part of the training."""
     options = places.config.train
     sources = {name: ShardSet(one.directory, verify=False) for name, one in places.training_sets.items()}
     side = student_side(places)
@@ -151,9 +144,9 @@ def run_worker(
 
     def on_step(metrics: Metrics) -> None:
         if log is not None:
-            line = log.add(metrics)
-            if watch is not None:
-                watch(line)
+            words = log.add(metrics)
+            if reporter is not None:
+                reporter.update(int(metrics["step"]), words)
 
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model) if rank == 0 else {}
@@ -179,14 +172,17 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
     return figures
 
 
-def local_checkpoints(directory: Path) -> Callable[[Metrics, Callable[[Path], None]], None]:
-    """Checkpoints in `directory`/step_N, each whole or not there; the last few are kept."""
+def local_checkpoints(
+    directory: Path, afterwards: Callable[[Metrics], None] = lambda metrics: None
+) -> Callable[[Metrics, Callable[[Path], None]], None]:
+    """Checkpoints in `directory`/step_N, each whole or not there, the last few kept; then `afterwards` is called."""
 
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
         with whole_directory(checkpoint_directory(directory, int(metrics["step"]))) as temporary:
             write(temporary)
         for old in checkpoints(directory)[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old)
+        afterwards(metrics)
 
     return save
 

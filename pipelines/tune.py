@@ -1,6 +1,7 @@
 """`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
 
 import json
+import os
 import posixpath
 import random
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from ctd_core.config import fingerprint
-from ctd_core.config_file import read_options
+from ctd_core.config_file import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
 from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
@@ -29,6 +30,8 @@ from pipelines.recipes import read_run
 from pipelines.search_results import TrialResult, order, write_results
 from pipelines.train import ensure_student, figure_names, train_student
 
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
 EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
@@ -52,6 +55,7 @@ class Search(Options):
     """A file for `ctd tune`: a run, and what is searched in it."""
 
     recipe: str = Field(description="a packaged run's name, or a run's YAML file")
+    changes: dict[str, Any] = Field(default={}, description="other values for the run, by dotted path")
     space: dict[str, Any] = Field(min_length=1, description="values and distributions by dotted path below train")
     metric: str | None = Field(
         default=None, description="such as general_teacher_distance_bits_per_byte, which is the default on the gap_set"
@@ -81,7 +85,8 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     Raises UsageError for a search that cannot be run, CtdError where it was interrupted or no trial came to its end.
     """
     options = read_options(file, Search)
-    base = _with_evaluations(Places(read_run(options.recipe, str(file), overrides)), file)
+    run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
+    base = _with_evaluations(Places(with_overrides(run, overrides)), file)
     metric = _metric(options, base, file)
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
@@ -90,15 +95,16 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
         raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not directory.exists():
         raise UsageError(f"{directory}: there is no search to resume. Leave --resume out, or take the file as it was.")
+    connect(options.cpus_per_trial, float(base.config.train.use_gpu), "cpus_per_trial and train.use_gpu")
     prepare(base)
     ensure_student(base)
     wanted = len(drawn) if drawn is not None else options.trials or 0
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
-        trials = _run(options, base, metric, space, drawn, directory, resume, Watch(metric, options.mode, reporter))
-    ended = [one for one in trials if one.status in (Trial.TERMINATED, Trial.ERROR)]
-    if len(ended) < wanted:
+        watch = Watch(metric, options.mode, reporter)
+        trials = _run(options, base, metric, space, drawn, directory, resume, watch)
+    if watch.ended < wanted:
         raise CtdError(
-            f"the search was interrupted: {len(ended)} of {wanted} trials have ended. Go on with it: "
+            f"the search was interrupted: {watch.ended} of {wanted} trials have ended. Go on with it: "
             f"ctd tune --config {file} --resume."
         )
     results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
@@ -111,18 +117,19 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
 
 def _result(number: int, trial: Trial) -> TrialResult:
     error = trial.get_error() if trial.status == Trial.ERROR else None
-    words = str(error).strip().splitlines()[-1] if error is not None else None
+    words = str(error).strip().splitlines()[-1].partition("Error: ")[2] if error is not None else None
     return TrialResult(number, trial.config["values"], reported(trial), words)
 
 
 def _with_evaluations(base: Places, file: Path) -> Places:
-    """`base`, evaluated often enough to stop a trial early, and able to go on from there."""
+    """`base`, evaluated often enough to stop a trial early, each time with a checkpoint to go on from."""
     if not base.config.evaluate.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to search by.")
+    if base.config.train.num_workers:
+        raise UsageError(f"{file}: a trial trains in one process. Leave train.num_workers at 0.")
     train = base.config.train
     every = train.evaluate_every or max(1, train.steps // EVALUATIONS)
-    changes = {"evaluate_every": every, "checkpoint_every": train.checkpoint_every or every}
-    return base.with_train(train.model_copy(update=changes))
+    return base.with_train(train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
 
 
 def _metric(options: Search, base: Places, file: Path) -> str:
@@ -178,7 +185,6 @@ def _run(
     watch: "Watch",
 ) -> list[Trial]:
     train = base.config.train
-    connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
     searched: dict[str, Any] = (
         {"config": {"values": tune.grid_search(drawn)}}
         if drawn is not None
@@ -238,6 +244,8 @@ class Rungs(ASHAScheduler):
 
 def reported(trial: Trial) -> list[dict[str, Any]]:
     """What a trial reported, each step once."""
+    if trial.storage.trial_dir_name is None:  # it has not begun
+        return []
     file = posixpath.join(trial.storage.trial_fs_path, EXPR_RESULT_FILE)
     try:
         with trial.storage.storage_filesystem.open_input_stream(file) as stream:
@@ -248,15 +256,19 @@ def reported(trial: Trial) -> list[dict[str, Any]]:
 
 
 class Watch(tune.Callback):
-    """Tells how far a search is."""
+    """Tells how far a search is. An interrupted one has fewer trials `ended` than it should; Ray ends them all."""
 
     def __init__(self, metric: str, mode: str, reporter: Reporter) -> None:
         self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
-        self._best: float | None = None
+        self.ended = 0
+        self._said = "", 0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         values = [one.last_result[self._metric] for one in trials if self._metric in one.last_result]
         best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
         running = sum(one.status == Trial.RUNNING for one in trials)
-        ended = sum(one.status in (Trial.TERMINATED, Trial.ERROR) for one in trials)
-        self._reporter.update(ended, f"ended, {running} running{best}")
+        self.ended = sum(one.status in (Trial.TERMINATED, Trial.ERROR) for one in trials)
+        words = f"ended, {running} running{best}"
+        if (words, self.ended) != self._said:
+            self._said = words, self.ended
+            self._reporter.update(self.ended, words)

@@ -2,15 +2,18 @@
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ctd_core.config import RunConfig, fingerprint
-from ctd_core.config_file import read_config
+from ctd_core.config_file import read_config, read_options, with_values
 from ctd_core.errors import UsageError
-from pipelines.recipes import read_recipe, recipe_names
+from ctd_core.search_space import parse_space, settings
+from pipelines.recipes import read_recipe, read_run, recipe_names
+from pipelines.tune import Search
 
 RUN = """
 name: r
@@ -61,3 +64,14 @@ def test_the_run_in_the_readme_is_a_run():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     run = readme.split("A run is one YAML file:")[1].split("ctd run")[0]
     assert read_config(run, "README.md", []).name == "mine"
+
+
+@pytest.mark.parametrize("file", ["smoke", "loss", "chunking", "learning"])
+def test_every_packaged_search_can_be_drawn_from(file):
+    path = Path(__file__).parents[1] / "tune_configs" / f"{file}.yaml"
+    options = read_options(path, Search)
+    run = with_values(read_run(options.recipe, str(path), []), options.changes, str(path))
+    space = {name: parse_space(value, name) for name, value in options.space.items()}
+    for seed in range(20):
+        (values,) = settings(space, False, random.Random(seed))
+        assert with_values(run, values, str(path)).train.steps == run.train.steps

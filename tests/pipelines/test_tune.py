@@ -1,0 +1,122 @@
+"""Searches: every trial on the same shards, stopped early where it lags, resumed where the search was interrupted."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from pyarrow import parquet
+
+import pipelines.places
+from ctd_core.errors import UsageError
+from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+
+SPACE = {
+    "train.learning_rate": {"grid": [1e-3, 1e-5]},
+    "train.objectives.0.chunks": {"choice": [{"kind": "finest"}, {"kind": "debiased", "gamma": {"uniform": [0, 0.5]}}]},
+}
+
+
+@pytest.fixture
+def searched(config, tmp_path):  # noqa: F811
+    """A function that writes a search of the tiny run; its file."""
+
+    def write(**changes):
+        train = config["train"] | {"steps": 6, "checkpoint_every": None, "evaluate_every": 2}
+        run = written(config | {"train": train}, tmp_path)
+        file = tmp_path / "search.yaml"
+        file.write_text(yaml.safe_dump({"recipe": str(run), "space": SPACE, "trials": 4} | changes))
+        return file
+
+    return write
+
+
+def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, config, tmp_path, monkeypatch):  # noqa: F811
+    file = searched(scheduler={"kind": "none"}, seed=1)
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    teacher = tmp_path / "teacher"
+    shutil.copytree(run["teacher"]["model"], teacher)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"teacher": {"model": str(teacher)}}))
+    ctd("prepare", "--config", tmp_path / "run.yaml")
+    ctd("train", "--config", tmp_path / "run.yaml", "--set", "train.steps=1", "--set", "train.evaluate_every=null")
+    weights = pipelines.places.weights_fingerprint(str(teacher), None)
+    monkeypatch.setattr(pipelines.places, "weights_fingerprint", lambda name, revision: weights)
+    (teacher / "model.safetensors").unlink()  # whatever asks the teacher fails
+
+    output = ctd("tune", "--config", file)
+    best = Path(output.split()[-1])
+    table = parquet.read_table(best.parent / "trials.parquet").to_pylist()
+    assert [row["step"] for row in table if row["trial"] == 0] == [2, 4, 6]
+    last = {row["trial"]: row for row in table if row["step"] == 6}
+    assert len(last) == 4
+    assert sorted(row["train.learning_rate"] for row in last.values()) == [1e-5, 1e-5, 1e-3, 1e-3]
+    metric = "held-out_teacher_distance_bits_per_byte"
+    lowest = min(last.values(), key=lambda row: row[metric])
+    found = yaml.safe_load(best.read_text())
+    assert found["train"]["learning_rate"] == lowest["train.learning_rate"]
+    assert found["train"]["objectives"][0]["chunks"]["kind"] == lowest["train.objectives.0.chunks.kind"]
+    before = set((tmp_path / "runs" / "tiny").glob("train-*"))
+    ctd("train", "--config", best)  # is that trial's training, and so done already
+    assert set((tmp_path / "runs" / "tiny").glob("train-*")) == before
+    page = (best.parent / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r"(src|href)=.http", page)  # all that it shows is in it
+    assert (best.parent / "metric.svg").exists()
+    with pytest.raises(UsageError, match="was begun already"):
+        ctd("tune", "--config", file)
+
+
+def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, tmp_path):
+    file = searched(
+        space={"train.learning_rate": {"choice": [1e-3, 1e-12, 1e30]}},
+        searcher="grid",
+        trials=None,
+        scheduler={"kind": "asha", "grace_steps": 2, "reduction_factor": 2},
+        concurrent=1,
+        max_failures=1,
+    )
+    command = [sys.executable, "-m", "pipelines", "tune", "--config", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    done = "train-*/step_00000006/state.pt"
+    while process.poll() is None and not list((tmp_path / "runs" / "tiny").glob(done)):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the search was interrupted" in said
+    assert f"ctd tune --config {file} --resume" in said
+
+    first = only(tmp_path / "runs" / "tiny", done).parents[1] / "metrics.jsonl"
+    content = first.read_text()
+    best = Path(ctd("tune", "--config", file, "--resume").split()[-1])
+    assert first.read_text() == content  # a trial that was finished is not run again
+    table = parquet.read_table(best.parent / "trials.parquet").to_pylist()
+    steps = {rate: [row["step"] for row in table if row["train.learning_rate"] == rate] for rate in (1e-3, 1e-12)}
+    assert steps == {1e-3: [2, 4, 6], 1e-12: [2]}  # stopped by what the first trial had reached before
+    (failed,) = [row for row in table if row["train.learning_rate"] == 1e30]
+    assert re.search(r"Lower train\.learning_rate", failed["error"])
+    assert yaml.safe_load(best.read_text())["train"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"space": {"train.step": {"grid": [1, 2]}}}, r"train\.step: there is no such field"),
+        ({"space": {"prepare.part_bytes": {"grid": [3000]}}}, r"changes more than train\.\*"),
+        ({"space": {"train.learning_rate": {"uniform": [1]}}}, r"space\.train\.learning_rate: uniform takes two"),
+        ({"searcher": "grid"}, r"gamma: a grid search cannot try every number"),
+        ({"metric": "loss"}, "metric: loss: a trial measures held-out_teacher_distance_bits_per_byte, "),
+        ({"cpus_per_trial": 1000}, "cpus_per_trial .* ask for 1000 CPUs"),
+        ({"trial": 4}, "trial: there is no such field"),
+    ],
+)
+def test_a_search_that_cannot_be_run_is_refused(searched, change, message):
+    with pytest.raises(UsageError, match=message):
+        ctd("tune", "--config", searched(**change))
+    with pytest.raises(UsageError, match="no search to resume"):
+        ctd("tune", "--config", searched(), "--resume")
