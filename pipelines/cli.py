@@ -228,6 +228,32 @@ def tune(
 
 
 @app.command()
+def submit(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="What to run there, after --: train --config FILE")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    job: Annotated[str | None, typer.Option(help="The job's name; one that is there already is followed.")] = None,
+    working_dir: Annotated[Path, typer.Option(help="The directory that is sent along.")] = Path("."),
+    cpus: Annotated[float, typer.Option(help="CPUs for the command itself, so that a worker machine runs it.")] = 0,
+    gpus: Annotated[float, typer.Option(help="GPUs for the command itself, beside those that its stages ask for.")] = 0,
+    stop_on_interrupt: Annotated[bool, typer.Option(help="Ctrl-C stops the job, not only the following.")] = False,
+) -> None:
+    """Run a command as a job on a Ray cluster, show its log, and exit with its exit status.
+
+    Ctrl-C leaves the job running; the same --job takes up its log again. `output` has to be a path that all machines
+    share.
+
+    Example: ctd submit --address http://HEAD:8265 --job mine -- run --config mine.yaml
+    """
+    from pipelines.submit import submit as stage
+
+    raise typer.Exit(stage(address, command or [], job, working_dir, cpus, gpus, stop_on_interrupt))
+
+
+@app.command()
 def runs(
     storage: Annotated[Path, typer.Argument(help="The `output` of runs.")] = Path("runs"),
     as_json_lines: Annotated[

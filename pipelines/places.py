@@ -40,6 +40,7 @@ from ctd_core.text.corpora import Part, corpus_files, plan_parts
 from ctd_core.training.checkpoint import STATE
 
 TRAIN_SET = "train"
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 # Options that change how the work is done and not what comes out.
 PREPARE_RESOURCES = {"max_dropped_fraction", "scoring_batch_tokens", "scoring_actors", "scoring_gpus"}
 TRAIN_RESOURCES = {"num_workers", "use_gpu", "max_failures", "evaluate_every", "checkpoint_every"}
@@ -61,6 +62,11 @@ class Places:
     """The places of one run; what has to be read for a fingerprint is read once."""
 
     def __init__(self, config: RunConfig) -> None:
+        if IN_JOB in os.environ and not config.output.is_absolute():
+            raise UsageError(
+                f"output: {config.output} would lie in this job's own copy of the working directory, and be lost with "
+                "it. Name a directory that all machines share."
+            )
         self.config = config.model_copy(update={"output": config.output.resolve()})  # the same on every worker
         self._weights: dict[tuple[str, str | None], str] = {}
 

@@ -1,0 +1,89 @@
+"""A Ray head of one's own, started and ended as a user would, beside any other Ray on the machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below those that Ray gives to its workers."""
+    found: list[int] = []
+    for port in range(7000 + os.getpid() % 1000, 9900):
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError("no free ports")
+
+
+def _fake_machines(node_types: dict[str, Any], gcs: str) -> dict[str, Any]:
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": gcs,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": {"ray.head.default": head, **node_types},
+        "head_node_type": "ray.head.default",
+        **{"auth": {}, "docker": {}, "upscaling_speed": 1.0},
+        **{"file_mounts": {}, "file_mounts_sync_continuously": False, "cluster_synced_files": []},
+        **{"rsync_exclude": [], "rsync_filter": []},
+        **{f"{kind}_commands": [] for kind in ("initialization", "setup", "head_setup", "worker_setup")},
+        **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
+    }
+
+
+@contextmanager
+def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = None) -> Iterator[dict[str, str]]:
+    """A head with token authentication; the environment that commands for it need.
+
+    autoscaling: node types by name; machines of them are processes here that come and go as the work asks.
+    """
+    token = folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    ports = free_ports(4)
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    if autoscaling is not None:
+        file = folder / "autoscaling.json"
+        file.write_text(json.dumps(_fake_machines(autoscaling, f"127.0.0.1:{ports[0]}")))
+        options += (f"--autoscaling-config={file}",)
+        environment |= {
+            **{"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"},
+            **{"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
+        }
+    environment.pop("RAY_ADDRESS", None)
+    command = [
+        *("ray", "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+        *(f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
+        *(f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir=/tmp/ctd-{os.getpid()}", *options),
+    ]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        address = f"http://127.0.0.1:{ports[1]}"
+        wait = ["ray", "job", "list", "--address", address]
+        while subprocess.run(wait, env=environment, capture_output=True).returncode:
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the head did not start: {(folder / 'head.log').read_text()}")
+            time.sleep(0.5)
+        yield environment | {"RAY_API_SERVER_ADDRESS": address, "GCS": f"127.0.0.1:{ports[0]}"}
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)  # its workers end when it is gone
+        head.wait()

@@ -1,0 +1,46 @@
+"""A whole run on a cluster that begins without a single worker machine."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from tests.pipelines.heads import ray_head
+from tests.pipelines.test_run import config, inputs, written  # noqa: F401  # fixtures
+from tests.pipelines.test_submit import submit
+
+NODE_TYPES = {
+    "tokenize": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+}
+
+
+@pytest.fixture
+def head(tmp_path):
+    with ray_head(tmp_path, "--num-cpus=0", autoscaling=NODE_TYPES) as environment:
+        yield environment
+
+
+def worker_nodes(head):
+    """The state of every worker machine that there is or was, and whether it has a GPU."""
+    command = ["ray", "list", "nodes", "--detail", "--format", "json"]
+    found = subprocess.run(command, env=head, capture_output=True, text=True, check=True).stdout
+    nodes = json.loads(found) if found.startswith("[") else []  # in words where there is none
+    return [(one["state"], one["resources_total"].get("GPU", 0)) for one in nodes if not one["is_head_node"]]
+
+
+def test_machines_come_for_a_run_and_go_after_it(head, config, tmp_path):  # noqa: F811
+    assert worker_nodes(head) == []
+    train = config["train"] | {"num_workers": 2}
+    file = written(config | {"train": train, "sample": {}}, tmp_path)
+    done = submit(head, "--", "run", "--config", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gap closed" in done.stdout
+    came = worker_nodes(head)
+    assert came
+    assert {gpus for _, gpus in came} == {0}  # nothing asked for a GPU
+    deadline = time.monotonic() + 60
+    while any(state != "DEAD" for state, _ in worker_nodes(head)):
+        assert time.monotonic() < deadline
+        time.sleep(1)
