@@ -1,9 +1,11 @@
-"""metrics.jsonl: what each step of a training measured."""
+"""What each step of a training measured: metrics.jsonl, and the same for TensorBoard."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
+
+from tensorboardX import SummaryWriter
 
 from ctd_core.training.loop import Metrics
 from pipelines.places import steps_done, write_whole
@@ -12,13 +14,17 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first."""
+    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first.
+
+    Each figure goes to TensorBoard's events in the same directory too, under the same name.
+    """
 
     def __init__(self, file: Path, start: Path | None) -> None:
         done = steps_done(start)
         kept = [line for line in read_metrics(file) if line["step"] <= done]
         write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file, self._last = file, time.monotonic()
+        self._events = SummaryWriter(str(file.parent), purge_step=done + 1, flush_secs=10)
 
     def add(self, metrics: Metrics) -> str:
         """Append a step; the words that tell of it."""
@@ -27,7 +33,13 @@ class MetricsLog:
         line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
         with self._file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            self._events.add_scalar(name, value, int(metrics["step"]))
         return step_words(line)
+
+    def close(self) -> None:
+        """Write what TensorBoard has not seen yet."""
+        self._events.close()
 
 
 def step_words(metrics: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ class Reporter:
         self._title, self._total, self._bar = title, total, bar
         self._task = bar.add_task(title, total=total, words="") if bar else None
         self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def update(self, done: int, words: str = "") -> None:
         """`done` of the total are done."""
@@ -27,7 +28,17 @@ class Reporter:
             self._bar.update(self._task, completed=done, words=words)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
             self._last_line = time.monotonic()
-            say(f"{self._title}: {done} of {self._total} {words}".rstrip())
+            say(f"{self._title}: {done} of {self._total}{self._left(done)} {words}".rstrip())
+
+    def _left(self, done: int) -> str:
+        """The time left in words, by the pace since the first piece of work that was seen done."""
+        if self._first is None:
+            self._first = done, time.monotonic()
+        first, since = self._first
+        if done in (first, self._total):
+            return ""
+        seconds = (time.monotonic() - since) / (done - first) * (self._total - done)
+        return f", {seconds / 60:.0f} min left," if seconds >= 90 else f", {seconds:.0f} s left,"
 
 
 @contextmanager

@@ -153,7 +153,11 @@ def run_worker(
 
     live = live_teacher(places, side, student, device) if options.live_objectives else None
     hooks = Hooks(on_step, on_checkpoint, evaluate)
-    train(options, student, sources.pop(None), hooks, start, rank, world, live, more_shards=sources)
+    try:
+        train(options, student, sources.pop(None), hooks, start, rank, world, live, more_shards=sources)
+    finally:
+        if log is not None:
+            log.close()
 
 
 def figure_names(name: str) -> tuple[str, str]:

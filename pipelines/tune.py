@@ -13,6 +13,7 @@ from pydantic import Field
 from ray import tune
 from ray.air.constants import EXPR_RESULT_FILE
 from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from ctd_core.config import fingerprint
@@ -32,6 +33,7 @@ from pipelines.train import ensure_student, figure_names, train_student
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training writes what they would
 EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
@@ -206,7 +208,7 @@ def _run(
         raise_on_failed_trial=False,
         resume=resume and any(directory.glob("experiment_state-*.json")),
         verbose=0,
-        callbacks=[watch],
+        callbacks=[watch, JsonLoggerCallback()],
         trial_dirname_creator=lambda trial: trial.trial_id,
         **searched,
     ).trials
