@@ -32,7 +32,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Put another value into the run, such as train.steps=200. May be repeated."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the run, print it with every default, do nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the run, print it with every default and what to expect, do nothing.")
+]
 
 
 @app.callback()
@@ -60,7 +62,7 @@ def prepare(
         check_inputs(places.config, places)
         Console().print(data_table(stage(places)))
 
-    _stage(config, recipe, overrides, dry_run, work)
+    _stage(config, recipe, overrides, dry_run, work, ("prepare",))
 
 
 @app.command()
@@ -74,7 +76,7 @@ def train(
 
         train_student(places)
 
-    _stage(config, recipe, overrides, dry_run, work)
+    _stage(config, recipe, overrides, dry_run, work, ("train",))
 
 
 @app.command()
@@ -121,11 +123,16 @@ def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides =
         check_inputs(places.config, places)
         print_report(places, stage(places))
 
-    _stage(config, recipe, overrides, dry_run, work)
+    _stage(config, recipe, overrides, dry_run, work, ("prepare", "train"))
 
 
 def _stage(
-    file: Path | None, recipe: str | None, overrides: list[str] | None, dry_run: bool, work: Callable[["Places"], None]
+    file: Path | None,
+    recipe: str | None,
+    overrides: list[str] | None,
+    dry_run: bool,
+    work: Callable[["Places"], None],
+    estimated: tuple[str, ...] = (),
 ) -> None:
     if (file is None) == (recipe is None):
         raise UsageError("give either --config FILE or --recipe NAME")
@@ -140,7 +147,11 @@ def _stage(
         from pipelines.checks import check_inputs
 
         check_inputs(chosen, places)
-        print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="")
+        print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
+        if estimated:
+            from pipelines.estimate import estimate
+
+            Console(stderr=True).print(estimate(places, estimated).as_table())
     else:
         work(places)
 

@@ -102,6 +102,19 @@ def teacher_side(teacher: Teacher) -> Side:
     return make_side(tokenizer, teacher.model, teacher.begin_token, teacher.end_token)
 
 
+def make_teacher(teacher: Teacher, side: Side, device: torch.device) -> LogprobModel:
+    """A teacher, whose tokenizer is `side`, ready to score."""
+    model = load_model(teacher.model, teacher.revision, teacher.dtype).to(device)
+    return LogprobModel(model, side.encoder.spelling.begins_pretoken)
+
+
+def top_tokens(options: Prepare, student: Side, teacher: Side) -> TopTokens | None:
+    """What of the teacher's distribution is stored beside the chunks; None where nothing is."""
+    if not options.top_k:
+        return None
+    return TopTokens(options.top_k, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+
+
 class Score:
     """The teacher, held by an actor: adds its two numbers a chunk to a part's rows and writes their shard."""
 
@@ -110,10 +123,9 @@ class Score:
         device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
-        model = load_model(teacher.model, teacher.revision, teacher.dtype).to(device)
-        mine, theirs = (side.encoder.spelling for side in shared_sides(sides))
-        self._teacher = LogprobModel(model, theirs.begins_pretoken)
-        self._top = TopTokens(options.top_k, exact_map(mine, theirs)) if options.top_k else None
+        mine, theirs = shared_sides(sides)
+        self._teacher = make_teacher(teacher, theirs, device)
+        self._top = top_tokens(options, mine, theirs)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:

@@ -28,7 +28,7 @@ class Reporter:
             self._bar.update(self._task, completed=done, words=words)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
             self._last_line = time.monotonic()
-            say(f"{self._title}: {done} of {self._total}{self._left(done)} {words}".rstrip())
+            say(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(done))
 
     def _left(self, done: int) -> str:
         """The time left in words, by the pace since the first piece of work that was seen done."""
@@ -38,7 +38,7 @@ class Reporter:
         if done in (first, self._total):
             return ""
         seconds = (time.monotonic() - since) / (done - first) * (self._total - done)
-        return f", {seconds / 60:.0f} min left," if seconds >= 90 else f", {seconds:.0f} s left,"
+        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
 
 
 @contextmanager

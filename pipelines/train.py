@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
@@ -74,20 +75,25 @@ def ensure_student(places: Places) -> None:
     if places.init.exists():
         return
     options, teacher = places.config.student, places.config.teacher
-    if options.model is not None:
-        say(f"train: the student is {options.model}")
-        model = load_model(options.model, options.revision)
-    else:
-        say(f"train: making the student from {teacher.model}")
-        model = transfer_model(
-            load_model(teacher.model, teacher.revision),
-            student_side(places),
-            teacher_side(places.config.teacher),
-            untie=options.head == "untied",
-            vocab_multiple=options.vocab_multiple,
-        )
+    own = options.model is not None
+    say(f"train: the student is {options.model}" if own else f"train: making the student from {teacher.model}")
+    model = make_student(places, student_side(places), teacher_side(teacher))
     with whole_directory(places.init) as temporary:
         model.save_pretrained(temporary)
+
+
+def make_student(places: Places, side: Side, teacher_side: Side) -> PreTrainedModel:
+    """The student before training: a model of its own, or the teacher under the student's tokenizer, `side`."""
+    options, teacher = places.config.student, places.config.teacher
+    if options.model is not None:
+        return load_model(options.model, options.revision)
+    return transfer_model(
+        load_model(teacher.model, teacher.revision),
+        side,
+        teacher_side,
+        untie=options.head == "untied",
+        vocab_multiple=options.vocab_multiple,
+    )
 
 
 def load_student(places: Places, side: Side, checkpoint: Path | None) -> LogprobModel:
@@ -102,10 +108,15 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
 
 def student_to_train(places: Places, side: Side) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
-    model = load_model(str(places.init))
+    model = adapted(places, load_model(str(places.init)))
+    return LogprobModel(model, side.encoder.spelling.begins_pretoken)
+
+
+def adapted(places: Places, model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, with adapters where the student is to have some."""
     if (adapters := places.config.student.adapters) is not None:
         add_adapters(model, adapters, places.config.train.seed)
-    return LogprobModel(model, side.encoder.spelling.begins_pretoken)
+    return model
 
 
 def live_teacher(places: Places, side: Side, student: LogprobModel, device: torch.device) -> LiveTeacher:

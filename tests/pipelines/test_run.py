@@ -1,6 +1,7 @@
 """Whole runs on a tiny model, through the command line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.shards.files import Folder, read_manifest
 from pipelines.cli import app
 from tests.models.tiny import llama
 from tests.shards.sets import texts
@@ -56,7 +58,7 @@ def ctd(*arguments):
     result = CliRunner().invoke(app, [str(one) for one in arguments])
     if result.exception is not None:
         raise result.exception
-    return result.output
+    return result.stdout
 
 
 def written(config, tmp_path, **changes):
@@ -209,6 +211,17 @@ def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change,
     with pytest.raises(UsageError, match=message):
         ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", change)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_expects_what_then_comes(config, tmp_path):
+    whole = config["prepare"] | {"part_bytes": 100_000}  # the corpus is small enough to be the sample
+    file = written(config | {"prepare": whole}, tmp_path)
+    expected = CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run"]).stderr
+    ctd("prepare", "--config", file)
+    counts = read_manifest(Folder(only(tmp_path / "runs" / "tiny" / "prepared", "train-*"))).counts
+    assert f"student {counts.student_tokens:,}, teacher {counts.teacher_tokens:,}" in expected
+    assert f"{counts.rows:,}, {counts.text_bytes / counts.chunks:.2f} bytes a chunk" in expected
+    assert re.search(r"training │ 4 steps of [\d.e-]+ s", expected)
 
 
 def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):

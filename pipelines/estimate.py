@@ -1,0 +1,169 @@
+"""What `--dry-run` expects of a run: a small sample of its corpus goes through the real stages in this process."""
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from ctd_core.config import TrainedTokenizer
+from ctd_core.errors import CtdError, DocumentError
+from ctd_core.models.scoring import score_rows
+from ctd_core.models.student import LogprobModel
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
+from ctd_core.shards.manifest import Counts, Origin, build_manifest, tokenizer_fingerprint
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.corpora import SourceText, read_part, training_texts
+from ctd_core.text.segments import Side, make_side, plain_document
+from ctd_core.text.tokenizers import train_tokenizer
+from ctd_core.training.loop import Hooks, train
+from pipelines.places import TRAIN_SET, Places
+from pipelines.prepare import make_teacher, student_side, teacher_side, top_tokens
+from pipelines.train import adapted, live_teacher, make_student
+
+SAMPLE_BYTES = 100_000
+STEPS = 3  # the first one, which is slower than the rest, does not count
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What to expect, by name, in words."""
+
+    expected: dict[str, str]
+
+    def as_table(self) -> Table:
+        """The figures for a terminal."""
+        table = Table(title="to expect, from a sample measured here", show_header=False)
+        for name, words in self.expected.items():
+            table.add_row(name, words)
+        return table
+
+
+def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
+    """What `stages` of a run, of prepare and train, will take and make."""
+    options, plan = places.config.prepare, places.datasets[TRAIN_SET]
+    texts, whole_bytes = _sample(places)
+    student, teacher = _student_side(places, texts), teacher_side(places.config.teacher)
+    seconds: dict[str, float] = {}
+    with _timed("encode", seconds):
+        documents = (plain_document(one.id, one.text) for one in texts)
+        windows = (options.student_window_tokens, options.teacher_window_tokens)
+        rows, counts = build_rows(student, teacher, documents, *windows, options.split_fraction)
+    if not counts.rows:
+        raise CtdError(f"{plan.corpus.kind}: the first {counts.documents} documents make no row to estimate from.")
+    expected: dict[str, str] = {}
+    scale = whole_bytes / max(sum(len(one.text.encode()) for one in texts), 1)
+    if options.targets:
+        model = make_teacher(places.config.teacher, teacher, torch.device("cuda" if options.scoring_gpus else "cpu"))
+        with _timed("score", seconds):
+            rows = score_rows(model, rows, options.scoring_batch_tokens, top_tokens(options, student, teacher))
+        del model
+    if "prepare" in stages:
+        expected |= _data(counts, scale, rows_bytes=shard_bytes(rows).size, whole_bytes=whole_bytes)
+        expected["encoding"] = f"{_span(seconds['encode'] * scale)} of one CPU; {os.cpu_count()} are here"
+        if "score" in seconds:
+            expected["scoring"] = _span(seconds["score"] * scale / options.scoring_actors) + _each(
+                options.scoring_actors, "scoring actors"
+            )
+    if "train" in stages:
+        with tempfile.TemporaryDirectory(prefix="ctd-estimate-") as folder:
+            origin = Origin(
+                student_tokenizer=tokenizer_fingerprint(student),
+                teacher_tokenizer=tokenizer_fingerprint(teacher),
+                teacher_model=None,
+                config={},
+            )
+            entry = write_shard(Folder(folder), 0, shard_bytes(rows), counts)
+            write_manifest(Folder(folder), build_manifest(origin, [entry]))
+            step_seconds = _step_seconds(places, ShardSet(folder, verify=False), student, teacher)
+        expected |= _training(places, counts.student_tokens * scale, step_seconds)
+    return Estimate(expected)
+
+
+def _sample(places: Places) -> tuple[list[SourceText], float]:
+    """Some documents from the first part of the corpus, and the bytes of all that it will be trained on."""
+    corpus, parts = places.config.corpus, places.datasets[TRAIN_SET].parts
+
+    def texts(number: int) -> list[SourceText]:
+        found = training_texts(corpus, read_part(corpus, parts[number]))
+        return [one for one in found if not isinstance(one, DocumentError)]
+
+    first, last = texts(0), texts(-1)
+    first_bytes, last_bytes = (sum(len(one.text.encode(errors="replace")) for one in part) for part in (first, last))
+    every = max(1, first_bytes // SAMPLE_BYTES)
+    return first[::every], first_bytes * (len(parts) - 1) + last_bytes
+
+
+def _student_side(places: Places, texts: list[SourceText]) -> Side:
+    options = places.config.student
+    to_train = places.tokenizer is not None and not places.tokenizer.exists()
+    if isinstance(options.tokenizer, TrainedTokenizer) and to_train:
+        tokenizer = train_tokenizer((one.text for one in texts), options.tokenizer.vocab_size)
+        return make_side(tokenizer, "a tokenizer of the sample", options.begin_token, options.end_token)
+    return student_side(places)
+
+
+def _step_seconds(places: Places, shards: ShardSet, student_side: Side, teacher_side: Side) -> float:
+    options = places.config.train
+    device = torch.device("cuda" if options.use_gpu else "cpu")
+    model = adapted(places, make_student(places, student_side, teacher_side))
+    student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken).to(device)
+    live = live_teacher(places, student_side, student, device) if options.live_objectives else None
+    times: list[float] = []
+    hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
+    few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
+    train(few, student, shards, hooks, live=live, more_shards=dict.fromkeys(places.config.more_teachers, shards))
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _data(counts: Counts, scale: float, rows_bytes: int, whole_bytes: float) -> dict[str, str]:
+    return {
+        "text": f"{_size(whole_bytes)}, {counts.documents * scale:,.0f} documents",
+        "dropped": f"{counts.dropped_documents} of {counts.documents} documents of the sample",
+        "rows": f"{counts.rows * scale:,.0f}, {counts.text_bytes / max(counts.chunks, 1):.2f} bytes a chunk",
+        "tokens": f"student {counts.student_tokens * scale:,.0f}, teacher {counts.teacher_tokens * scale:,.0f}",
+        "shards": _size(rows_bytes * scale),
+    }
+
+
+def _training(places: Places, student_tokens: float, step_seconds: float) -> dict[str, str]:
+    options = places.config.train
+    workers = max(options.num_workers, 1)
+    step, seen = step_seconds / workers, options.steps * options.micro_batches * options.batch_tokens
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "training": f"{options.steps} steps of {step:.2g} s, {_span(options.steps * step)}" + _each(workers, "workers"),
+        "epochs": f"{seen / max(student_tokens, 1):.2g} at most",
+        "memory": f"{_size(torch.cuda.max_memory_allocated() if options.use_gpu else peak)} a worker",
+    }
+
+
+def _each(count: int, what: str) -> str:
+    return f", each of {count} {what} a machine like this one" if count > 1 else ""
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def _size(size_bytes: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.3g} {unit}"
+    return f"{size_bytes:.0f} bytes"
