@@ -6,7 +6,7 @@ TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers
 SMALL := runs/teachers/small
 
-.PHONY: install demo check test bench compare clean
+.PHONY: install demo check test chaos bench compare clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -33,6 +33,9 @@ check: install  ## formatting, lint, types, import rules
 
 test: install $(TEACHER) $(TOKENIZERS)  ## the tests
 	$(BIN)/python -m pytest
+
+chaos: install $(TEACHER) $(TOKENIZERS)  ## the tests that kill what is running, at five times as many moments
+	CHAOS_SEEDS=5 $(BIN)/python -m pytest -m chaos -s
 
 bench: install $(TEACHER) $(TOKENIZERS)  ## ratios against baselines measured in the same process
 	$(BIN)/python -m tests.benchmarks

@@ -58,7 +58,7 @@ def ctd(*arguments):
     result = CliRunner().invoke(app, [str(one) for one in arguments])
     if result.exception is not None:
         raise result.exception
-    return result.stdout
+    return result.output
 
 
 def written(config, tmp_path, **changes):
@@ -225,8 +225,9 @@ def test_a_dry_run_expects_what_then_comes(config, tmp_path):
 
 
 def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):
-    output = ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", "train.objectives=[{kind: sft}]")
-    printed = yaml.safe_load(output)
+    sft = ["--set", "train.objectives=[{kind: sft}]"]
+    done = CliRunner().invoke(app, ["run", "--config", str(written(config, tmp_path)), "--dry-run", *sft])
+    printed = yaml.safe_load(done.stdout)
     assert printed["train"]["objectives"] == [{"kind": "sft", "weight": 1.0}]
     assert printed["prepare"]["max_dropped_fraction"] == 0.01
     assert not (tmp_path / "runs").exists()

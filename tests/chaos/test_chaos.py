@@ -1,0 +1,155 @@
+"""Machines that die while a run is under way: nothing is lost, nothing is there twice, nothing is half there.
+
+`make test` disturbs each stage once, `make chaos` (CHAOS_SEEDS=5) at five times as many moments.
+"""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from tests.chaos.harness import ROOT, Chaos, losses, shards
+from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+
+pytestmark = pytest.mark.chaos
+SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "1")))
+
+
+@pytest.fixture
+def chaos(request):
+    made = Chaos(random.Random(request.node.name))
+    yield made
+    print(f"{request.node.name}: {len(made.injected)} faults injected and survived: {', '.join(made.injected)}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory):  # noqa: F811
+    """What a run that nothing happens to leaves behind, and how to write the file of one like it."""
+
+    def file(folder, **changes):
+        run = {
+            "name": "tiny",
+            "output": str(folder / "runs"),
+            "teacher": {"model": str(inputs / "teacher")},
+            "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
+            "corpus": {"kind": "jsonl", "paths": [str(inputs / "corpus.jsonl")]},
+            "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 1000},
+            "train": {"steps": 40, "batch_tokens": 400, "micro_batches": 2, "num_workers": 2, "checkpoint_every": 5},
+        }
+        path = folder / "run.yaml"
+        path.write_text(yaml.safe_dump({**run, **changes}))
+        return path
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ctd("prepare", "--config", file(folder))
+    ctd("train", "--config", file(folder))
+    run = folder / "runs" / "tiny"
+    return shards(run), losses(run), file, run
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, chaos, tmp_path, seed):
+    expected, _, file, _ = undisturbed
+    run, path = tmp_path / "runs" / "tiny", file(tmp_path)
+
+    def some():
+        return len(list(run.glob("prepared/*/*.arrow.json"))) >= chaos.random.randrange(1, 8)
+
+    chaos.run("prepare", "--config", path, once=some)  # the command itself
+    assert shards(run).items() <= expected.items()
+    status, said = chaos.run("prepare", "--config", path, kill="ray::MapWorker", once=lambda: True)
+    assert status == 0, said
+    assert shards(run) == expected
+    assert len(chaos.injected) == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, chaos, tmp_path, seed):
+    _, expected, file, quiet = undisturbed
+    run, path = tmp_path / "runs" / "tiny", file(tmp_path)
+    run.parent.mkdir()
+    subprocess.run(["cp", "-r", str(quiet), str(run)], check=True)
+    (training,) = run.glob("train-*")
+    subprocess.run(["rm", "-r", str(training)], check=True)
+
+    def checkpoint(least):
+        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/state.pt"))
+
+    chaos.run("train", "--config", path, once=checkpoint(5))  # the command itself
+    assert losses(run) == expected[: len(losses(run))]
+    status, said = chaos.run("train", "--config", path, kill="RayTrainWorker", once=checkpoint(10))
+    assert status == 0, said
+    assert losses(run) == expected
+    assert len(chaos.injected) == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, chaos, tmp_path, seed):
+    expected, _, file, _ = undisturbed
+    run, path = tmp_path / "runs" / "tiny", file(tmp_path)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        machine = cluster.add_node(num_cpus=1)
+
+        def one_machine_takes_over():
+            if len(list(run.glob("prepared/*/*.arrow.json"))) < chaos.random.randrange(1, 6):
+                return False
+            cluster.remove_node(machine, allow_graceful=False)
+            chaos.injected.append("the loss of a machine")
+            cluster.add_node(num_cpus=1)
+            return True
+
+        status, said = chaos.run(
+            "prepare", "--config", path, once=one_machine_takes_over, kill="no such", env=joining(cluster)
+        )
+        assert status == 0, said
+        assert shards(run) == expected
+    finally:
+        cluster.shutdown()
+
+
+def joining(cluster):
+    return os.environ | {"RAY_ADDRESS": cluster.address}
+
+
+def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
+    _, _, file, quiet = undisturbed
+    run = tmp_path / "runs" / "tiny"
+    run.parent.mkdir()
+    subprocess.run(["cp", "-r", str(quiet), str(run)], check=True)
+    for one in run.glob("train-*"):
+        subprocess.run(["rm", "-r", str(one)], check=True)
+    train = yaml.safe_load(file(tmp_path).read_text())["train"] | {"num_workers": 0}
+    path = file(tmp_path, train=train)
+    command = [sys.executable, "-m", "pipelines", "train", "--config", str(path)]
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=small_disk)
+    chaos.injected.append("a full disk at a checkpoint")
+    assert full.returncode == 1
+    assert "Free some space and run" in full.stderr
+    assert not list(run.glob("train-*/step_*"))
+    subprocess.run([*command, "--set", "train.steps=40"], cwd=ROOT, check=True, capture_output=True)
+    whole = losses(run)
+    last = max(run.glob("train-*/step_*"))
+    state = last / "state.pt"
+    state.write_bytes(state.read_bytes()[: chaos.random.randrange(state.stat().st_size)])
+    chaos.injected.append("a truncated checkpoint")
+    torn = subprocess.run([*command, "--set", "train.steps=40"], cwd=ROOT, capture_output=True, text=True)
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "pipelines", "export", "--config", str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert torn.returncode == 0  # all its steps are done
+    assert evaluated.returncode == 1
+    assert "not a whole checkpoint" in evaluated.stderr
+    assert "Delete this directory" in evaluated.stderr
+    subprocess.run(["rm", "-r", str(last)], check=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert losses(run) == whole
