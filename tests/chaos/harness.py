@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,10 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 240
 
 
+# What is done to a command, given its process id; in words, or None where it could not be done yet.
+Strike = Callable[[int], str | None]
+
+
 @dataclass
 class Chaos:
     """Counts what was done to the commands of a test, at moments that `random` chooses."""
@@ -22,42 +27,49 @@ class Chaos:
     random: random.Random
     injected: list[str] = field(default_factory=list)
 
-    def run(self, *command: object, kill: str | None = None, once: Callable[[], bool], env=None) -> tuple[int, str]:
+    def run(
+        self, *command: object, when: Callable[[], bool], strike: Strike, env: dict[str, str] | None = None
+    ) -> tuple[int, str]:
         """Run `ctd` with `command`; its exit status and what it said on standard error.
 
-        The first time that `once` is true, and a random while later, a process below it whose title holds `kill` gets
-        SIGKILL, or the command itself where that is None.
+        `strike` is called a random while after `when` is true for the first time.
         """
         started = subprocess.Popen(
             [sys.executable, "-m", "pipelines", *map(str, command)],
             cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while started.poll() is None and not once():
-            assert time.monotonic() < deadline, f"nothing to kill in {command}"
+        while started.poll() is None and not when():
+            assert time.monotonic() < deadline, f"the moment did not come in {command}"
             time.sleep(0.05)
         time.sleep(self.random.uniform(0, 0.5))
         while started.poll() is None:
-            victims = [started.pid] if kill is None else below(started.pid, kill)
-            if victims:
-                psutil.Process(self.random.choice(victims)).kill()
-                self.injected.append(f"SIGKILL of {kill or 'the command'}")
+            if (done := strike(started.pid)) is not None:
+                self.injected.append(done)
                 break
             time.sleep(0.05)
         said = started.communicate(timeout=PATIENCE_SECONDS)[1]
         return started.returncode, said
 
 
-def below(pid: int, title: str) -> list[int]:
-    """The processes below `pid` whose title holds `title`."""
-    found = []
-    for one in psutil.Process(pid).children(recursive=True):
-        try:
-            if title in " ".join(one.cmdline()):
-                found.append(one.pid)
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return found
+def kill_command(pid: int) -> str:
+    """SIGKILL for the command itself."""
+    psutil.Process(pid).kill()
+    return "SIGKILL of the command"
+
+
+def kill_below(title: str) -> Strike:
+    """SIGKILL for a process below the command whose title holds `title`."""
+
+    def strike(pid: int) -> str | None:
+        for one in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):  # it ended meanwhile
+                if title in " ".join(one.cmdline()):
+                    one.kill()
+                    return f"SIGKILL of {title}"
+        return None
+
+    return strike
 
 
 def losses(folder: Path) -> list[float]:

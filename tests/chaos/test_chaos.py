@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from tests.chaos.harness import ROOT, Chaos, losses, shards
+from tests.chaos.harness import ROOT, Chaos, kill_below, kill_command, losses, shards
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.chaos
@@ -60,9 +60,9 @@ def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, c
     def some():
         return len(list(run.glob("prepared/*/*.arrow.json"))) >= chaos.random.randrange(1, 8)
 
-    chaos.run("prepare", "--config", path, once=some)  # the command itself
+    chaos.run("prepare", "--config", path, when=some, strike=kill_command)
     assert shards(run).items() <= expected.items()
-    status, said = chaos.run("prepare", "--config", path, kill="ray::MapWorker", once=lambda: True)
+    status, said = chaos.run("prepare", "--config", path, when=lambda: True, strike=kill_below("ray::MapWorker"))
     assert status == 0, said
     assert shards(run) == expected
     assert len(chaos.injected) == 2
@@ -80,9 +80,9 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
     def checkpoint(least):
         return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/state.pt"))
 
-    chaos.run("train", "--config", path, once=checkpoint(5))  # the command itself
+    chaos.run("train", "--config", path, when=checkpoint(5), strike=kill_command)
     assert losses(run) == expected[: len(losses(run))]
-    status, said = chaos.run("train", "--config", path, kill="RayTrainWorker", once=checkpoint(10))
+    status, said = chaos.run("train", "--config", path, when=checkpoint(10), strike=kill_below("RayTrainWorker"))
     assert status == 0, said
     assert losses(run) == expected
     assert len(chaos.injected) == 2
@@ -96,25 +96,21 @@ def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, 
     try:
         machine = cluster.add_node(num_cpus=1)
 
-        def one_machine_takes_over():
-            if len(list(run.glob("prepared/*/*.arrow.json"))) < chaos.random.randrange(1, 6):
-                return False
-            cluster.remove_node(machine, allow_graceful=False)
-            chaos.injected.append("the loss of a machine")
-            cluster.add_node(num_cpus=1)
-            return True
+        def some():
+            return len(list(run.glob("prepared/*/*.arrow.json"))) >= chaos.random.randrange(1, 6)
 
-        status, said = chaos.run(
-            "prepare", "--config", path, once=one_machine_takes_over, kill="no such", env=joining(cluster)
-        )
+        def replace_machine(pid):
+            cluster.remove_node(machine, allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+            return "the loss of a machine"
+
+        joining = os.environ | {"RAY_ADDRESS": cluster.address}
+        status, said = chaos.run("prepare", "--config", path, when=some, strike=replace_machine, env=joining)
         assert status == 0, said
         assert shards(run) == expected
+        assert len(chaos.injected) == 1
     finally:
         cluster.shutdown()
-
-
-def joining(cluster):
-    return os.environ | {"RAY_ADDRESS": cluster.address}
 
 
 def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
