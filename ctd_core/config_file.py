@@ -54,11 +54,17 @@ def with_values(config: RunConfig, changes: Mapping[str, Any], source: str) -> R
 
 def read_options(file: Path, kind: type[AnyOptions]) -> AnyOptions:
     """The options that a YAML file holds; raises UsageError that names the file and the field that is wrong."""
+    return _validated(kind, parse_yaml(read_text(file), str(file)), str(file))
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, line ends as they are; raises UsageError where there is none."""
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
-    return _validated(kind, parse_yaml(text, str(file)), str(file))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from error
 
 
 def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
@@ -103,7 +109,12 @@ def _put(values: dict[str, Any], path: str, value: Any, source: str) -> None:
     *parents, last = path.split(".")
     inner: Any = values
     for parent in parents:
-        inner = inner.setdefault(parent, {}) if isinstance(inner, dict) else _item(inner, parent, source)
+        if not isinstance(inner, dict):
+            inner = _item(inner, parent, source)
+        else:
+            if inner.get(parent) is None:
+                inner[parent] = {}
+            inner = inner[parent]
     if isinstance(inner, dict):
         inner[last] = value
     else:
@@ -119,8 +130,10 @@ def _item(inner: Any, key: str, source: str) -> Any:
 
 def _explain(error: Any) -> str:
     """One of pydantic's errors in words: the field, what is wrong, the value."""
-    where = ".".join(str(part) for part in error["loc"]) or "the run"
+    where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field. `ctd run --help` tells where the fields are described."
+        return f"{where}: there is no such field. The README tells where the fields are described."
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: give its kind (it is {error['input']!r})."
     given = "" if error["type"] in {"missing", "value_error"} else f" (it is {error['input']!r})"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

@@ -54,6 +54,7 @@ def parse_space(value: Any, name: str) -> Any:
         whole, logarithmic = kind == "integer", kind == "log_uniform"
         numbers = int if whole else (int, float)
         good = isinstance(given, list) and len(given) == 2 and all(isinstance(one, numbers) for one in given)
+        good = good and not any(isinstance(one, bool) or not math.isfinite(one) for one in given)
         if not good or not given[0] < given[1] or (logarithmic and given[0] <= 0):
             what = "two whole numbers" if whole else "two positive numbers" if logarithmic else "two numbers"
             raise UsageError(f"{name}: {kind} takes {what}, the smaller first (it is {given!r}).")
@@ -88,7 +89,7 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
             if isinstance(one, Numbers) and not one.whole and everything:
                 raise UsageError(f"{name}: a grid search cannot try every number of a range. Write grid: [...] there.")
             if not (everything or (isinstance(one, Choice) and one.every)):
-                return draw_at_random(one, random_state)
+                return _draw_at_random(one, random_state)
             if met == len(taken):
                 taken.append((0, len(one.options) if isinstance(one, Choice) else int(one.high - one.low) + 1))
             met += 1
@@ -102,12 +103,15 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
         taken[-1] = (taken[-1][0] + 1, taken[-1][1])
 
 
-def draw_at_random(one: Choice | Numbers, random_state: random.Random) -> float:
-    """An index of an option, or a number, of which three digits are kept."""
+def _draw_at_random(one: Choice | Numbers, random_state: random.Random) -> float:
+    """An index of an option, or a number, of which three digits are kept where the range allows."""
     if isinstance(one, Choice):
         return random_state.randrange(len(one.options))
     if one.whole:
         return random_state.randint(int(one.low), int(one.high))
     if one.logarithmic:
-        return float(f"{math.exp(random_state.uniform(math.log(one.low), math.log(one.high))):.3g}")
-    return float(f"{random_state.uniform(one.low, one.high):.3g}")
+        drawn = math.exp(random_state.uniform(math.log(one.low), math.log(one.high)))
+    else:
+        drawn = random_state.uniform(one.low, one.high)
+    legible = float(f"{drawn:.3g}")
+    return legible if abs(legible - drawn) < 1e-2 * (one.high - one.low) and one.low <= legible <= one.high else drawn

@@ -12,7 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from ctd_core.config_file import read_config, read_rule
+from ctd_core.config_file import read_config, read_rule, read_text
 from ctd_core.errors import CtdError, UsageError
 from pipelines.recipes import read_recipe, recipe_names
 
@@ -136,9 +136,7 @@ def _stage(
 ) -> None:
     if (file is None) == (recipe is None):
         raise UsageError("give either --config FILE or --recipe NAME")
-    text, source = (
-        (_read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
-    )
+    text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
     chosen = read_config(text, source, overrides or [])
     from pipelines.places import Places
 
@@ -184,7 +182,7 @@ def inspect(
         raise UsageError("give --teacher with a text, and no --teacher with --shards, which hold its numbers")
     from pipelines import inspect as shown
 
-    document = _read_text(text_file) if text_file is not None else text or ""
+    document = read_text(text_file) if text_file is not None else text or ""
     if shards is not None or rule is not None:
         chosen = read_rule(rule or "finest")
         if shards is not None:
@@ -305,15 +303,6 @@ def chunks(
             print(json.dumps(one))
     else:
         Console().print(as_table(measured))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()  # not read_text, which would change line ends
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from error
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """What `--dry-run` expects of a run: a small sample of its corpus goes through the real stages in this process."""
 
+import copy
+import gc
 import os
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -19,7 +22,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Counts, Origin, build_manifest, tokenizer_fingerprint
 from ctd_core.shards.reading import ShardSet
-from ctd_core.text.corpora import SourceText, read_part, training_texts
+from ctd_core.text.corpora import SourceText, is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import train_tokenizer
 from ctd_core.training.loop import Hooks, train
@@ -39,15 +42,17 @@ class Estimate:
 
     def as_table(self) -> Table:
         """The figures for a terminal."""
-        table = Table(title="to expect, from a sample measured here", show_header=False)
+        table = Table(title="to expect of the training set, from a sample measured here", show_header=False)
         for name, words in self.expected.items():
             table.add_row(name, words)
         return table
 
 
 def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
-    """What `stages` of a run, of prepare and train, will take and make."""
+    """What `stages` of a run, of prepare and train, will take and make on its training set. Nothing is written."""
     options, plan = places.config.prepare, places.datasets[TRAIN_SET]
+    if (options.scoring_gpus or places.config.train.use_gpu) and not torch.cuda.is_available():
+        return Estimate({"nothing": "the run asks for GPUs, and this machine has none to measure with"})
     texts, whole_bytes = _sample(places)
     student, teacher = _student_side(places, texts), teacher_side(places.config.teacher)
     seconds: dict[str, float] = {}
@@ -81,8 +86,10 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
             )
             entry = write_shard(Folder(folder), 0, shard_bytes(rows), counts)
             write_manifest(Folder(folder), build_manifest(origin, [entry]))
-            step_seconds = _step_seconds(places, ShardSet(folder, verify=False), student, teacher)
-        expected |= _training(places, counts.student_tokens * scale, step_seconds)
+            aside = copy.copy(places)
+            aside.config = places.config.model_copy(update={"output": Path(folder)})  # for what it may keep
+            measured = _step(aside, ShardSet(folder, verify=False), student, teacher)
+        expected |= _training(places, counts.student_tokens * scale, *measured)
     return Estimate(expected)
 
 
@@ -92,10 +99,10 @@ def _sample(places: Places) -> tuple[list[SourceText], float]:
 
     def texts(number: int) -> list[SourceText]:
         found = training_texts(corpus, read_part(corpus, parts[number]))
-        return [one for one in found if not isinstance(one, DocumentError)]
+        return [one for one in found if not isinstance(one, DocumentError) and is_unicode(one.text)]
 
     first, last = texts(0), texts(-1)
-    first_bytes, last_bytes = (sum(len(one.text.encode(errors="replace")) for one in part) for part in (first, last))
+    first_bytes, last_bytes = (sum(len(one.text.encode()) for one in part) for part in (first, last))
     every = max(1, first_bytes // SAMPLE_BYTES)
     return first[::every], first_bytes * (len(parts) - 1) + last_bytes
 
@@ -109,9 +116,11 @@ def _student_side(places: Places, texts: list[SourceText]) -> Side:
     return student_side(places)
 
 
-def _step_seconds(places: Places, shards: ShardSet, student_side: Side, teacher_side: Side) -> float:
+def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Side) -> tuple[float, int]:
+    """The seconds of a step in one process, and the bytes of memory that it takes with all that a worker holds."""
     options = places.config.train
     device = torch.device("cuda" if options.use_gpu else "cpu")
+    _reset_peak(device)
     model = adapted(places, make_student(places, student_side, teacher_side))
     student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken).to(device)
     live = live_teacher(places, student_side, student, device) if options.live_objectives else None
@@ -119,7 +128,26 @@ def _step_seconds(places: Places, shards: ShardSet, student_side: Side, teacher_
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
     few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
     train(few, student, shards, hooks, live=live, more_shards=dict.fromkeys(places.config.more_teachers, shards))
-    return (times[-1] - times[0]) / (len(times) - 1)
+    return (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    """Begin to measure the peak of memory anew (that of a process on Linux alone)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _data(counts: Counts, scale: float, rows_bytes: int, whole_bytes: float) -> dict[str, str]:
@@ -132,15 +160,14 @@ def _data(counts: Counts, scale: float, rows_bytes: int, whole_bytes: float) -> 
     }
 
 
-def _training(places: Places, student_tokens: float, step_seconds: float) -> dict[str, str]:
+def _training(places: Places, student_tokens: float, step_seconds: float, peak_bytes: int) -> dict[str, str]:
     options = places.config.train
     workers = max(options.num_workers, 1)
     step, seen = step_seconds / workers, options.steps * options.micro_batches * options.batch_tokens
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "training": f"{options.steps} steps of {step:.2g} s, {_span(options.steps * step)}" + _each(workers, "workers"),
         "epochs": f"{seen / max(student_tokens, 1):.2g} at most",
-        "memory": f"{_size(torch.cuda.max_memory_allocated() if options.use_gpu else peak)} a worker",
+        "memory": f"{_size(peak_bytes)} a worker",
     }
 
 

@@ -9,6 +9,7 @@ runs/demo/report.json
 """
 
 import copy
+import fcntl
 import hashlib
 import os
 import shutil
@@ -239,6 +240,15 @@ def write_whole(file: Path, text: str) -> None:
     temporary = file.with_suffix(".partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Make `directory` and work in it alone: whoever else asks waits, on all machines whose storage shares locks."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ class TrialResult:
         """The steps at its last evaluation."""
         return int(self.lines[-1]["step"]) if self.lines else 0
 
+    def has_finite(self, metric: str) -> bool:
+        """Whether its last evaluation came to a number."""
+        return bool(self.lines) and math.isfinite(self.lines[-1][metric])
+
 
 def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult]:
     """The best first: failed ones last, those stopped early behind those that were not, else by their last figure."""
@@ -41,8 +46,11 @@ def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult
     sign = 1 if mode == "min" else -1
 
     def place(one: TrialResult) -> tuple[bool, bool, float]:
-        last = one.lines[-1][metric] if one.lines else math.inf
-        return one.error is not None, one.steps < most, sign * last
+        return (
+            one.error is not None,
+            one.steps < most,
+            sign * one.lines[-1][metric] if one.has_finite(metric) else math.inf,
+        )
 
     return sorted(trials, key=place)
 
@@ -51,7 +59,8 @@ def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: 
     """best.yaml, trials.parquet (a row for each evaluation), metric.svg, parameters.svg and index.html."""
     recipe = yaml.safe_dump(json.loads(best.model_dump_json()), sort_keys=False)
     write_whole(directory / BEST, recipe)
-    parquet.write_table(_evaluations(trials), directory / "trials.parquet")
+    parquet.write_table(_evaluations(trials), directory / ".trials.partial")
+    os.replace(directory / ".trials.partial", directory / "trials.parquet")
     plots = {"metric.svg": _plot_metric(trials, metric), "parameters.svg": _plot_parameters(trials, metric)}
     for name, svg in plots.items():
         write_whole(directory / name, svg)
@@ -70,7 +79,7 @@ def as_table(trials: Sequence[TrialResult], metric: str) -> Table:
 
 
 def _cells(trials: Sequence[TrialResult], metric: str) -> tuple[list[str], list[list[str]]]:
-    parameters = varied(trials)
+    parameters = _varied(trials)
     rows = []
     for one in trials:
         leaves = _leaves(one.values)
@@ -80,7 +89,7 @@ def _cells(trials: Sequence[TrialResult], metric: str) -> tuple[list[str], list[
     return ["trial", *(name.removeprefix("train.") for name in parameters), "steps", metric], rows
 
 
-def varied(trials: Sequence[TrialResult]) -> list[str]:
+def _varied(trials: Sequence[TrialResult]) -> list[str]:
     """The names of those single values in which trials differ."""
     leaves = [_leaves(one.values) for one in trials]
     names = dict.fromkeys(name for one in leaves for name in one)
@@ -98,7 +107,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _evaluations(trials: Sequence[TrialResult]) -> pa.Table:
-    parameters = varied(trials)
+    parameters = _varied(trials)
     leaves = {one.number: _leaves(one.values) for one in trials}
     numeric = {name: all(isinstance(own.get(name, 0.0), int | float) for own in leaves.values()) for name in parameters}
     rows = []
@@ -134,7 +143,7 @@ def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
 
 
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
-    names = varied(trials) or [""]
+    names = _varied(trials) or [""]
     shown = [one for one in trials if one.lines]
 
     def draw(pyplot: Any) -> Any:

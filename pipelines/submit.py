@@ -34,22 +34,30 @@ def submit(
         logging.getLogger(module).setLevel(logging.ERROR)
     client = _client(address)
     entrypoint = shlex.join(["python", "-m", "pipelines", *command]) if command else None
-    running = {one.submission_id: one for one in client.list_jobs()}.get(job) if job is not None else None
+    try:
+        running = {one.submission_id: one for one in client.list_jobs()}.get(job) if job is not None else None
+    except (RuntimeError, OSError) as error:
+        raise CtdError(f"{address}: the cluster does not tell its jobs ({error}).") from error
     if running is None:
         if entrypoint is None:
             raise UsageError(
                 f"{job}: {address} has no such job." if job else "give a command after --, such as -- run --config FILE"
             )
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=job,
-            runtime_env={"working_dir": str(working_directory), "excludes": EXCLUDED},
-            entrypoint_num_cpus=cpus,
-            entrypoint_num_gpus=gpus,
-        )
+        try:
+            job = client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={"working_dir": str(working_directory), "excludes": EXCLUDED},
+                entrypoint_num_cpus=cpus,
+                entrypoint_num_gpus=gpus,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
         say(f"submit: {job} runs {entrypoint}")
     elif entrypoint is not None and entrypoint != running.entrypoint:
         raise UsageError(f"{job}: this job runs {running.entrypoint}. Give another --job, or leave the command out.")
+    elif running.status.is_terminal():
+        say(f"submit: {job} has ended already; this is its log. Give another --job to run it again.")
     else:
         say(f"submit: following {job}, which runs {running.entrypoint}")
     try:
@@ -85,7 +93,8 @@ async def _follow(client: JobSubmissionClient, job: str) -> JobDetails:
             async for text in client.tail_job_logs(job):
                 print(text[max(0, shown - seen) :], end="", flush=True)
                 seen += len(text)
-                shown, tries = max(shown, seen), 0
+                if seen > shown:
+                    shown, tries = seen, 0
             details: JobDetails = client.get_job_info(job)
             if details.status.is_terminal():
                 return details

@@ -1,9 +1,11 @@
 """`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
 
 import json
+import math
 import os
 import posixpath
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,12 +26,12 @@ from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
 from ctd_core.training.loop import Metrics
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import Places, latest_checkpoint, steps_done, variant
-from pipelines.prepare import prepare
-from pipelines.progress import Reporter, progress
+from pipelines.places import Places, alone_in, latest_checkpoint, steps_done, variant, write_whole
+from pipelines.prepare import prepare, student_side
+from pipelines.progress import Reporter, progress, say
 from pipelines.recipes import read_run
 from pipelines.search_results import TrialResult, order, write_results
-from pipelines.train import ensure_student, figure_names, train_student
+from pipelines.train import ensure_student, figure_names, load_student, measure_sets, train_student
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
@@ -67,7 +69,7 @@ class Search(Options):
     trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
     scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
     seed: int = 0
-    cpus_per_trial: int = Field(default=1, ge=1, description="for each worker, where train.num_workers is not 0")
+    cpus_per_trial: int = Field(default=1, ge=1, description="a trial is one process")
     concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
 
@@ -91,8 +93,10 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     base = _with_evaluations(Places(with_overrides(run, overrides)), file)
     metric = _metric(options, base, file)
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
+    searched = options.model_dump(mode="json", exclude={"cpus_per_trial", "concurrent", "max_failures"})
+    decides = fingerprint(searched, base.train.name, base.evaluation)
+    directory = base.config.directory / f"search-{file.stem}-{decides}"
     drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
-    directory = base.config.directory / f"search-{file.stem}-{fingerprint(options, base.config)}"
     if directory.exists() and not resume:
         raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not directory.exists():
@@ -100,27 +104,31 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     connect(options.cpus_per_trial, float(base.config.train.use_gpu), "cpus_per_trial and train.use_gpu")
     prepare(base)
     ensure_student(base)
-    wanted = len(drawn) if drawn is not None else options.trials or 0
+    wanted = len(drawn) if drawn is not None else options.trials or DEFAULT_TRIALS
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter)
         trials = _run(options, base, metric, space, drawn, directory, resume, watch)
-    if watch.ended < wanted:
+    ended = watch.ended if watch.ended is not None else sum(one.is_finished() for one in trials)
+    if ended < wanted:
         raise CtdError(
-            f"the search was interrupted: {watch.ended} of {wanted} trials have ended. Go on with it: "
+            f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: "
             f"ctd tune --config {file} --resume."
         )
     results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
-    if results[0].error is not None:
-        raise CtdError(f"every trial failed, the first of them with: {results[0].error}")
+    if results[0].error is not None or not results[0].has_finite(metric):
+        raise CtdError(f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'}")
     best = variant(base, results[0].values, f"{file}: the best trial").config
     write_results(file.stem, results, metric, best, directory)
     return Found(results, metric, directory)
 
 
 def _result(number: int, trial: Trial) -> TrialResult:
-    error = trial.get_error() if trial.status == Trial.ERROR else None
-    words = str(error).strip().splitlines()[-1].partition("Error: ")[2] if error is not None else None
-    return TrialResult(number, trial.config["values"], reported(trial), words)
+    error = None
+    if trial.status == Trial.ERROR:
+        told = str(trial.get_error() or f"it failed; {trial.path} may tell why").strip()
+        named = list(re.finditer(r"^[\w.]+(Error|Exception): ", told, re.MULTILINE))  # a traceback's last lines
+        error = told[named[-1].end() :] if named else told.splitlines()[-1]
+    return TrialResult(number, trial.config["values"], _reported(trial), error)
 
 
 def _with_evaluations(base: Places, file: Path) -> Places:
@@ -154,10 +162,13 @@ def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> l
             found.setdefault(places.train, values)
             if len(found) == wanted:
                 return list(found.values())
+    if wanted is not None and len(found) < wanted:
+        say(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
     return list(found.values())
 
 
-def _optuna(options: Search, space: dict[str, Any], metric: str) -> Any:
+def optuna_searcher(options: Search, space: dict[str, Any], metric: str) -> Any:
+    """Optuna's sampler over `space`; raises UsageError where it is not installed."""
     try:
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
@@ -190,7 +201,7 @@ def _run(
     searched: dict[str, Any] = (
         {"config": {"values": tune.grid_search(drawn)}}
         if drawn is not None
-        else {"search_alg": _optuna(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
+        else {"search_alg": optuna_searcher(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
     )
     scheduler = options.scheduler
     return tune.run(
@@ -219,15 +230,31 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
     torch.set_num_threads(cpus)
     places = variant(base, config["values"], "a trial")
 
+    reported: set[float] = set()
+
     def report(metrics: Metrics) -> None:
-        if metric in metrics:
+        if metric in metrics and metrics["step"] not in reported:
+            reported.add(metrics["step"])
             tune.report(metrics)
 
-    done = steps_done(latest_checkpoint(places.train))
-    for line in read_metrics(places.train / METRICS):
-        if line["step"] <= done:
-            report(line)
-    train_student(places, report)
+    with alone_in(places.train):  # Optuna may draw the same settings twice
+        done = steps_done(latest_checkpoint(places.train))
+        first = _measured_after(places, done)
+        for line in read_metrics(places.train / METRICS):
+            if first < line["step"] <= done:
+                report(line)
+        train_student(places, report)
+        if places.config.train.steps not in reported:  # it was trained before, and measured on other sets or on none
+            student = load_student(places, student_side(places), latest_checkpoint(places.train))
+            report({"step": float(places.config.train.steps)} | measure_sets(places, student))
+
+
+def _measured_after(places: Places, done: int) -> int:
+    """The step after which the lines of a training tell of the sets that the trial is compared on."""
+    file = places.train / f"measured-{places.evaluation}"
+    if not file.exists():
+        write_whole(file, str(done))
+    return int(file.read_text())
 
 
 def _asha(options: Asha, steps: int) -> "Rungs":
@@ -240,11 +267,11 @@ class Rungs(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
-        for result in reported(trial):
+        for result in _reported(trial):
             self.on_trial_result(tune_controller, trial, result)
 
 
-def reported(trial: Trial) -> list[dict[str, Any]]:
+def _reported(trial: Trial) -> list[dict[str, Any]]:
     """What a trial reported, each step once."""
     if trial.storage.trial_dir_name is None:  # it has not begun
         return []
@@ -262,14 +289,15 @@ class Watch(tune.Callback):
 
     def __init__(self, metric: str, mode: str, reporter: Reporter) -> None:
         self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
-        self.ended = 0
+        self.ended: int | None = None
         self._said = "", 0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        values = [one.last_result[self._metric] for one in trials if self._metric in one.last_result]
+        values = [one.last_result.get(self._metric, math.nan) for one in trials]
+        values = [one for one in values if math.isfinite(one)]
         best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
         running = sum(one.status == Trial.RUNNING for one in trials)
-        self.ended = sum(one.status in (Trial.TERMINATED, Trial.ERROR) for one in trials)
+        self.ended = sum(one.is_finished() for one in trials)
         words = f"ended, {running} running{best}"
         if (words, self.ended) != self._said:
             self._said = words, self.ended

@@ -38,6 +38,15 @@ def test_random_draws_lie_within_their_ranges_and_hold_what_belongs_to_the_chose
     assert one["chunks"].get("size", 2) in (2, 3, 4)
 
 
+@pytest.mark.parametrize("bounds", [[10240, 10260], [0.12341, 0.12349]])
+def test_a_narrow_range_is_kept_to(bounds):
+    state = random.Random(0)
+    for kind in ("uniform", "log_uniform"):
+        made = {next(settings(parse_space({kind: bounds}, "x"), False, state)) for _ in range(50)}
+        assert len(made) > 30
+        assert bounds[0] <= min(made) <= max(made) <= bounds[1]
+
+
 def test_a_log_uniform_draw_is_uniform_in_its_logarithm():
     state = random.Random(1)
     made = [next(settings(parse_space({"log_uniform": [1e-4, 1.0]}, "x"), False, state)) for _ in range(4000)]
@@ -66,6 +75,8 @@ def test_grids_are_walked_where_all_else_is_random():
         ({"uniform": [1, 0]}, r"uniform takes two numbers, the smaller first \(it is \[1, 0\]\)"),
         ({"log_uniform": [0, 1]}, "log_uniform takes two positive numbers"),
         ({"integer": [0.5, 1]}, "integer takes two whole numbers"),
+        ({"uniform": [0, math.inf]}, "uniform takes two numbers"),
+        ({"integer": [False, True]}, "integer takes two whole numbers"),
         ({"a": [{"uniform": 3}]}, r"x\.a\.0: uniform"),
     ],
 )

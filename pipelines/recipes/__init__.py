@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctd_core.config import RunConfig
-from ctd_core.config_file import read_config
+from ctd_core.config_file import read_config, read_text
 from ctd_core.errors import UsageError
 
 
@@ -25,6 +25,4 @@ def read_run(name: str, source: str, overrides: list[str]) -> RunConfig:
     """A packaged recipe, or a run's YAML file, with `overrides`; raises UsageError, naming `source`."""
     if not name.endswith((".yaml", ".yml")):
         return read_config(read_recipe(name), f"{source}: {name}", overrides)
-    if not Path(name).is_file():
-        raise UsageError(f"{source}: {name}: no such file.")
-    return read_config(Path(name).read_text(encoding="utf-8"), f"{source}: {name}", overrides)
+    return read_config(read_text(Path(name)), f"{source}: {name}", overrides)

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,22 +35,31 @@ class Chaos:
 
         `strike` is called a random while after `when` is true for the first time.
         """
-        started = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *map(str, command)],
-            cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        with tempfile.TemporaryFile("w+") as said:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "pipelines", *map(str, command)],
+                cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=said,
+            )  # fmt: skip
+            try:
+                self._disturb(started, when, strike)
+                started.wait(PATIENCE_SECONDS)
+            finally:
+                started.kill()
+                started.wait()
+            said.seek(0)
+            return started.returncode, said.read()
+
+    def _disturb(self, started: subprocess.Popen, when: Callable[[], bool], strike: Strike) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while started.poll() is None and not when():
-            assert time.monotonic() < deadline, f"the moment did not come in {command}"
+            assert time.monotonic() < deadline, "the moment did not come"
             time.sleep(0.05)
-        time.sleep(self.random.uniform(0, 0.5))
+        time.sleep(self.random.uniform(0, 0.2))
         while started.poll() is None:
             if (done := strike(started.pid)) is not None:
                 self.injected.append(done)
                 break
             time.sleep(0.05)
-        said = started.communicate(timeout=PATIENCE_SECONDS)[1]
-        return started.returncode, said
 
 
 def kill_command(pid: int) -> str:

@@ -6,14 +6,16 @@
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 
 from tests.chaos.harness import ROOT, Chaos, kill_below, kill_command, losses, shards
+from tests.pipelines.heads import machine_of, ray_head
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 pytestmark = pytest.mark.chaos
@@ -52,14 +54,17 @@ def undisturbed(inputs, tmp_path_factory):  # noqa: F811
     return shards(run), losses(run), file, run
 
 
+def shards_made(run, least):
+    """Whether at least so many shards are there."""
+    return lambda: len(list(run.glob("prepared/*/*.arrow.json"))) >= least
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, chaos, tmp_path, seed):
     expected, _, file, _ = undisturbed
     run, path = tmp_path / "runs" / "tiny", file(tmp_path)
 
-    def some():
-        return len(list(run.glob("prepared/*/*.arrow.json"))) >= chaos.random.randrange(1, 8)
-
+    some = shards_made(run, chaos.random.randrange(1, 8))
     chaos.run("prepare", "--config", path, when=some, strike=kill_command)
     assert shards(run).items() <= expected.items()
     status, said = chaos.run("prepare", "--config", path, when=lambda: True, strike=kill_below("ray::MapWorker"))
@@ -92,25 +97,19 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
 def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, chaos, tmp_path, seed):
     expected, _, file, _ = undisturbed
     run, path = tmp_path / "runs" / "tiny", file(tmp_path)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        machine = cluster.add_node(num_cpus=1)
-
-        def some():
-            return len(list(run.glob("prepared/*/*.arrow.json"))) >= chaos.random.randrange(1, 6)
+    with ray_head(tmp_path, "--num-cpus=0") as head, machine_of(head) as first, ExitStack() as later:
+        some = shards_made(run, chaos.random.randrange(1, 6))
 
         def replace_machine(pid):
-            cluster.remove_node(machine, allow_graceful=False)
-            cluster.add_node(num_cpus=1)
+            os.killpg(first.pid, signal.SIGKILL)
+            later.enter_context(machine_of(head))
             return "the loss of a machine"
 
-        joining = os.environ | {"RAY_ADDRESS": cluster.address}
+        joining = head | {"RAY_ADDRESS": head["GCS"]}
         status, said = chaos.run("prepare", "--config", path, when=some, strike=replace_machine, env=joining)
         assert status == 0, said
-        assert shards(run) == expected
-        assert len(chaos.injected) == 1
-    finally:
-        cluster.shutdown()
+    assert shards(run) == expected
+    assert len(chaos.injected) == 1
 
 
 def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
@@ -132,20 +131,17 @@ def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbe
     assert full.returncode == 1
     assert "Free some space and run" in full.stderr
     assert not list(run.glob("train-*/step_*"))
-    subprocess.run([*command, "--set", "train.steps=40"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     whole = losses(run)
     last = max(run.glob("train-*/step_*"))
     state = last / "state.pt"
     state.write_bytes(state.read_bytes()[: chaos.random.randrange(state.stat().st_size)])
     chaos.injected.append("a truncated checkpoint")
-    torn = subprocess.run([*command, "--set", "train.steps=40"], cwd=ROOT, capture_output=True, text=True)
-    evaluated = subprocess.run(
-        [sys.executable, "-m", "pipelines", "export", "--config", str(path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert torn.returncode == 0  # all its steps are done
-    assert evaluated.returncode == 1
-    assert "not a whole checkpoint" in evaluated.stderr
-    assert "Delete this directory" in evaluated.stderr
+    exporting = [sys.executable, "-m", "pipelines", "export", "--config", str(path)]
+    torn = subprocess.run(exporting, cwd=ROOT, capture_output=True, text=True)
+    assert torn.returncode == 1
+    assert "not a whole checkpoint" in torn.stderr
+    assert "Delete this directory" in torn.stderr
     subprocess.run(["rm", "-r", str(last)], check=True)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert losses(run) == whole

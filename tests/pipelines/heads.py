@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,7 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
         *(f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
         *(f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir=/tmp/ctd-{os.getpid()}", *options),
     ]
-    with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
+    with (folder / "head.log").open("w") as log, _running(command, environment, log) as head:
         deadline = time.monotonic() + 90
         address = f"http://127.0.0.1:{ports[1]}"
         wait = ["ray", "job", "list", "--address", address]
@@ -84,6 +82,22 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
                 raise RuntimeError(f"the head did not start: {(folder / 'head.log').read_text()}")
             time.sleep(0.5)
         yield environment | {"RAY_API_SERVER_ADDRESS": address, "GCS": f"127.0.0.1:{ports[0]}"}
+
+
+@contextmanager
+def machine_of(head: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A machine of one CPU that joins `head`; a SIGKILL for its process group is its sudden end."""
+    command = ["ray", "start", f"--address={head['GCS']}", "--num-cpus=1", "--block", "--disable-usage-stats"]
+    with _running(command, head, subprocess.DEVNULL) as machine:
+        yield machine
+
+
+@contextmanager
+def _running(command: list[str], environment: dict[str, str], log: Any) -> Iterator[subprocess.Popen]:
+    started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield started
     finally:
-        os.killpg(head.pid, signal.SIGKILL)  # its workers end when it is gone
-        head.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)  # Ray's workers end when it is gone
+        started.wait()

@@ -52,7 +52,7 @@ def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(com
         ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "two seeds, are the same training"),
-        ({"recipe": "missing.yaml"}, "missing.yaml: no such file"),
+        ({"recipe": "missing.yaml"}, "missing.yaml: cannot be read"),
         ({"recipe": "missing"}, "missing: there is no such recipe; there is .*small"),
     ],
 )

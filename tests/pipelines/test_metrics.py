@@ -2,23 +2,24 @@
 
 import struct
 
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pipelines.metrics import METRICS, MetricsLog, read_metrics
 from pipelines.places import checkpoint_directory
 
 
 def events(folder):
-    """(step, name, value) of every event in the order of the files; a record is its length, a CRC, itself, a CRC."""
-    found = []
+    """The events in the order of their files; a record is its length, a CRC, itself, a CRC."""
     for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda one: one.stat().st_mtime_ns):
         content, at = file.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            found += [(event.step, one.tag, one.simple_value) for one in event.summary.value]
+            yield Event.FromString(content[at + 12 : at + 12 + length])
             at += length + 16
-    return found
+
+
+def figures(folder):
+    return [(event.step, one.tag, one.simple_value) for event in events(folder) for one in event.summary.value]
 
 
 def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_path):
@@ -28,8 +29,12 @@ def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_p
     log.close()
     lines = read_metrics(tmp_path / METRICS)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 1.5)]
-    assert {name for _, name, _ in events(tmp_path)} == set(lines[0])
-    assert [(step, value) for step, name, value in events(tmp_path) if name == "loss"] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert {name for _, name, _ in figures(tmp_path)} == set(lines[0])
+    assert [(step, value) for step, name, value in figures(tmp_path) if name == "loss"] == [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 1.5),
+    ]
 
 
 def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_path):
@@ -39,3 +44,5 @@ def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_pat
             log.add({"step": step, "loss": 1.0, "tokens": 10})
         log.close()
     assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [1, 2, 3, 4]
+    begins = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
+    assert begins[-1] == 3  # from there on, TensorBoard forgets what came before

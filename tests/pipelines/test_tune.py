@@ -14,6 +14,8 @@ from pyarrow import parquet
 
 import pipelines.places
 from ctd_core.errors import UsageError
+from ctd_core.search_space import parse_space
+from pipelines.tune import Search, optuna_searcher
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 SPACE = {
@@ -112,6 +114,8 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
         ({"searcher": "grid"}, r"gamma: a grid search cannot try every number"),
         ({"metric": "loss"}, "metric: loss: a trial measures held-out_teacher_distance_bits_per_byte, "),
         ({"cpus_per_trial": 1000}, "cpus_per_trial .* ask for 1000 CPUs"),
+        ({"changes": {"train.num_workers": 2}}, r"a trial trains in one process"),
+        ({"scheduler": {"grace_steps": 4}}, r"scheduler: give its kind"),
         ({"trial": 4}, "trial: there is no such field"),
     ],
 )
@@ -120,3 +124,15 @@ def test_a_search_that_cannot_be_run_is_refused(searched, change, message):
         ctd("tune", "--config", searched(**change))
     with pytest.raises(UsageError, match="no search to resume"):
         ctd("tune", "--config", searched(), "--resume")
+
+
+def test_optuna_is_asked_for_what_was_chosen_alone():
+    space = {path: parse_space(value, path) for path, value in SPACE.items()}
+    options = Search(recipe="small", space=SPACE, searcher="optuna", seed=3)
+    searcher = optuna_searcher(options, space, "distance")
+    found = [searcher.suggest(f"trial {n}")["values"] for n in range(20)]
+    assert {one["train.learning_rate"] for one in found} == {1e-3, 1e-5}
+    for one in found:
+        chunks = one["train.objectives.0.chunks"]
+        assert chunks == {"kind": "finest"} or (chunks["kind"] == "debiased" and 0 <= chunks["gamma"] <= 0.5)
+    assert len({repr(one) for one in found}) > 5
