@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ctd_core.options import Options
-from pipelines.report import Report
+from pipelines.report import Report, markdown_table
 
 
 class Cost(Options):
@@ -75,9 +75,7 @@ def as_table(rows: list[Row]) -> Table:
 
 def as_markdown(rows: list[Row]) -> str:
     """The same for a document."""
-    columns = ["variant", *rows[0].figures]
-    lines = [columns, ["---"] * len(columns), *(_cells(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(["variant", *rows[0].figures], [_cells(row) for row in rows])
 
 
 def plot(rows: list[Row], file: Path) -> None:

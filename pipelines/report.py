@@ -111,6 +111,11 @@ def data_table(manifests: dict[str, Manifest]) -> Table:
     return table
 
 
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table for a document."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *rows])
+
+
 def print_report(places: Places, report: Report) -> None:
     """The end of a run: what was measured, two continuations, where things lie."""
     console = Console()

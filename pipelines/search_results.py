@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ctd_core.config import RunConfig
 from pipelines.places import write_whole
+from pipelines.report import markdown_table
 
 BEST = "best.yaml"
 
@@ -56,11 +57,12 @@ def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult
 
 
 def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: RunConfig, directory: Path) -> None:
-    """best.yaml, trials.parquet (a row for each evaluation), metric.svg, parameters.svg and index.html."""
+    """best.yaml, trials.parquet (a row for each evaluation), trials.md, metric.svg, parameters.svg and index.html."""
     recipe = yaml.safe_dump(json.loads(best.model_dump_json()), sort_keys=False)
     write_whole(directory / BEST, recipe)
     parquet.write_table(_evaluations(trials), directory / ".trials.partial")
     os.replace(directory / ".trials.partial", directory / "trials.parquet")
+    write_whole(directory / "trials.md", markdown_table(*_cells(trials, metric)))
     plots = {"metric.svg": _plot_metric(trials, metric), "parameters.svg": _plot_parameters(trials, metric)}
     for name, svg in plots.items():
         write_whole(directory / name, svg)

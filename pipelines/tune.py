@@ -92,6 +92,8 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
     base = _with_evaluations(Places(with_overrides(run, overrides)), file)
     metric = _metric(options, base, file)
+    if "train.steps" in options.space:
+        raise UsageError(f"{file}: space.train.steps: trials of unlike length cannot be compared. Put it into changes.")
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     searched = options.model_dump(mode="json", exclude={"cpus_per_trial", "concurrent", "max_failures"})
     decides = fingerprint(searched, base.train.name, base.evaluation)
@@ -278,10 +280,11 @@ def _reported(trial: Trial) -> list[dict[str, Any]]:
     file = posixpath.join(trial.storage.trial_fs_path, EXPR_RESULT_FILE)
     try:
         with trial.storage.storage_filesystem.open_input_stream(file) as stream:
-            lines = stream.read().decode().splitlines()
+            lines = stream.read().decode().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return list({line["step"]: line for line in map(json.loads, lines)}.values())
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return list({line["step"]: line for line in whole}.values())
 
 
 class Watch(tune.Callback):

@@ -69,6 +69,7 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
     assert page.count("<svg") == 2
     assert not re.search(r"(src|href)=.http", page)  # all that it shows is in it
     assert (best.parent / "metric.svg").exists()
+    assert len((best.parent / "trials.md").read_text().splitlines()) == 2 + 4
     with pytest.raises(UsageError, match="was begun already"):
         ctd("tune", "--config", file)
 
@@ -116,6 +117,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
         ({"cpus_per_trial": 1000}, "cpus_per_trial .* ask for 1000 CPUs"),
         ({"changes": {"train.num_workers": 2}}, r"a trial trains in one process"),
         ({"scheduler": {"grace_steps": 4}}, r"scheduler: give its kind"),
+        ({"space": {"train.steps": {"grid": [2, 4]}}}, r"trials of unlike length cannot be compared"),
         ({"trial": 4}, "trial: there is no such field"),
     ],
 )
