@@ -103,7 +103,7 @@ class JsonLines(Corpus):
     """Files of one JSON object a line."""
 
     kind: Literal["jsonl"]
-    paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl")
+    paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
     field: str = "text"
 
 

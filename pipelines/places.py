@@ -37,6 +37,7 @@ from ctd_core.config_file import with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.schema import SCHEMA_VERSION
+from ctd_core.storage import size_and_time
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
 from ctd_core.training.checkpoint import STATE
 
@@ -197,8 +198,7 @@ def _content(corpus: Corpus, parts: list[Part]) -> str:
     """Stands for what the parts hold: names, sizes and times of files, the texts themselves where there are none."""
     digest = hashlib.sha256()
     for file in corpus_files(corpus):
-        status = file.stat()
-        digest.update(repr((str(file), status.st_size, status.st_mtime_ns)).encode())
+        digest.update(repr((file, *size_and_time(file))).encode())
     for part in parts:
         digest.update(repr((part.source, part.start, part.stop)).encode())
         for text in part.texts:

@@ -10,19 +10,17 @@ from pyarrow import fs, ipc
 
 from ctd_core.errors import CtdError
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
+from ctd_core.storage import file_system
 
 MANIFEST = "manifest.json"
 
 
 class Folder:
-    """A folder of shards: a local path, or the URI of any file system that pyarrow knows (s3://, gs://, file://)."""
+    """A folder of shards: a local path, or a URI (see storage)."""
 
     def __init__(self, location: str | Path) -> None:
         self.name = str(location)
-        if "://" in self.name:
-            self._files, self._root = fs.FileSystem.from_uri(self.name)
-        else:
-            self._files, self._root = fs.LocalFileSystem(), str(Path(location).resolve())
+        self._files, self._root = file_system(self.name)
         self.is_local = isinstance(self._files, fs.LocalFileSystem)
 
     def path(self, file: str) -> str:

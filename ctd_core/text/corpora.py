@@ -1,7 +1,6 @@
 """Corpora in numbered parts, each of which a worker can read by itself."""
 
 import ast
-import glob
 import hashlib
 import json
 import sysconfig
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ctd_core.config import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
 from ctd_core.errors import CtdError, DocumentError, UsageError
+from ctd_core.storage import find_files, open_to_read, size_and_time
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
 
@@ -63,12 +63,12 @@ def read_part(corpus: Corpus, part: Part) -> Iterator[SourceText | DocumentError
     yield from part.texts or READERS[type(corpus)](corpus, part)
 
 
-def corpus_files(corpus: Corpus) -> list[Path]:
-    """The local files that `corpus` is read from; none where it lies elsewhere."""
+def corpus_files(corpus: Corpus) -> list[str]:
+    """The locations of the files that `corpus` is read from; none where it is a dataset of a hub, or in no files."""
     if isinstance(corpus, JsonLines | Parquet | TextFiles):
-        return [Path(file) for file in _files(corpus.paths)]
+        return _files(corpus.paths)
     folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
-    return sorted(folder.rglob("*.arrow")) if folder is not None and folder.is_dir() else []
+    return [str(file) for file in sorted(folder.rglob("*.arrow"))] if folder is not None and folder.is_dir() else []
 
 
 def training_texts(corpus: Corpus, texts: Iterable[SourceText | DocumentError]) -> Iterator[SourceText | DocumentError]:
@@ -100,8 +100,7 @@ def share(text: str) -> float:
 def _files(patterns: list[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
-        files = [match for match in matches if Path(match).is_file()]
+        files = find_files(pattern)
         if not files:
             raise UsageError(f"corpus.paths: {pattern}: no such file.")
         found += files
@@ -113,7 +112,7 @@ def _files(patterns: list[str]) -> list[str]:
 
 def _plan_json_lines(corpus: JsonLines, part_bytes: int) -> Iterator[tuple[str, int, int]]:
     for file in _files(corpus.paths):
-        size = Path(file).stat().st_size
+        size, _ = size_and_time(file)
         yield from ((file, start, min(start + part_bytes, size)) for start in range(0, size, part_bytes))
 
 
@@ -133,11 +132,11 @@ def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText | Doc
             yield _text(value, corpus.field, place)
 
 
-def _opened(file: str) -> Any:
+def _opened(file: str) -> BinaryIO:
     try:
-        return open(file, "rb")
+        return open_to_read(file)
     except OSError as error:
-        raise CtdError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise CtdError(f"{file}: cannot be read ({error.strerror or error}).") from error
 
 
 def _text(value: Any, field: str, place: str) -> SourceText | DocumentError:
@@ -155,7 +154,8 @@ def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, 
 
     for file in _files(corpus.paths):
         try:
-            metadata = pq.read_metadata(file)
+            with open_to_read(file) as stream:
+                metadata = pq.read_metadata(stream)
         except Exception as error:  # pyarrow raises ArrowInvalid and OSError
             raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
         if corpus.field not in metadata.schema.names:
@@ -173,7 +173,7 @@ def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, 
 def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText | DocumentError]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(part.source) as file:
+    with _opened(part.source) as stream, pq.ParquetFile(stream) as file:
         for group in range(part.start, part.stop):
             for row, text in enumerate(file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()):
                 place = f"{part.source}:row group {group}, row {row}"
@@ -184,7 +184,7 @@ def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText | Document
 
 
 def _plan_text_files(corpus: TextFiles, part_bytes: int) -> Iterator[tuple[str, int, int]]:
-    yield from _by_size([Path(file).stat().st_size for file in _files(corpus.paths)], part_bytes)
+    yield from _by_size([size_and_time(file)[0] for file in _files(corpus.paths)], part_bytes)
 
 
 def _read_text_files(corpus: TextFiles, part: Part) -> Iterator[SourceText]:

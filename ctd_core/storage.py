@@ -1,0 +1,80 @@
+"""Files by local path or by the URI of any file system that pyarrow knows (s3://, gs://, file://)."""
+
+import fnmatch
+import glob
+import io
+import posixpath
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from ctd_core.errors import UsageError
+
+
+def is_uri(location: str) -> bool:
+    """Whether `location` is a URI, not a local path."""
+    return "://" in location
+
+
+def file_system(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of `location`, and its path there; raises UsageError where there is no such file system."""
+    if not is_uri(location):
+        return fs.LocalFileSystem(), str(Path(location).resolve())
+    try:
+        files, path = fs.FileSystem.from_uri(location)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise UsageError(f"{location}: no file system could be found for this URI ({error}).") from error
+    return files, path
+
+
+def find_files(pattern: str) -> list[str]:
+    """The locations of all files that `pattern` matches, in order: a location, or one with *, [] or ** in its path.
+
+    A ? is of the pattern in a local path, and begins the query in a URI. Raises UsageError where the file system does
+    not answer.
+    """
+    if not is_uri(pattern):
+        matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
+        return [match for match in matches if Path(match).is_file()]
+    parts = urlsplit(pattern)
+    bare = pattern.removesuffix("?" + parts.query)
+    fixed = bare[: next((n for n, one in enumerate(bare) if one in "*["), len(bare))]
+    folder = fixed if fixed == bare else posixpath.dirname(fixed)
+    query = f"?{parts.query}" if parts.query else ""
+    files, root = file_system(folder + query)
+    try:
+        if fixed == bare:
+            return [pattern] if files.get_file_info(root).type == fs.FileType.File else []
+        found = files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise UsageError(f"{pattern}: the file system does not answer ({error}).") from error
+    wanted = root + bare.removeprefix(folder)
+    inside = [one.path for one in found if one.type == fs.FileType.File and _matches(one.path, wanted)]
+    return [folder + path.removeprefix(root) + query for path in sorted(inside)]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """As glob has it: * stays within a folder, and ** does not."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
+
+
+def size_and_time(location: str) -> tuple[int, int]:
+    """The size of a file in bytes, and when it changed last in nanoseconds."""
+    if not is_uri(location):
+        status = Path(location).stat()
+        return status.st_size, status.st_mtime_ns
+    files, path = file_system(location)
+    info = files.get_file_info(path)
+    return int(info.size), int(info.mtime_ns or 0)
+
+
+def open_to_read(location: str) -> BinaryIO:
+    """A file's bytes, from any place of it; raises OSError where it cannot be read."""
+    if not is_uri(location):
+        return open(location, "rb")
+    files, path = file_system(location)
+    return io.BufferedReader(files.open_input_file(path))

@@ -1,0 +1,73 @@
+"""Corpora and shards by URI, on a store that speaks S3's protocol."""
+
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from ctd_core.config import JsonLines, Parquet, TextFiles
+from ctd_core.errors import UsageError
+from ctd_core.storage import file_system, find_files, size_and_time
+from ctd_core.text.corpora import corpus_files
+from tests.stores import s3_store
+from tests.text.test_corpora import TEXTS, read
+
+
+@pytest.fixture(scope="module")
+def store():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_store("corpora") as (head, tail):
+        yield lambda key: f"{head}/{key}{tail}"
+
+
+def put(location, content):
+    files, path = file_system(location)
+    with files.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+@pytest.mark.parametrize("part_bytes", [300, 10**6])
+def test_a_corpus_on_s3_is_read_as_one_on_a_disk(store, part_bytes):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
+    for name in ("a/one.jsonl", "a/two.jsonl", "a/b/three.jsonl"):
+        put(store(name), lines)
+    assert read(JsonLines(kind="jsonl", paths=[store("a/*.jsonl")]), part_bytes)[1] == TEXTS * 2
+    assert read(JsonLines(kind="jsonl", paths=[store("a/**/*.jsonl")]), part_bytes)[1] == TEXTS * 3
+    assert read(JsonLines(kind="jsonl", paths=[store("a/one.jsonl")]), part_bytes)[1] == TEXTS
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"body": TEXTS}), sink, row_group_size=9)
+    put(store("a.parquet"), sink.getvalue())
+    assert read(Parquet(kind="parquet", paths=[store("a.parquet")], field="body"), part_bytes)[1] == TEXTS
+    for n, text in enumerate(TEXTS[:5]):
+        put(store(f"texts/{n}.txt"), text.encode())
+    assert read(TextFiles(kind="text", paths=[store("texts/[0-9].txt")]), part_bytes)[1] == TEXTS[:5]
+
+
+def test_what_a_store_holds_is_told_by_size_and_time(store):
+    put(store("sizes/x"), b"12345")
+    (found,) = corpus_files(TextFiles(kind="text", paths=[store("sizes/*")]))
+    assert found == store("sizes/x")
+    size, changed = size_and_time(found)
+    assert size == 5
+    assert changed > 1e18
+
+
+def test_local_patterns_are_those_of_glob(tmp_path):
+    for name in ("a.txt", "b.txt", "c/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    uri = f"file://{tmp_path}"
+    for pattern, expected in (("/*.txt", ["a.txt", "b.txt"]), ("/**/*.txt", ["a.txt", "b.txt", "c/d.txt"])):
+        assert find_files(f"{tmp_path}{pattern}") == [f"{tmp_path}/{name}" for name in expected]
+        assert find_files(uri + pattern) == [f"{uri}/{name}" for name in expected]
+
+
+def test_a_store_that_is_none_is_told(store):
+    with pytest.raises(UsageError, match="no file system could be found"):
+        find_files("s4://bucket/*.txt")
+    with pytest.raises(UsageError, match="no such file"):
+        corpus_files(TextFiles(kind="text", paths=[store("nothing/*")]))
+    assert isinstance(file_system("relative")[0], fs.LocalFileSystem)
