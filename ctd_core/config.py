@@ -173,6 +173,14 @@ class Prepare(Options):
         "tokens; evaluation sets are left as they are",
     )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
+    storage: str | None = Field(
+        default=None, description="where shards lie, such as s3://bucket/folder; beside the rest of the run by default"
+    )
+    cache_bytes: int = Field(
+        default=50_000_000_000,
+        gt=0,
+        description="copies of such shards that each machine keeps in ~/.cache/ctd",
+    )
     max_dropped_fraction: float = Field(default=0.01, ge=0, le=1)
     part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
     top_k: int = Field(

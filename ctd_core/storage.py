@@ -18,6 +18,12 @@ def is_uri(location: str) -> bool:
     return "://" in location
 
 
+def below(location: str, *names: str) -> str:
+    """The location of `names` below the folder `location`, whose URI may have a query."""
+    bare, mark, query = location.partition("?") if is_uri(location) else (location, "", "")
+    return posixpath.join(bare, *names) + mark + query
+
+
 def file_system(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of `location`, and its path there; raises UsageError where there is no such file system."""
     if not is_uri(location):

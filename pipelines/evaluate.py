@@ -41,7 +41,7 @@ def _measure(places: Places, student: LogprobModel, reporter: Reporter, done: in
     student = student.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = {}
     for number, name in enumerate(places.config.evaluate.sets, done + 1):
-        shards = ShardSet(places.datasets[name].directory, verify=True)
+        shards = ShardSet(places.datasets[name].location, verify=True, cache=places.cache)
         measured[name] = measure_agreement(student, shards, places.config.evaluate.batch_tokens)
         reporter.update(number, f"{name}, {when}")
     return measured

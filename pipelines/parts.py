@@ -3,7 +3,6 @@
 import pickle
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +28,7 @@ class Job:
     corpus: Corpus
     held_out_fraction: float | None
     split_fraction: float
-    directory: Path
+    location: str
     part: Part
 
 
@@ -59,7 +58,7 @@ def align_part(job: Job, sides: ray.ObjectRef, options: Prepare) -> tuple[pa.Rec
 
 def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:
     """Write a part's shard; a row for the progress bar."""
-    write_shard(Folder(job.directory), job.part.number, shard_bytes(rows), counts)
+    write_shard(Folder(job.location), job.part.number, shard_bytes(rows), counts)
     return {"text_bytes": counts.text_bytes}
 
 

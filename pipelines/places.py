@@ -2,6 +2,7 @@
 
 runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is trained
 runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set
+                                     (in prepare.storage, where that is given)
 runs/demo/init-<fp>/                 the student before training
 runs/demo/train-<fp>/                metrics.jsonl, step_00000100/ …
 runs/demo/model/                     the exported student
@@ -36,28 +37,37 @@ from ctd_core.config import (
 from ctd_core.config_file import with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import weights_fingerprint
+from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.storage import size_and_time
+from ctd_core.storage import below, size_and_time
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
 from ctd_core.training.checkpoint import STATE
 
 TRAIN_SET = "train"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 # Options that change how the work is done and not what comes out.
-PREPARE_RESOURCES = {"max_dropped_fraction", "scoring_batch_tokens", "scoring_actors", "scoring_gpus"}
+PREPARE_RESOURCES = {
+    "storage",
+    "cache_bytes",
+    "max_dropped_fraction",
+    "scoring_batch_tokens",
+    "scoring_actors",
+    "scoring_gpus",
+}
 TRAIN_RESOURCES = {"num_workers", "use_gpu", "max_failures", "evaluate_every", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """A set of shards to be made: which documents, and where."""
+    """A set of shards to be made: which documents, and where; `stamp` stands for its content."""
 
     name: str
     teacher: Teacher
     corpus: Corpus
     held_out_fraction: float | None
     parts: list[Part]
-    directory: Path
+    stamp: str
+    location: str
 
 
 class Places:
@@ -114,14 +124,19 @@ class Places:
     def train(self) -> Path:
         """Metrics and checkpoints."""
         options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
-        data = [one.directory.name for one in self.training_sets.values()]
+        data = [one.stamp for one in self.training_sets.values()]
         return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
 
     @cached_property
     def evaluation(self) -> str:
         """Stands for what the student is measured on."""
-        sets = [self.datasets[name].directory.name for name in self.config.evaluate.sets]
+        sets = [self.datasets[name].stamp for name in self.config.evaluate.sets]
         return fingerprint(self.config.evaluate, sets)
+
+    @property
+    def cache(self) -> Cache:
+        """Where copies of remote shards lie on this machine."""
+        return Cache(Path.home() / ".cache" / "ctd" / "shards", self.config.prepare.cache_bytes)
 
     @property
     def model(self) -> Path:
@@ -178,8 +193,12 @@ class Places:
             _content(corpus, parts),
             self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
         )
-        directory = self.config.directory / "prepared" / f"{name}-{decides}"
-        return DatasetPlan(name, teacher, corpus, held_out, parts, directory)
+        stamp, storage = f"{name}-{decides}", self.config.prepare.storage
+        if storage is None:
+            location = str(self.config.directory / "prepared" / stamp)
+        else:
+            location = below(storage, self.config.name, stamp)
+        return DatasetPlan(name, teacher, corpus, held_out, parts, stamp, location)
 
 
 def variant(base: Places, values: Mapping[str, Any], source: str) -> Places:

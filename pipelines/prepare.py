@@ -46,17 +46,17 @@ def prepare(places: Places) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
     ensure_tokenizer(places)
     datasets = places.datasets
-    open_sets = [one for one in datasets.values() if not is_finished(Folder(one.directory))]
+    open_sets = [one for one in datasets.values() if not is_finished(Folder(one.location))]
     for one in datasets.values():
         if one not in open_sets:
-            say(f"prepare: {one.name} is there already, in {one.directory}")
+            say(f"prepare: {one.name} is there already, in {one.location}")
     for teacher in (places.config.teacher, *places.config.more_teachers.values()):
         if todo := [one for one in open_sets if one.teacher is teacher]:
             sides = student_side(places), teacher_side(teacher)
             _make_shards(places, teacher, sides, todo)
             for one in todo:
                 _close(places, one, sides)
-    return {name: read_manifest(Folder(one.directory)) for name, one in datasets.items()}
+    return {name: read_manifest(Folder(one.location)) for name, one in datasets.items()}
 
 
 def ensure_tokenizer(places: Places) -> None:
@@ -137,12 +137,12 @@ class Score:
 def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], datasets: list[DatasetPlan]) -> None:
     jobs = []
     for one in datasets:
-        finished = finished_shards(Folder(one.directory))
+        finished = finished_shards(Folder(one.location))
         if finished:
             say(f"prepare: {one.name}: {len(finished)} of {len(one.parts)} shards are there already")
         todo = [part for part in one.parts if shard_file(part.number) not in finished]
         split = places.config.prepare.split_fraction if one.name not in places.config.evaluate.sets else 1.0
-        jobs += [Job(one.corpus, one.held_out_fraction, split, one.directory, part) for part in todo]
+        jobs += [Job(one.corpus, one.held_out_fraction, split, one.location, part) for part in todo]
     if not jobs:
         return
     options = places.config.prepare
@@ -172,7 +172,7 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
 
 def _close(places: Places, dataset: DatasetPlan, sides: tuple[Side, Side]) -> None:
     """Check what was dropped and write the manifest."""
-    folder = Folder(dataset.directory)
+    folder = Folder(dataset.location)
     shards = finished_shards(folder)
     config = places.config
     student_tokenizer, teacher_tokenizer = map(tokenizer_fingerprint, sides)

@@ -47,7 +47,7 @@ def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = 
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
     for one in places.training_sets.values():
-        ShardSet(one.directory, verify=True)
+        ShardSet(one.location, verify=True, cache=places.cache)
     ensure_student(places)
     start = latest_checkpoint(places.train)
     done = steps_done(start)
@@ -146,7 +146,9 @@ def run_worker(
 ) -> None:
     """One worker's part of the training."""
     options = places.config.train
-    sources = {name: ShardSet(one.directory, verify=False) for name, one in places.training_sets.items()}
+    sources = {
+        name: ShardSet(one.location, verify=False, cache=places.cache) for name, one in places.training_sets.items()
+    }
     side = student_side(places)
     student = student_to_train(places, side).to(device)
     for one in sources.values():
@@ -180,7 +182,7 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
     """The distance to the teacher and the bits per byte on every evaluation set."""
     figures: Metrics = {}
     for name in places.config.evaluate.sets:
-        shards = ShardSet(places.datasets[name].directory, verify=False)
+        shards = ShardSet(places.datasets[name].location, verify=False, cache=places.cache)
         measured = measure_agreement(model, shards, places.config.evaluate.batch_tokens)
         distance, bits = figure_names(name)
         figures |= {distance: measured.teacher_distance_bits_per_byte, bits: measured.student_bits_per_byte}

@@ -9,6 +9,7 @@ import pyarrow as pa
 from pyarrow import fs, ipc
 
 from ctd_core.errors import CtdError
+from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
 from ctd_core.storage import file_system
 
@@ -60,8 +61,8 @@ class Folder:
                 "command again: what is finished is kept."
             ) from error
 
-    def open_batch(self, entry: ShardEntry, verify: bool) -> pa.RecordBatch:
-        """The one record batch of a shard, memory-mapped where the folder is local.
+    def open_batch(self, entry: ShardEntry, verify: bool, cache: Cache | None = None) -> pa.RecordBatch:
+        """The one record batch of a shard, memory-mapped where the folder is local or there is a `cache`.
 
         Raises CtdError where the file is missing, truncated or, with `verify`, differs from its checksum.
         """
@@ -70,6 +71,8 @@ class Folder:
         try:
             if self.is_local:
                 buffer = pa.memory_map(self.path(entry.file)).read_buffer()
+            elif cache is not None:
+                buffer = pa.memory_map(str(cache.fetch(entry, lambda: self.read(entry.file)))).read_buffer()
             else:
                 buffer = pa.py_buffer(self.read(entry.file))
         except OSError as error:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctd_core.errors import CtdError
+from ctd_core.shards.cache import Cache
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.shards.schema import STUDENT_IDS, TARGET_FIELDS, TOP_FIELDS, list_parts
 
@@ -15,17 +16,17 @@ class ShardSet:
     """All rows of a folder of shards, numbered through in the order of the manifest.
 
     Raises CtdError where the folder is not finished or a shard is not whole. `verify` reads every byte once to
-    compare checksums.
+    compare checksums. Shards that are not local are kept in `cache`, or read into memory where there is none.
     """
 
-    def __init__(self, location: str | Path, verify: bool) -> None:
+    def __init__(self, location: str | Path, verify: bool, cache: Cache | None = None) -> None:
         folder = Folder(location)
         self.name = folder.name
         self.manifest = read_manifest(folder)
         filled = [entry for entry in self.manifest.shards if entry.counts.rows]
         if not filled:
             raise CtdError(f"{self.name}: the shards hold no rows.")
-        batches = [folder.open_batch(entry, verify) for entry in filled]
+        batches = [folder.open_batch(entry, verify, cache) for entry in filled]
         self.has_targets, self.has_top = (
             all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
         )

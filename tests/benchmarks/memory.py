@@ -1,0 +1,85 @@
+"""The memory that preparing takes, by the size of the corpus: it has to stay the same."""
+
+import argparse
+import json
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from ctd_core.config import RunConfig
+from ctd_core.text.tokenizers import train_tokenizer
+from pipelines.cluster import connect, let_go
+from pipelines.places import Places
+from pipelines.prepare import prepare
+from tests.benchmarks.texts import standard_library_source
+
+SECONDS_BETWEEN_LOOKS = 0.5
+MIB = 2**20
+
+
+def resident_bytes() -> int:
+    """What this process and all below it hold for themselves: not the object store, which they share (Linux)."""
+    total = 0
+    here = psutil.Process()
+    for one in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):  # it ended meanwhile
+            total += one.memory_full_info().uss
+    return total
+
+
+def peak_of_preparing(folder: Path, corpus_bytes: int) -> int:
+    """The peak of `resident_bytes` while `prepare` makes shards, without targets, of so much text."""
+    run = {
+        "name": f"of-{corpus_bytes}",
+        "output": str(folder / "runs"),
+        "student": {"tokenizer": {"kind": "pretrained", "name": str(folder / "student")}},
+        "teacher": {"model": str(folder / "teacher")},
+        "corpus": {"kind": "jsonl", "paths": [str(folder / f"{corpus_bytes}.jsonl")]},
+        "prepare": {"targets": False},
+        "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
+    }
+    done, looks = threading.Event(), [0]
+
+    def look() -> None:
+        while not done.wait(SECONDS_BETWEEN_LOOKS):
+            looks.append(resident_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        connect(1, 0, "")
+        prepare(Places(RunConfig.model_validate(run)))
+    finally:
+        done.set()
+        thread.join()
+        let_go()
+    return max(looks)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("megabytes", type=int, nargs="*", default=[100, 300, 1000], help="sizes of the corpus")
+    sizes = parser.parse_args().megabytes
+    texts = standard_library_source()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for side, start, stop, size in (("student", 0, 500, 8192), ("teacher", 500, 1500, 32000)):
+            train_tokenizer(texts[start:stop], size).save_pretrained(folder / side)
+        first = None
+        for megabytes in sizes:
+            with (folder / f"{megabytes * 10**6}.jsonl").open("w") as stream:
+                written = number = 0
+                while written < megabytes * 10**6:
+                    written += stream.write(json.dumps({"text": texts[number % len(texts)]}) + "\n")
+                    number += 1
+            peak = peak_of_preparing(folder, megabytes * 10**6)
+            first = first or peak
+            print(f"{megabytes} MB of text: {peak / MIB:.0f} MiB at most, {peak / first:.2f} of the first", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A corpus and its shards on a store that speaks S3's protocol, the rest of the run on a disk."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from ctd_core.storage import file_system
+from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+from tests.stores import s3_store
+
+
+@pytest.fixture
+def store():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_store("bucket") as (head, tail):
+        yield lambda key: f"{head}/{key}{tail}"
+
+
+def losses(folder):
+    lines = (only(folder, "runs/tiny/train-*") / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_run_on_s3_is_one_on_a_disk(store, config, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    local = written(config, tmp_path)
+    ctd("prepare", "--config", local)
+    ctd("train", "--config", local)
+    shards = {one.name: one.read_bytes() for one in only(tmp_path, "runs/tiny/prepared/train-*").iterdir()}
+
+    (corpus,) = config["corpus"]["paths"]
+    files, _ = file_system(store(""))
+    with files.open_output_stream("bucket/corpus.jsonl") as stream:
+        stream.write(Path(corpus).read_bytes())
+    config["corpus"]["paths"] = [store("*.jsonl")]
+    config["prepare"]["storage"] = store("shards")
+    config["output"] = str(tmp_path / "remote" / "runs")
+    (tmp_path / "remote").mkdir()
+    remote = written(config, tmp_path / "remote")
+    ctd("prepare", "--config", remote)
+    (folder,) = (one.path for one in files.get_file_info(fs.FileSelector("bucket/shards/tiny")) if "train-" in one.path)
+
+    def stored():
+        found = files.get_file_info(fs.FileSelector(folder))
+        return {one.base_name: (files.open_input_file(one.path).read(), one.mtime_ns) for one in found}
+
+    before = stored()
+    arrows = {name for name in shards if name.endswith(".arrow")}
+    assert {name for name in before if name.endswith(".arrow")} == arrows
+    assert len(arrows) > 2
+    for name in ("manifest.json", "shard-000001.arrow.json"):  # as if killed between a shard and its entry
+        files.delete_file(f"{folder}/{name}")
+    ctd("prepare", "--config", remote)
+    after = stored()
+    assert {name: content for name, (content, _) in after.items() if "manifest" not in name} == {
+        name: content for name, (content, _) in before.items() if "manifest" not in name
+    }
+    assert after["shard-000000.arrow"] == before["shard-000000.arrow"]  # and not written again
+    ctd("train", "--config", remote, "--set", "train.steps=4")
+    assert losses(tmp_path / "remote") == losses(tmp_path)
+    assert {one.read_bytes() for one in (tmp_path / "home/.cache/ctd/shards").iterdir()} >= {
+        content for name, (content, _) in after.items() if name in arrows
+    }
