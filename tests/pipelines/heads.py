@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def free_ports(count: int) -> list[int]:
@@ -59,6 +62,7 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
     token.write_text("0123456789abcdef" * 4)
     ports = free_ports(4)
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # also for the `python` of a job
     if autoscaling is not None:
         file = folder / "autoscaling.json"
         file.write_text(json.dumps(_fake_machines(autoscaling, f"127.0.0.1:{ports[0]}")))
@@ -69,14 +73,14 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
         }
     environment.pop("RAY_ADDRESS", None)
     command = [
-        *("ray", "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+        *(RAY, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
         *(f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
         *(f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir=/tmp/ctd-{os.getpid()}", *options),
     ]
     with (folder / "head.log").open("w") as log, _running(command, environment, log) as head:
         deadline = time.monotonic() + 90
         address = f"http://127.0.0.1:{ports[1]}"
-        wait = ["ray", "job", "list", "--address", address]
+        wait = [RAY, "job", "list", "--address", address]
         while subprocess.run(wait, env=environment, capture_output=True).returncode:
             if head.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the head did not start: {(folder / 'head.log').read_text()}")
@@ -87,7 +91,7 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
 @contextmanager
 def machine_of(head: dict[str, str]) -> Iterator[subprocess.Popen]:
     """A machine of one CPU that joins `head`; a SIGKILL for its process group is its sudden end."""
-    command = ["ray", "start", f"--address={head['GCS']}", "--num-cpus=1", "--block", "--disable-usage-stats"]
+    command = [RAY, "start", f"--address={head['GCS']}", "--num-cpus=1", "--block", "--disable-usage-stats"]
     with _running(command, head, subprocess.DEVNULL) as machine:
         yield machine
 

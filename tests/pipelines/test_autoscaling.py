@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.pipelines.heads import ray_head
+from tests.pipelines.heads import RAY, ray_head
 from tests.pipelines.test_run import config, inputs, written  # noqa: F401  # fixtures
 from tests.pipelines.test_submit import submit
 
@@ -24,7 +24,7 @@ def head(tmp_path):
 
 def worker_nodes(head):
     """The state of every worker machine that there is or was, and whether it has a GPU."""
-    command = ["ray", "list", "nodes", "--detail", "--format", "json"]
+    command = [RAY, "list", "nodes", "--detail", "--format", "json"]
     found = subprocess.run(command, env=head, capture_output=True, text=True, check=True).stdout
     nodes = json.loads(found) if found.startswith("[") else []  # in words where there is none
     return [(one["state"], one["resources_total"].get("GPU", 0)) for one in nodes if not one["is_head_node"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctd_core.errors import CtdError
-from tests.pipelines.heads import ray_head
+from tests.pipelines.heads import RAY, ray_head
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_a_job_of_wrong_usage_ends_with_its_own_exit_status(head, config, tmp_pa
     done = submit(head, "--", "prepare", "--config", file)
     assert done.returncode == 2
     assert "Name a directory that all machines share" in done.stdout
-    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "pipelines", "runs", str(tmp_path)]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "pipelines", "runs", str(tmp_path)]
     done = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "last change" in done.stdout
@@ -64,7 +64,7 @@ def test_an_interrupt_leaves_the_job_alone_unless_asked(head, config, tmp_path):
         following.send_signal(signal.SIGINT)
         said = following.communicate(timeout=60)[1]
         assert following.returncode == 1
-        status = ["ray", "job", "status", "long"]
+        status = [RAY, "job", "status", "long"]
         return said, subprocess.run(status, env=head, capture_output=True, text=True, check=True).stdout
 
     said, status = interrupted("--", "train", "--config", file)
