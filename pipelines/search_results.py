@@ -111,7 +111,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 def _evaluations(trials: Sequence[TrialResult]) -> pa.Table:
     parameters = _varied(trials)
     leaves = {one.number: _leaves(one.values) for one in trials}
-    numeric = {name: all(isinstance(own.get(name, 0.0), int | float) for own in leaves.values()) for name in parameters}
+    numeric = {name: all(_is_number(own.get(name, 0.0)) for own in leaves.values()) for name in parameters}
     rows = []
     for one in trials:
         own = leaves[one.number]
@@ -123,6 +123,10 @@ def _evaluations(trials: Sequence[TrialResult]) -> pa.Table:
         rows += [{"trial": one.number, "error": one.error, **shown, **line} for line in figures or [{}]]
     columns = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_figure(name: str, value: Any) -> bool:
@@ -155,7 +159,7 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
             axis.remove()
         for axis, name in zip(axes.flat, names, strict=False):
             points = [(_leaves(one.values)[name], one) for one in shown if name in _leaves(one.values)]
-            numeric = all(isinstance(x, int | float) and math.isfinite(x) for x, _ in points)
+            numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
             xs = [x if numeric else str(x) for x, _ in points]
             whole = max(one.steps for _, one in points) if points else 0
             colors = ["C0" if one.steps == whole else "C7" for _, one in points]  # grey: stopped early
