@@ -9,12 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from ctd_core.config import RunConfig
-from ctd_core.text.tokenizers import train_tokenizer
 from pipelines.cluster import connect, let_go
-from pipelines.places import Places
 from pipelines.prepare import prepare
-from tests.benchmarks.texts import standard_library_source
+from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
 
 SECONDS_BETWEEN_LOOKS = 0.5
 MIB = 2**20
@@ -30,17 +27,8 @@ def resident_bytes() -> int:
     return total
 
 
-def peak_of_preparing(folder: Path, corpus_bytes: int) -> int:
-    """The peak of `resident_bytes` while `prepare` makes shards, without targets, of so much text."""
-    run = {
-        "name": f"of-{corpus_bytes}",
-        "output": str(folder / "runs"),
-        "student": {"tokenizer": {"kind": "pretrained", "name": str(folder / "student")}},
-        "teacher": {"model": str(folder / "teacher")},
-        "corpus": {"kind": "jsonl", "paths": [str(folder / f"{corpus_bytes}.jsonl")]},
-        "prepare": {"targets": False},
-        "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
-    }
+def peak_of_preparing(folder: Path, corpus: Path) -> int:
+    """The peak of `resident_bytes` while `prepare` makes shards, without targets, of `corpus`."""
     done, looks = threading.Event(), [0]
 
     def look() -> None:
@@ -51,7 +39,7 @@ def peak_of_preparing(folder: Path, corpus_bytes: int) -> int:
     thread.start()
     try:
         connect(1, 0, "")
-        prepare(Places(RunConfig.model_validate(run)))
+        prepare(run_without_targets(folder, corpus))
     finally:
         done.set()
         thread.join()
@@ -67,16 +55,16 @@ def main() -> None:
     texts = standard_library_source()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for side, start, stop, size in (("student", 0, 500, 8192), ("teacher", 500, 1500, 32000)):
-            train_tokenizer(texts[start:stop], size).save_pretrained(folder / side)
+        train_tokenizers(texts, folder)
         first = None
         for megabytes in sizes:
-            with (folder / f"{megabytes * 10**6}.jsonl").open("w") as stream:
+            corpus = folder / f"{megabytes}.jsonl"
+            with corpus.open("w") as stream:
                 written = number = 0
                 while written < megabytes * 10**6:
                     written += stream.write(json.dumps({"text": texts[number % len(texts)]}) + "\n")
                     number += 1
-            peak = peak_of_preparing(folder, megabytes * 10**6)
+            peak = peak_of_preparing(folder, corpus)
             first = first or peak
             print(f"{megabytes} MB of text: {peak / MIB:.0f} MiB at most, {peak / first:.2f} of the first", flush=True)
 
