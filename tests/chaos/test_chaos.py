@@ -6,6 +6,7 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def undisturbed(inputs, tmp_path_factory):  # noqa: F811
             "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
             "corpus": {"kind": "jsonl", "paths": [str(inputs / "corpus.jsonl")]},
             "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 1000},
-            "train": {"steps": 40, "batch_tokens": 400, "micro_batches": 2, "num_workers": 2, "checkpoint_every": 5},
+            "train": {"steps": 200, "batch_tokens": 400, "micro_batches": 2, "num_workers": 2, "checkpoint_every": 5},
         }
         path = folder / "run.yaml"
         path.write_text(yaml.safe_dump({**run, **changes}))
@@ -52,6 +53,15 @@ def undisturbed(inputs, tmp_path_factory):  # noqa: F811
     ctd("train", "--config", file(folder))
     run = folder / "runs" / "tiny"
     return shards(run), losses(run), file, run
+
+
+def prepared(quiet, folder):
+    """The directory of a run with all that the quiet one had before its training, and where its training will be."""
+    run = folder / "runs" / "tiny"
+    shutil.copytree(quiet, run)
+    (training,) = run.glob("train-*")
+    shutil.rmtree(training)
+    return run, training
 
 
 def shards_made(run, least):
@@ -76,11 +86,8 @@ def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, c
 @pytest.mark.parametrize("seed", SEEDS)
 def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, chaos, tmp_path, seed):
     _, expected, file, quiet = undisturbed
-    run, path = tmp_path / "runs" / "tiny", file(tmp_path)
-    run.parent.mkdir()
-    subprocess.run(["cp", "-r", str(quiet), str(run)], check=True)
-    (training,) = run.glob("train-*")
-    subprocess.run(["rm", "-r", str(training)], check=True)
+    path = file(tmp_path)
+    run, training = prepared(quiet, tmp_path)
 
     def checkpoint(least):
         return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/state.pt"))
@@ -114,11 +121,7 @@ def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, 
 
 def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
     _, _, file, quiet = undisturbed
-    run = tmp_path / "runs" / "tiny"
-    run.parent.mkdir()
-    subprocess.run(["cp", "-r", str(quiet), str(run)], check=True)
-    for one in run.glob("train-*"):
-        subprocess.run(["rm", "-r", str(one)], check=True)
+    run, _ = prepared(quiet, tmp_path)
     train = yaml.safe_load(file(tmp_path).read_text())["train"] | {"num_workers": 0}
     path = file(tmp_path, train=train)
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(path)]
@@ -142,6 +145,6 @@ def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbe
     assert torn.returncode == 1
     assert "not a whole checkpoint" in torn.stderr
     assert "Delete this directory" in torn.stderr
-    subprocess.run(["rm", "-r", str(last)], check=True)
+    shutil.rmtree(last)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert losses(run) == whole
