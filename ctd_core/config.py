@@ -209,6 +209,12 @@ class Train(Options):
     )
     num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
     use_gpu: bool = Field(default=False, description="a GPU for each worker")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
+    )
     learning_rate: float = Field(1e-5, gt=0)
     embedding_learning_rate: float | None = Field(
         default=None, gt=0, description="for embeddings and head, where it differs"
@@ -246,6 +252,17 @@ class Train(Options):
             raise ValueError(
                 f"micro_batches is {self.micro_batches} and num_workers {self.num_workers}: each worker takes the same "
                 "number of micro-batches a step, so the first must be a multiple of the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_possible(self) -> "Train":
+        if self.strategy == "fsdp" and not self.num_workers:
+            raise ValueError("strategy: fsdp shares the student out among num_workers, which is 0: set it to 2 or more")
+        if self.strategy == "fsdp" and self.weighting == "gradient_magnitude":
+            raise ValueError(
+                "weighting: gradient_magnitude needs whole layers, which strategy: fsdp shares out: take ddp, or fixed "
+                "weights"
             )
         return self
 
@@ -332,6 +349,11 @@ class RunConfig(Options):
             who = "teacher" if idle[0] is None else f"more_teachers.{idle[0]}"
             raise ValueError(
                 f"no objective learns from {who}: alm learns from the one that it names, others from teacher"
+            )
+        if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.live_objectives:
+            raise ValueError(
+                f"{self.train.live_objectives[0]} asks the student without its adapters at every step, which "
+                "train.strategy: fsdp shares out: take ddp"
             )
         if self.prepare.top_k and not self.prepare.targets:
             raise ValueError("prepare.top_k is part of the targets, which prepare.targets: false leaves out")

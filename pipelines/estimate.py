@@ -26,6 +26,7 @@ from ctd_core.text.corpora import SourceText, is_unicode, read_part, training_te
 from ctd_core.text.segments import Side, make_side, plain_document
 from ctd_core.text.tokenizers import train_tokenizer
 from ctd_core.training.loop import Hooks, train
+from ctd_core.training.workers import Worker
 from pipelines.places import TRAIN_SET, Places
 from pipelines.prepare import make_teacher, student_side, teacher_side, top_tokens
 from pipelines.train import adapted, live_teacher, make_student
@@ -122,12 +123,13 @@ def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Si
     device = torch.device("cuda" if options.use_gpu else "cpu")
     _reset_peak(device)
     model = adapted(places, make_student(places, student_side, teacher_side))
-    student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken).to(device)
+    student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken)
     live = live_teacher(places, student_side, student, device) if options.live_objectives else None
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
     few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
-    train(few, student, shards, hooks, live=live, more_shards=dict.fromkeys(places.config.more_teachers, shards))
+    more = dict.fromkeys(places.config.more_teachers, shards)
+    train(few, student, shards, hooks, worker=Worker(device=device), live=live, more_shards=more)
     return (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
 
 

@@ -41,7 +41,7 @@ from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage import below, size_and_time
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
-from ctd_core.training.checkpoint import STATE
+from ctd_core.training.checkpoint import WHOLE
 
 TRAIN_SET = "train"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
@@ -54,7 +54,15 @@ PREPARE_RESOURCES = {
     "scoring_actors",
     "scoring_gpus",
 }
-TRAIN_RESOURCES = {"num_workers", "use_gpu", "max_failures", "evaluate_every", "checkpoint_every"}
+TRAIN_RESOURCES = {
+    "num_workers",
+    "use_gpu",
+    "strategy",
+    "activation_checkpointing",
+    "max_failures",
+    "evaluate_every",
+    "checkpoint_every",
+}
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,7 @@ def steps_done(checkpoint: Path | None) -> int:
 
 def checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints in `directory`, the fewest steps first."""
-    return sorted(state.parent for state in directory.glob(f"step_*/{STATE}"))
+    return sorted(file.parent for file in directory.glob(f"step_*/{WHOLE}"))
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

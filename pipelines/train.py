@@ -22,6 +22,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
+from ctd_core.training.workers import ALONE, Worker
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, MetricsLog, read_metrics, step_words
 from pipelines.places import (
@@ -66,8 +67,9 @@ def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = 
             with _watched(places.train / METRICS, reporter), own_errors():
                 _train_on_ray(places)
         else:
-            save = local_checkpoints(places.train, after_checkpoint)
-            run_worker(places, save, start, 0, 1, torch.device("cuda" if options.use_gpu else "cpu"), reporter)
+            save = local_checkpoints(places.train, afterwards=after_checkpoint)
+            device = torch.device("cuda" if options.use_gpu else "cpu")
+            run_worker(places, save, start, Worker(device=device), reporter)
 
 
 def ensure_student(places: Places) -> None:
@@ -100,7 +102,7 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
     """The student, whose tokenizer is `side`, before training or as a checkpoint has it; adapters are merged."""
     student = student_to_train(places, side)
     if checkpoint is not None:
-        load_weights(checkpoint, student.model)
+        load_weights(checkpoint, student)
     if places.config.student.adapters is not None:
         merge_adapters(student.model)
     return student
@@ -139,9 +141,7 @@ def run_worker(
     places: Places,
     on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None],
     start: Path | None,
-    rank: int,
-    world: int,
-    device: torch.device,
+    worker: Worker,
     reporter: Reporter | None = None,
 ) -> None:
     """One worker's part of the training."""
@@ -150,10 +150,10 @@ def run_worker(
         name: ShardSet(one.location, verify=False, cache=places.cache) for name, one in places.training_sets.items()
     }
     side = student_side(places)
-    student = student_to_train(places, side).to(device)
+    student = student_to_train(places, side)
     for one in sources.values():
         check_student(one.manifest, one.name, side, len(student.mask))
-    log = MetricsLog(places.train / METRICS, start) if rank == 0 else None
+    log = MetricsLog(places.train / METRICS, start) if worker.rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
         if log is not None:
@@ -162,12 +162,12 @@ def run_worker(
                 reporter.update(int(metrics["step"]), words)
 
     def evaluate(model: LogprobModel) -> Metrics:
-        return measure_sets(places, model) if rank == 0 else {}
+        return measure_sets(places, model)
 
-    live = live_teacher(places, side, student, device) if options.live_objectives else None
+    live = live_teacher(places, side, student, worker.device) if options.live_objectives else None
     hooks = Hooks(on_step, on_checkpoint, evaluate)
     try:
-        train(options, student, sources.pop(None), hooks, start, rank, world, live, more_shards=sources)
+        train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
     finally:
         if log is not None:
             log.close()
@@ -190,18 +190,32 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
 
 
 def local_checkpoints(
-    directory: Path, afterwards: Callable[[Metrics], None] = lambda metrics: None
+    directory: Path, worker: Worker = ALONE, afterwards: Callable[[Metrics], None] = lambda metrics: None
 ) -> Callable[[Metrics, Callable[[Path], None]], None]:
-    """Checkpoints in `directory`/step_N, each whole or not there, the last few kept; then `afterwards` is called."""
+    """Checkpoints in `directory`/step_N, each whole or not there, the last few kept; then `afterwards` is called.
+
+    Every worker writes its part into a directory that the first one makes, and then puts into its place.
+    """
 
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
-        with whole_directory(checkpoint_directory(directory, int(metrics["step"]))) as temporary:
-            write(temporary)
-        for old in checkpoints(directory)[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+        if worker.rank:
+            write(_told(None))
+        else:
+            with whole_directory(checkpoint_directory(directory, int(metrics["step"]))) as temporary:
+                write(temporary if worker.world == 1 else _told(temporary))
+            for old in checkpoints(directory)[:-CHECKPOINTS_KEPT]:
+                shutil.rmtree(old)
         afterwards(metrics)
 
     return save
+
+
+def _told(directory: Path | None) -> Path:
+    """What the first worker has for `directory`."""
+    told = [directory]
+    torch.distributed.broadcast_object_list(told)
+    assert told[0] is not None
+    return told[0]
 
 
 # --- On Ray Train ---------------------------------------------------------------------------------------------------
@@ -233,19 +247,16 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 
     places: Places = loop_config["places"]
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-
-    save_here = local_checkpoints(places.train)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    save_here = local_checkpoints(places.train, worker)
 
     def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
         # On the storage that all workers share, whole or not at all; Ray's own copy could be cut short by a kill.
-        if rank == 0:
-            save_here(metrics, write)
+        save_here(metrics, write)
         ray.train.report(metrics)  # every worker waits here
 
     # The same directory on every worker; also after a run that was started with another number of workers.
-    start = latest_checkpoint(places.train)
-    run_worker(places, save, start, rank, world, ray.train.torch.get_device())
+    run_worker(places, save, latest_checkpoint(places.train), worker)
 
 
 @contextmanager

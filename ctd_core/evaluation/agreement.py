@@ -2,15 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import chunk_sums
 from ctd_core.shards.batches import collate, ordered_batches
 from ctd_core.shards.reading import ShardSet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,33 @@ def gap_closed(before: Agreement, after: Agreement) -> float:
 
 @torch.no_grad()
 def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int) -> Agreement:
-    """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare."""
+    """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare.
+
+    Where a process group is initialised, its members share the batches, and each has to call this.
+    """
     if not shards.has_targets:
         raise CtdError(f"{shards.name}: these shards have no targets to measure against. Prepare with targets: true.")
     lengths = shards.student_lengths()
     device = student.mask.device
-    mine, theirs, sizes = [], [], []
-    for rows in ordered_batches(lengths, np.argsort(lengths, kind="stable"), batch_tokens):
-        batch = collate(shards, rows)
+    batches = list(ordered_batches(lengths, np.argsort(lengths, kind="stable"), batch_tokens))
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    found: dict[int, tuple[npt.NDArray[Any], ...]] = {}
+    for first in range(0, len(batches), world):
+        number = min(first + rank, len(batches) - 1)  # as many forward passes on each: fsdp has to have it so
+        batch = collate(shards, batches[number])
         moved = batch.to(device)
         none = moved.positions[:0]
         token, _, _ = student(moved.input_ids, moved.positions, moved.target_rows, moved.target_ids, none)
         chunk = chunk_sums(moved, token)
         text = batch.chunks.scored & ~batch.chunks.marker
-        mine.append(chunk.double().cpu().numpy()[text])
-        theirs.append(batch.chunks.teacher_logprobs[text].astype(np.float64))
-        sizes.append(batch.chunks.num_bytes[text])
-    student_logprob, teacher_logprob = np.concatenate(mine), np.concatenate(theirs)
-    total = int(np.concatenate(sizes).sum())
+        found[number] = (
+            chunk.double().cpu().numpy()[text],
+            batch.chunks.teacher_logprobs[text].astype(np.float64),
+            batch.chunks.num_bytes[text],
+        )
+    in_order = [one for _, one in sorted(_of_all_workers(found).items())]
+    student_logprob, teacher_logprob, sizes = (np.concatenate(one) for one in zip(*in_order, strict=True))
+    total = int(sizes.sum())
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
     bits = 1 / (total * math.log(2))
@@ -72,3 +86,11 @@ def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int
         student_tokens_per_byte=counts.student_tokens / counts.text_bytes,
         teacher_tokens_per_byte=counts.teacher_tokens / counts.text_bytes,
     )
+
+
+def _of_all_workers(found: dict[int, T]) -> dict[int, T]:
+    if not dist.is_initialized():
+        return found
+    every: list[dict[int, T]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(every, found)
+    return {number: one for each in every for number, one in each.items()}

@@ -48,13 +48,13 @@ def last_hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return hidden
 
 
-def last_layer(model: PreTrainedModel) -> nn.Module:
-    """The last of the model's layers; raises UsageError where its architecture keeps them in no list."""
+def layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's layers, the first first; raises UsageError where its architecture keeps them in no list."""
     count = model.config.get_text_config().num_hidden_layers
     for one in model.base_model.modules():
         if isinstance(one, nn.ModuleList) and len(one) == count:
-            return one[-1]
-    raise UsageError(f"{type(model).__name__} has no list of its {count} layers, so its last one is not known.")
+            return one
+    raise UsageError(f"{type(model).__name__} has no list of its {count} layers, so they are not known.")
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.config import Train
 from ctd_core.config_objectives import Alm, OneToOneKl
@@ -21,6 +20,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
+from ctd_core.training.workers import ALONE, Worker, distribute
 
 Metrics = dict[str, float]
 
@@ -31,7 +31,8 @@ class Hooks:
 
     on_step: with the metrics of a step, `step` counted from 1 among them.
     evaluate: every `evaluate_every` steps and after the last; its figures join the step's metrics.
-    on_checkpoint: with the metrics and a function that writes the checkpoint into an existing directory.
+    on_checkpoint: with the metrics and a function that writes the checkpoint into an existing directory, the same for
+        all workers, each of which has to call it.
     """
 
     on_step: Callable[[Metrics], None]
@@ -45,37 +46,36 @@ def train(
     shards: ShardSet,
     hooks: Hooks,
     start: Path | None = None,
-    rank: int = 0,
-    world: int = 1,
+    worker: Worker = ALONE,
     live: LiveTeacher | None = None,
     more_shards: Mapping[str, ShardSet] | None = None,
 ) -> None:
-    """Train `student`, which lies on its device, in place, from the checkpoint in `start` where there is one.
+    """Train `student` in place, from the checkpoint in `start` where there is one.
 
-    Worker `rank` of `world` takes every `world`-th micro-batch of the one stream that (seed, shards) define; where a
-    process group is initialised, the workers are its members. The last step always makes a checkpoint.
-    `live` lies on the same device; it has to be there where an objective is a live one. `more_shards` are those of
-    further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
+    Each worker takes its share of the micro-batches of the one stream that (seed, shards) define; where a process group
+    is initialised, the workers are its members, and each hands in the whole student. The last step always makes a
+    checkpoint. `live` lies on the worker's device; it has to be there where an objective is a live one. `more_shards`
+    are those of further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
     Raises CtdError, with the step and the rows, where the loss is not finite.
     """
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
     sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
     sources[None] = shards
     _check_targets(options, sources)
-    model, device = student.model, student.mask.device
+    model, device = student.model, worker.device
     torch.manual_seed(options.seed)
     objectives = [
         WeightedObjective(one.weight, make_objective(one, live), one.teacher if isinstance(one, Alm) else None)
         for one in options.objectives
     ]
     trained_along = [one.plan for one in objectives if isinstance(one.plan, torch.nn.Module)]
-    student.projections = torch.nn.ModuleList(trained_along).to(device, model.dtype)
+    student.projections = torch.nn.ModuleList(trained_along).to(dtype=model.dtype)
     freeze(model, options.freeze)
+    model.eval()  # no dropout: what the student says must not depend on how a step was split
+    autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
+    wrapped = distribute(student, options, device, autocast)
     optimizer = make_optimizer(student, options)
     done = load_checkpoint(start, student, optimizer) if start is not None else 0
-    model.eval()  # no dropout: what the student says must not depend on how a step was split
-    wrapped = DistributedDataParallel(student) if torch.distributed.is_initialized() else student
-    autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
     streams = {
         name: islice(
             micro_batches(one.student_lengths(), options.batch_tokens, options.seed), done * options.micro_batches, None
@@ -86,7 +86,7 @@ def train(
         batches = [
             dataclasses.replace(collate(sources[name], rows), source=name).to(device)
             for name, stream in streams.items()
-            for rows in list(islice(stream, options.micro_batches))[rank::world]
+            for rows in list(islice(stream, options.micro_batches))[worker.rank :: worker.world]
         ]
         optimizer.zero_grad(set_to_none=True)
         fraction = rate_fraction(step, options)

@@ -4,6 +4,7 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ctd_core.config import Train
@@ -25,7 +26,7 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
 def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
     """AdamW with a learning rate for the embeddings with the output matrix, one for the rest, one for projections.
 
-    Matrices decay, vectors do not.
+    Matrices decay, vectors do not. Its state is there from the start, so that a checkpoint can be read into it.
     """
     model = student.model
     ends = {id(model.get_input_embeddings().weight), *(id(one) for one in model.get_output_embeddings().parameters())}
@@ -48,7 +49,12 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
         if chosen := [one for one in student.projections.parameters() if (one.ndim > 1) == decays]:
             decay = options.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    return torch.optim.AdamW(groups, betas=options.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=options.betas, fused=True)
+    for group in optimizer.param_groups:
+        for one in group["params"]:
+            means = {name: torch.zeros_like(one, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[one] = {"step": torch.zeros((), device=one.device), **means}
+    return optimizer
 
 
 def rate_fraction(step: int, options: Train) -> float:
@@ -68,4 +74,5 @@ def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
 def clip(module: nn.Module, max_norm: float | None) -> Tensor:
     """The gradient's norm before it was clipped to `max_norm`; None leaves it as it is."""
     trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
-    return nn.utils.clip_grad_norm_(trained, max_norm if max_norm is not None else float("inf"))
+    norm = nn.utils.clip_grad_norm_(trained, max_norm if max_norm is not None else float("inf"))
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.loading import head_of, last_layer
+from ctd_core.models.loading import head_of, layers
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import (
     LiveTeacher,
@@ -136,7 +136,7 @@ def _balanced(
 ) -> list[float]:
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
     model = _without_ddp(student)
-    last = [one for one in last_layer(model.model).parameters() if one.requires_grad]
+    last = [one for one in layers(model.model)[-1].parameters() if one.requires_grad]
     if not last:
         raise UsageError(
             "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."

@@ -90,7 +90,7 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
     run, training = prepared(quiet, tmp_path)
 
     def checkpoint(least):
-        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/state.pt"))
+        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/.metadata"))
 
     chaos.run("train", "--config", path, when=checkpoint(5), strike=kill_command)
     assert losses(run) == expected[: len(losses(run))]
@@ -137,7 +137,7 @@ def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbe
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     whole = losses(run)
     last = max(run.glob("train-*/step_*"))
-    state = last / "state.pt"
+    state = last / "__0_0.distcp"
     state.write_bytes(state.read_bytes()[: chaos.random.randrange(state.stat().st_size)])
     chaos.injected.append("a truncated checkpoint")
     exporting = [sys.executable, "-m", "pipelines", "export", "--config", str(path)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -101,9 +102,10 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     card = (run / "model" / "README.md").read_text()
     assert str(config["teacher"]["model"]) in card
     assert "held-out" in card
-    exported = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
-    trained = torch.load(only(run, "train-*/step_00000004") / "state.pt", weights_only=True)["model"]
-    assert all(torch.equal(exported[name], trained[name]) for name in exported)
+    dcp_to_torch_save(only(run, "train-*/step_00000004"), tmp_path / "trained.pt")
+    trained = torch.load(tmp_path / "trained.pt", weights_only=True)["student"]
+    for name, one in AutoModelForCausalLM.from_pretrained(run / "model").named_parameters():
+        assert torch.equal(one, trained[f"model.{name}"])
     assert AutoTokenizer.from_pretrained(run / "model").eos_token == "<|endoftext|>"
 
     shards = {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")}

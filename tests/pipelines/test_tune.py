@@ -85,7 +85,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
     )
     command = [sys.executable, "-m", "pipelines", "tune", "--config", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    done = "train-*/step_00000006/state.pt"
+    done = "train-*/step_00000006/.metadata"
     while process.poll() is None and not list((tmp_path / "runs" / "tiny").glob(done)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

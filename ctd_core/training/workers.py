@@ -1,0 +1,68 @@
+"""Several processes that train one student: copies of it, or shares of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ctd_core.config import Train
+from ctd_core.models.loading import layers
+from ctd_core.models.student import LogprobModel
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `world` processes that train together, and the device that it calculates on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+
+
+ALONE = Worker()
+
+
+def distribute(
+    student: LogprobModel, options: Train, device: torch.device, autocast: torch.dtype | None
+) -> LogprobModel | DistributedDataParallel:
+    """`student` as every worker has to call it, on `device`. Its parameters are changed in place.
+
+    ddp: each worker has all of it. fsdp (FSDP2, `torch.distributed.fsdp.fully_shard`): each has a share of every
+    parameter, gradient and optimizer state, and gathers a layer when it calculates it, in the type `autocast` where
+    that is given; gradients are summed in float32. In one process it stays what it is.
+    """
+    if options.activation_checkpointing:
+        for layer in layers(student.model):
+            _compute_twice(layer)
+    if options.strategy == "fsdp" and dist.is_initialized():
+        _share(student, device, autocast)
+        return student
+    student.to(device)
+    return DistributedDataParallel(student) if dist.is_initialized() else student
+
+
+def _share(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
+    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
+    shared: dict[str, Any] = {"mesh": init_device_mesh(device.type, (dist.get_world_size(),)), "mp_policy": policy}
+    for layer in layers(student.model):
+        fully_shard(layer, **shared)
+    # Embeddings, output matrix and projections: objectives use them after the forward pass, so they stay till backward.
+    fully_shard(student, reshard_after_forward=False, **shared)
+
+
+def _compute_twice(layer: nn.Module) -> None:
+    """Keep a layer's inputs alone for the backward pass, which computes the rest of it again."""
+    forward = layer.forward
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    layer.forward = again

@@ -1,0 +1,178 @@
+"""Workers that hold copies of the student, or shares of it: the same losses, and one format of checkpoints."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pydantic import ValidationError
+from torch.distributed.tensor import DTensor
+
+from ctd_core.config import Train
+from ctd_core.config_objectives import Alm, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
+from ctd_core.evaluation.agreement import measure_agreement
+from ctd_core.models.student import LogprobModel
+from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.shards.reading import ShardSet
+from ctd_core.training.checkpoint import load_weights
+from ctd_core.training.loop import Hooks, train
+from ctd_core.training.workers import ALONE, Worker, distribute
+from pipelines.train import local_checkpoints
+from tests.models.tiny import llama
+from tests.shards.sets import side, texts, write_set
+from tests.training.test_splits import free_port
+
+STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    location = tmp_path_factory.mktemp("shards")
+    teacher = side(TEACHER)
+    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
+    write_set(location, side(STUDENT), teacher, texts(40), teacher_model=model)
+    return location
+
+
+def new_student(tied=True, dtype=torch.float64):  # wide, so that the order of sums does not show
+    return LogprobModel(llama(300, tied=tied, dtype=dtype), side(STUDENT).encoder.spelling.begins_pretoken)
+
+
+def options(workers, strategy, **changes):
+    return Train(
+        steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=4, evaluate_every=4,
+        objectives=[Alm(kind="alm"), Sft(kind="sft", weight=0.5)], num_workers=workers, strategy=strategy, **changes,
+    )  # fmt: skip
+
+
+def trained(worker, options, location, out, start=None, student=None):
+    """Train, with metrics in `out`/metrics.json and checkpoints below `out`; the student."""
+    seen, shards = [], ShardSet(location, verify=False)
+    student = student or new_student()
+
+    def evaluate(model):
+        measured = measure_agreement(model, shards, 300)
+        return {"bits": measured.student_bits_per_byte, "distance": measured.teacher_distance_bits_per_byte}
+
+    hooks = Hooks(seen.append, local_checkpoints(out, worker), evaluate)
+    live = LiveTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
+    train(options, student, shards, hooks, start, worker, live)
+    if worker.rank == 0:
+        (out / "metrics.json").write_text(json.dumps(seen))
+    return student
+
+
+def processes(rank, world, port, trainings, location, folder):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    for name, (chosen, start) in trainings.items():
+        student = trained(Worker(rank, world), chosen, location, folder / name, start and folder / start)
+        if chosen.strategy == "fsdp":
+            assert all(isinstance(one, DTensor) for one in student.parameters())
+            held = sum(one.to_local().numel() for one in student.parameters())
+            assert held < 0.6 * sum(one.numel() for one in student.parameters())
+    narrow(rank, folder / "narrow.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def narrow(rank, out):
+    """Types and the sum of log-probabilities where layers are gathered in bfloat16."""
+    student = new_student(tied=False, dtype=torch.float32)
+    distribute(student, options(2, "fsdp"), torch.device("cpu"), torch.bfloat16)
+    token, hidden = answered(student)
+    token.sum().backward()
+    head = student.model.get_output_embeddings().weight
+    if rank == 0:
+        torch.save((hidden.dtype, token.dtype, head.dtype, head.grad.dtype, token.sum().item()), out)
+
+
+def answered(student):
+    ids, rows = torch.arange(40)[None], torch.arange(39)
+    token, _, hidden = student(ids, rows, rows, ids[0, 1:], rows[:0])
+    return token, hidden
+
+
+LIVE = [
+    HiddenStates(kind="hidden_states"), Uld(kind="uld"), MinEd(kind="mined"), Gold(kind="gold"), PKl(kind="p_kl"),
+    Dskd(kind="dskd"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(shards, tmp_path_factory):
+    """Trainings by name, by two processes that hold copies or shares, and by this one alone."""
+    folder = tmp_path_factory.mktemp("trainings")
+    with_live = {"objectives": LIVE}
+    together = {
+        "ddp": (options(2, "ddp"), None),
+        "fsdp": (options(2, "fsdp"), None),
+        "fsdp, resumed": (options(2, "fsdp"), "fsdp/step_00000004"),
+        "ddp, resumed": (options(2, "ddp"), "fsdp/step_00000004"),
+        "fsdp, live": (options(2, "fsdp", activation_checkpointing=True).model_copy(update=with_live), None),
+    }
+    alone = {
+        "alone": (options(0, "ddp"), None),
+        "alone, resumed": (options(0, "ddp"), "fsdp/step_00000004"),
+        "alone, live": (options(0, "ddp").model_copy(update=with_live), None),
+    }
+    for name in together | alone:
+        (folder / name).mkdir()
+    mp.spawn(processes, (2, free_port(), together, shards, folder), nprocs=2)
+    for name, (chosen, start) in alone.items():
+        trained(ALONE, chosen, shards, folder / name, start and folder / start)
+    return folder
+
+
+def metrics(folder, name):
+    return json.loads((folder / name / "metrics.json").read_text())
+
+
+def assert_close(some, others):
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        assert other == pytest.approx(one, rel=1e-6)
+
+
+def test_workers_with_shares_have_the_metrics_of_those_with_copies_and_of_one_process(folder):
+    alone = metrics(folder, "alone")
+    assert {"bits", "distance", "loss"} <= set(alone[3])
+    assert_close(alone, metrics(folder, "ddp"))
+    assert_close(alone, metrics(folder, "fsdp"))
+
+
+def test_shares_and_layers_computed_twice_serve_objectives_with_a_live_teacher(folder):
+    assert_close(metrics(folder, "alone, live"), metrics(folder, "fsdp, live"))
+
+
+def test_checkpoints_of_shares_are_resumed_exactly_and_by_any_number_of_workers(folder):
+    whole = metrics(folder, "fsdp")
+    assert len(list((folder / "fsdp" / "step_00000004").glob("*.distcp"))) == 2  # each worker wrote its own
+    assert metrics(folder, "fsdp, resumed") == whole[4:]
+    assert_close(whole[4:], metrics(folder, "ddp, resumed"))
+    assert_close(whole[4:], metrics(folder, "alone, resumed"))
+
+
+def test_one_process_reads_the_weights_that_several_wrote(folder):
+    students = new_student(), new_student()
+    for name, one in zip(("fsdp", "alone"), students, strict=True):
+        load_weights(folder / name / "step_00000008", one)
+    assert not torch.equal(students[0].model.lm_head.weight, new_student().model.lm_head.weight)
+    for one, other in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_shares_may_be_gathered_in_bfloat16_and_stay_float32(folder):
+    hidden, token, weight, gradient, total = torch.load(folder / "narrow.pt")
+    assert (hidden, token, weight, gradient) == (torch.bfloat16, *[torch.float32] * 3)
+    exact = answered(new_student(tied=False, dtype=torch.float32))[0].sum().item()
+    assert total == pytest.approx(exact, rel=0.02)
+    assert total != pytest.approx(exact, rel=1e-6)
+
+
+def test_shares_are_refused_where_they_cannot_be():
+    with pytest.raises(ValidationError, match="num_workers, which is 0"):
+        options(0, "fsdp")
+    with pytest.raises(ValidationError, match="gradient_magnitude needs whole layers"):
+        options(2, "fsdp", weighting="gradient_magnitude")
