@@ -208,6 +208,9 @@ class Train(Options):
         default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
     )
     num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
+    min_workers: int | None = Field(
+        default=None, ge=1, description="go on with as few as this where machines are lost, until others join"
+    )
     use_gpu: bool = Field(default=False, description="a GPU for each worker")
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
@@ -248,11 +251,15 @@ class Train(Options):
 
     @model_validator(mode="after")
     def _workers_share_a_step(self) -> "Train":
-        if self.micro_batches % max(self.num_workers, 1):
-            raise ValueError(
-                f"micro_batches is {self.micro_batches} and num_workers {self.num_workers}: each worker takes the same "
-                "number of micro-batches a step, so the first must be a multiple of the second"
-            )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
+        most = max(self.num_workers, 1)
+        for workers in range(self.min_workers or most, most + 1):
+            if self.micro_batches % workers:
+                raise ValueError(
+                    f"micro_batches is {self.micro_batches}, and a step may have {workers} workers: each takes the "
+                    "same number of micro-batches a step, so the first must be a multiple of the second"
+                )
         return self
 
     @model_validator(mode="after")

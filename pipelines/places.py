@@ -56,6 +56,7 @@ PREPARE_RESOURCES = {
 }
 TRAIN_RESOURCES = {
     "num_workers",
+    "min_workers",
     "use_gpu",
     "strategy",
     "activation_checkpointing",

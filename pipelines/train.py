@@ -37,6 +37,7 @@ from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 
 CHECKPOINTS_KEPT = 2
+RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
 
 def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = lambda metrics: None) -> None:
@@ -226,12 +227,16 @@ def _train_on_ray(places: Places) -> None:
     from ray.train.torch import TorchTrainer
 
     options = places.config.train
-    gpus = options.num_workers if options.use_gpu else 0
-    connect(options.num_workers, gpus, "train.num_workers and train.use_gpu")
+    most, least = options.num_workers, options.min_workers or options.num_workers
+    connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu")
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"places": places},  # with what it has computed: no worker reads the corpus again
-        scaling_config=ray.train.ScalingConfig(num_workers=options.num_workers, use_gpu=options.use_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=options.use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
         run_config=ray.train.RunConfig(
             name=places.train.name,
             storage_path=str(places.train.parent.resolve()),

@@ -110,7 +110,8 @@ def train(
                 "Lower train.learning_rate; the last checkpoint is as it was."
             )
         optimizer.step()
-        metrics: Metrics = {"step": step + 1, "learning_rate": options.learning_rate * fraction}
+        metrics: Metrics = {"step": step + 1, "workers": worker.world}
+        metrics["learning_rate"] = options.learning_rate * fraction
         metrics |= _figures(options, measured) | {"gradient_norm": float(norm)}
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)

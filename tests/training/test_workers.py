@@ -132,7 +132,7 @@ def metrics(folder, name):
 def assert_close(some, others):
     assert len(some) == len(others) > 0
     for one, other in zip(some, others, strict=True):
-        assert other == pytest.approx(one, rel=1e-6)
+        assert other == pytest.approx(one | {"workers": other["workers"]}, rel=1e-6)
 
 
 def test_workers_with_shares_have_the_metrics_of_those_with_copies_and_of_one_process(folder):
@@ -176,3 +176,11 @@ def test_shares_are_refused_where_they_cannot_be():
         options(0, "fsdp")
     with pytest.raises(ValidationError, match="gradient_magnitude needs whole layers"):
         options(2, "fsdp", weighting="gradient_magnitude")
+
+
+def test_every_number_of_workers_has_to_share_a_step_evenly():
+    assert options(2, "ddp", min_workers=1).min_workers == 1
+    with pytest.raises(ValidationError, match=r"micro_batches is 4, and a step may have 3 workers"):
+        Train(steps=1, micro_batches=4, num_workers=4, min_workers=2)
+    with pytest.raises(ValidationError, match="min_workers is 3, and num_workers, the most, 2"):
+        options(2, "ddp", min_workers=3)
