@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
 from pipelines.cli import app
+from pipelines.metrics import read_metrics
 from tests.models.tiny import llama
 from tests.shards.sets import texts
 from tests.tokenizers import TEXTS, train_tokenizer
@@ -136,18 +137,26 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_two_ray_workers_train_as_this_process_does(config, tmp_path, monkeypatch):
+def test_two_ray_workers_with_shares_of_the_student_train_as_this_process_does(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    config["train"]["evaluate_every"] = 2
     file = written(config, tmp_path, output="runs")  # a relative path means the same on a worker
     ctd("prepare", "--config", file)
     ctd("train", "--config", file)
     run = tmp_path / "runs" / "tiny"
-    metrics = only(run, "train-*") / "metrics.jsonl"
-    alone = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    alone = read_metrics(only(run, "train-*") / "metrics.jsonl")
     only(run, "train-*").rename(tmp_path / "alone")
-    ctd("train", "--config", file, "--set", "train.num_workers=2")
-    together = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
-    assert together == pytest.approx(alone, rel=1e-5)
+    ctd("train", "--config", file, "--set", "train.num_workers=2", "--set", "train.strategy=fsdp")
+    together = read_metrics(only(run, "train-*") / "metrics.jsonl")
+    for name in ("loss", "gradient_norm"):
+        assert [one[name] for one in together] == pytest.approx([one[name] for one in alone], rel=1e-5)
+    distance = "held-out_teacher_distance_bits_per_byte"
+    assert together[3][distance] == pytest.approx(alone[3][distance], rel=1e-5)
+    assert [one["workers"] for one in together] == [2] * 4
+    ctd("evaluate", "--config", file)
+    report = json.loads((run / "report.json").read_text())
+    figures = report["sets"]["held-out"]["student_after"]
+    assert figures["teacher_distance_bits_per_byte"] == pytest.approx(together[3][distance], rel=1e-6)
 
 
 def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them(config, tmp_path):
