@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -174,7 +173,7 @@ class Prepare(Options):
     )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
     storage: str | None = Field(
-        default=None, description="where shards lie, such as s3://bucket/folder; beside the rest of the run by default"
+        default=None, description="where shards lie, such as s3://bucket/folder; with the rest of the run by default"
     )
     cache_bytes: int = Field(
         default=50_000_000_000,
@@ -314,7 +313,7 @@ class RunConfig(Options):
     """A whole run: what goes in, how it is prepared, trained and measured. Everything lands in `output`/`name`."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    output: Path = Path("runs")
+    output: str = Field(default="runs", description="a directory, or s3://bucket/folder, that all machines share")
     student: Student
     teacher: Teacher
     more_teachers: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Teacher] = Field(
@@ -325,11 +324,6 @@ class RunConfig(Options):
     train: Train
     evaluate: Evaluate = Evaluate()
     sample: Sample = Sample()
-
-    @property
-    def directory(self) -> Path:
-        """Where everything of this run lies."""
-        return self.output / self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":

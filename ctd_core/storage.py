@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from ctd_core.errors import UsageError
+from ctd_core.errors import CtdError, UsageError
+
+LOCAL = fs.LocalFileSystem()
 
 
 def is_uri(location: str) -> bool:
@@ -27,7 +29,7 @@ def below(location: str, *names: str) -> str:
 def file_system(location: str) -> tuple[fs.FileSystem, str]:
     """The file system of `location`, and its path there; raises UsageError where there is no such file system."""
     if not is_uri(location):
-        return fs.LocalFileSystem(), str(Path(location).resolve())
+        return LOCAL, str(Path(location).resolve())
     try:
         files, path = fs.FileSystem.from_uri(location)
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
@@ -84,3 +86,51 @@ def open_to_read(location: str) -> BinaryIO:
         return open(location, "rb")
     files, path = file_system(location)
     return io.BufferedReader(files.open_input_file(path))
+
+
+def names_in(location: str | Path) -> list[str]:
+    """The names of what lies in a folder, in order; none where there is no such folder."""
+    files, path = file_system(str(location))
+    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(one.base_name for one in found)
+
+
+def files_below(location: str | Path) -> dict[str, float]:
+    """Every file in a folder and in those below it, by its path from there: when it changed last, in seconds.
+
+    Raises UsageError where there is no such folder.
+    """
+    files, path = file_system(str(location))
+    try:
+        found = files.get_file_info(fs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise UsageError(f"{location}: no such folder ({error}).") from error
+    inside = [one for one in found if one.type == fs.FileType.File]
+    return {posixpath.relpath(one.path, path): (one.mtime_ns or 0) / 1e9 for one in inside}
+
+
+def delete_folder(location: str | Path) -> None:
+    """Take a folder away with all that is in it."""
+    files, path = file_system(str(location))
+    files.delete_dir(path)
+
+
+def upload(source: Path, location: str) -> None:
+    """Copy a local file, or a folder with all that is in it; raises CtdError where it cannot be written."""
+    files, path = file_system(location)
+    _copy(source, path, f"{location}: cannot be written", source_filesystem=LOCAL, destination_filesystem=files)
+
+
+def download(location: str, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, to this machine; raises CtdError where it cannot be read."""
+    files, path = file_system(location)
+    if files.get_file_info(path).type == fs.FileType.Directory:
+        target.mkdir(parents=True)
+    _copy(path, target, f"{location}: cannot be read", source_filesystem=files, destination_filesystem=LOCAL)
+
+
+def _copy(source: str | Path, target: str | Path, failure: str, **systems: fs.FileSystem) -> None:
+    try:
+        fs.copy_files(str(source), str(target), **systems)
+    except OSError as error:
+        raise CtdError(f"{failure} ({error}). Run the same command again.") from error

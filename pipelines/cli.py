@@ -264,7 +264,7 @@ def submit(
 
 @app.command()
 def runs(
-    storage: Annotated[Path, typer.Argument(help="The `output` of runs.")] = Path("runs"),
+    storage: Annotated[str, typer.Argument(help="The `output` of runs, a directory or a URI.")] = "runs",
     as_json_lines: Annotated[
         bool, typer.Option("--json", help="A JSON object for each run, and nothing else.")
     ] = False,

@@ -14,6 +14,7 @@ from pydantic import Field
 from ctd_core.config_file import read_options
 from ctd_core.errors import UsageError
 from ctd_core.options import Options
+from ctd_core.storage import delete_folder, names_in
 from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
@@ -54,7 +55,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     for (name, _), places in trials.items():
         if places.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
-    directory = base.config.directory / f"comparison-{file.stem}"
+    directory = base.directory / f"comparison-{file.stem}"
     prepare(base)
     ensure_student(base)
     results = _run(trials, comparison.cpus_per_trial)
@@ -63,12 +64,15 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     write_whole(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
     write_whole(directory / "table.md", as_markdown(rows))
     plot(rows, directory / "table.svg")
+    base.share(directory)
     return rows, directory
 
 
 def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, int], Trial]:
     """The results by variant and seed; as many trials at once as there are resources for."""
     files = {key: _trial_file(places) for key, places in trials.items()}
+    for key, file in files.items():
+        trials[key].bring(file)
     done = {key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if file.exists()}
     if done:
         say(f"compare: {len(done)} of {len(trials)} trials are done already")
@@ -89,8 +93,11 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, in
 
 def _trial(places: Places) -> str:
     cost = places.train / COST
-    if not cost.exists():
-        shutil.rmtree(places.train, ignore_errors=True)  # what a killed trial left: a cost is that of a whole one
+    places.bring(cost)
+    if not cost.exists():  # what a killed trial left goes: a cost is that of a whole one
+        shutil.rmtree(places.train, ignore_errors=True)
+        if names_in(places.checkpoints):
+            delete_folder(places.checkpoints)
         train_student(places)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -98,8 +105,10 @@ def _trial(places: Places) -> str:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
         write_whole(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
+        places.share(cost)
     trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))
     write_whole(_trial_file(places), trial.model_dump_json())
+    places.share(_trial_file(places))
     return trial.model_dump_json()
 
 

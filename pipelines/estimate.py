@@ -88,7 +88,7 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
             entry = write_shard(Folder(folder), 0, shard_bytes(rows), counts)
             write_manifest(Folder(folder), build_manifest(origin, [entry]))
             aside = copy.copy(places)
-            aside.config = places.config.model_copy(update={"output": Path(folder)})  # for what it may keep
+            aside.config = places.config.model_copy(update={"output": folder})  # for what it may keep
             measured = _step(aside, ShardSet(folder, verify=False), student, teacher)
         expected |= _training(places, counts.student_tokens * scale, *measured)
     return Estimate(expected)

@@ -6,7 +6,8 @@ from ctd_core.evaluation.agreement import Agreement, gap_closed, measure_agreeme
 from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.reading import ShardSet
-from pipelines.places import Places, trained_checkpoint
+from pipelines.checkpoints import trained_checkpoint
+from pipelines.places import Places
 from pipelines.prepare import student_side
 from pipelines.progress import Reporter, progress
 from pipelines.report import Figures, Report, SetFigures, run_stamp, write_report

@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from ctd_core.models.export import export_model
-from pipelines.places import Places, steps_done, trained_checkpoint, whole_directory
+from pipelines.checkpoints import steps_done, trained_checkpoint
+from pipelines.places import Places, whole_directory
 from pipelines.prepare import student_side
 from pipelines.report import Report, read_report
 from pipelines.train import load_student
@@ -18,10 +19,11 @@ def export(places: Places) -> Path:
     model, card = load_student(places, side, checkpoint).model, _card(places, checkpoint, read_report(places))
     with whole_directory(places.model) as temporary:
         export_model(model, side.encoder.tokenizer, card, temporary)
+    places.share(places.model)
     return places.model
 
 
-def _card(places: Places, checkpoint: Path, report: Report | None) -> str:
+def _card(places: Places, checkpoint: str, report: Report | None) -> str:
     config = places.config
     rows = [
         f"| {name} | {one.teacher.bits_per_byte:.3f} | {one.student_before.bits_per_byte:.3f} | "

@@ -8,19 +8,18 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from ctd_core.training.loop import Metrics
-from pipelines.places import steps_done, write_whole
+from pipelines.places import write_whole
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a step. Lines after the checkpoint that a run starts from are taken away first.
+    """metrics.jsonl: one line a step. A run starts after `done` steps: the lines after these are taken away first.
 
     Each figure goes to TensorBoard's events in the same directory too, under the same name.
     """
 
-    def __init__(self, file: Path, start: Path | None) -> None:
-        done = steps_done(start)
+    def __init__(self, file: Path, done: int) -> None:
         kept = [line for line in read_metrics(file) if line["step"] <= done]
         write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file, self._last = file, time.monotonic()
@@ -49,6 +48,9 @@ def step_words(metrics: dict[str, Any]) -> str:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; none where there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return parse_metrics(file.read_text()) if file.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """The whole lines of what a metrics file holds."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -7,6 +7,8 @@ runs/demo/init-<fp>/                 the student before training
 runs/demo/train-<fp>/                metrics.jsonl, step_00000100/ …
 runs/demo/model/                     the exported student
 runs/demo/report.json
+
+Where `output` is a URI, checkpoints and shards lie there, and all else both there and in a copy on this machine.
 """
 
 import copy
@@ -39,11 +41,11 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.storage import below, size_and_time
+from ctd_core.storage import below, download, file_system, is_uri, names_in, size_and_time, upload
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
-from ctd_core.training.checkpoint import WHOLE
 
 TRAIN_SET = "train"
+WHOLE_IN_STORE = ".whole"  # an object beside what was copied to a store, written after it
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 # Options that change how the work is done and not what comes out.
 PREPARE_RESOURCES = {
@@ -83,25 +85,74 @@ class Places:
     """The places of one run; what has to be read for a fingerprint is read once."""
 
     def __init__(self, config: RunConfig) -> None:
-        if IN_JOB in os.environ and not config.output.is_absolute():
+        is_local = not is_uri(config.output)
+        if is_local and IN_JOB in os.environ and not Path(config.output).is_absolute():
             raise UsageError(
                 f"output: {config.output} would lie in this job's own copy of the working directory, and be lost with "
-                "it. Name a directory that all machines share."
+                "it. Name a directory that all machines share, or a URI such as s3://bucket/folder."
             )
-        self.config = config.model_copy(update={"output": config.output.resolve()})  # the same on every worker
+        # The same on every worker.
+        self.config = config.model_copy(update={"output": str(Path(config.output).resolve())}) if is_local else config
         self._weights: dict[tuple[str, str | None], str] = {}
+
+    @property
+    def store(self) -> str | None:
+        """The URI of all that is kept of this run; None where `output` is a directory."""
+        return below(self.config.output, self.config.name) if is_uri(self.config.output) else None
+
+    @property
+    def output(self) -> Path:
+        """`output`, or this machine's copy of it, in the home of whoever works here."""
+        chosen = self.config.output
+        return _kept() / "runs" / fingerprint(chosen) if is_uri(chosen) else Path(chosen)
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this run lies, or this machine's copies of it."""
+        return self.output / self.config.name
+
+    def within(self, path: Path) -> str:
+        """The location of what this machine has, or would have, at `path`: in the store, where there is one."""
+        return str(path) if self.store is None else below(self.store, *path.relative_to(self.directory).parts)
+
+    def bring(self, path: Path, anew: bool = False) -> None:
+        """Copy what is in the store, and not at `path` on this machine; with `anew` also what is. Nothing without one.
+
+        Raises CtdError where the store does not answer.
+        """
+        if self.store is None or (path.exists() and not anew):
+            return
+        if path.name + WHOLE_IN_STORE not in names_in(self.within(path.parent)):
+            return
+        with alone_in(self.directory):  # workers of one machine want the same
+            if anew or not path.exists():
+                with tempfile.TemporaryDirectory(prefix=".copy-", dir=self.directory) as temporary:
+                    copy = Path(temporary) / path.name
+                    download(self.within(path), copy)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    os.replace(copy, path)
+
+    def share(self, path: Path) -> None:
+        """Copy a file or a directory to the store, where there is one; raises CtdError where that cannot be done."""
+        if self.store is not None:
+            upload(path, self.within(path))
+            files, marker = file_system(self.within(path.with_name(path.name + WHOLE_IN_STORE)))
+            with files.open_output_stream(marker) as stream:
+                stream.write(b"")
 
     def with_train(self, train: Train) -> "Places":
         """The places of a run that differs in its training alone; what was read for this one is not read again."""
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"train": train})
-        other.__dict__.pop("train", None)
+        other.__dict__.pop("_train_name", None)
         return other
 
-    @cached_property
+    @property
     def tokenizer(self) -> Path | None:
         """Where the trained tokenizer lies; None where the student's tokenizer is not trained."""
-        return self.config.directory / f"tokenizer-{self._tokenizer_fingerprint}" if self._is_trained else None
+        return self.directory / f"tokenizer-{self._tokenizer_fingerprint}" if self._is_trained else None
 
     @cached_property
     def datasets(self) -> dict[str, DatasetPlan]:
@@ -120,21 +171,34 @@ class Places:
         more = {name: self.datasets[_train_set(name)] for name in self.config.more_teachers}
         return {None: self.datasets[TRAIN_SET], **more}
 
-    @cached_property
+    @property
     def init(self) -> Path:
         """The student before training."""
+        return self.directory / self._init_name
+
+    @cached_property
+    def _init_name(self) -> str:
         options = self.config.student
         own = weights_fingerprint(options.model, options.revision) if options.model is not None else None
         teacher = self._teacher_fingerprint(self.config.teacher)
         decides = fingerprint(options.model_dump(mode="json"), own, self._tokenizer_fingerprint, teacher)
-        return self.config.directory / f"init-{decides}"
+        return f"init-{decides}"
 
-    @cached_property
+    @property
     def train(self) -> Path:
         """Metrics and checkpoints."""
+        return self.directory / self._train_name
+
+    @cached_property
+    def _train_name(self) -> str:
         options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
         data = [one.stamp for one in self.training_sets.values()]
-        return self.config.directory / f"train-{fingerprint(options, data, self.init.name)}"
+        return f"train-{fingerprint(options, data, self._init_name)}"
+
+    @property
+    def checkpoints(self) -> str:
+        """The location of the training's checkpoints."""
+        return self.within(self.train)
 
     @cached_property
     def evaluation(self) -> str:
@@ -145,17 +209,17 @@ class Places:
     @property
     def cache(self) -> Cache:
         """Where copies of remote shards lie on this machine."""
-        return Cache(Path.home() / ".cache" / "ctd" / "shards", self.config.prepare.cache_bytes)
+        return Cache(_kept() / "shards", self.config.prepare.cache_bytes)
 
     @property
     def model(self) -> Path:
         """The exported student."""
-        return self.config.directory / "model"
+        return self.directory / "model"
 
     @property
     def report(self) -> Path:
         """What was measured."""
-        return self.config.directory / "report.json"
+        return self.directory / "report.json"
 
     @property
     def _is_trained(self) -> bool:
@@ -203,10 +267,10 @@ class Places:
             self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
         )
         stamp, storage = f"{name}-{decides}", self.config.prepare.storage
-        if storage is None:
-            location = str(self.config.directory / "prepared" / stamp)
-        else:
+        if storage is not None:
             location = below(storage, self.config.name, stamp)
+        else:
+            location = self.within(self.directory / "prepared" / stamp)
         return DatasetPlan(name, teacher, corpus, held_out, parts, stamp, location)
 
 
@@ -216,6 +280,11 @@ def variant(base: Places, values: Mapping[str, Any], source: str) -> Places:
     if config.model_copy(update={"train": base.config.train}) != base.config:
         raise UsageError(f"{source} changes more than train.*, so its figures could not be compared.")
     return base.with_train(config.train)
+
+
+def _kept() -> Path:
+    """Where each machine keeps copies of what lies elsewhere."""
+    return Path.home() / ".cache" / "ctd"
 
 
 def _train_set(teacher: str) -> str:
@@ -232,35 +301,6 @@ def _content(corpus: Corpus, parts: list[Part]) -> str:
         for text in part.texts:
             digest.update(text.text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
-
-
-def checkpoint_directory(directory: Path, steps: int) -> Path:
-    """Where the checkpoint after `steps` steps lies within a training's `directory`."""
-    return directory / f"step_{steps:08d}"
-
-
-def steps_done(checkpoint: Path | None) -> int:
-    """The steps done at `checkpoint`; None is the start."""
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in `directory`, the fewest steps first."""
-    return sorted(file.parent for file in directory.glob(f"step_*/{WHOLE}"))
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of the most steps in `directory`, None where there is none."""
-    whole = checkpoints(directory)
-    return whole[-1] if whole else None
-
-
-def trained_checkpoint(places: Places) -> Path:
-    """The run's latest checkpoint; raises CtdError where there is none."""
-    checkpoint = latest_checkpoint(places.train)
-    if checkpoint is None:
-        raise CtdError(f"{places.train}: no checkpoint here. Run `ctd train` with the same config first.")
-    return checkpoint
 
 
 def write_whole(file: Path, text: str) -> None:

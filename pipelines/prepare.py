@@ -62,12 +62,16 @@ def prepare(places: Places) -> dict[str, Manifest]:
 def ensure_tokenizer(places: Places) -> None:
     """Train the student's tokenizer where it is to be trained and is not there yet."""
     options = places.config.student.tokenizer
-    if not isinstance(options, TrainedTokenizer) or places.tokenizer is None or places.tokenizer.exists():
+    if not isinstance(options, TrainedTokenizer) or places.tokenizer is None:
+        return
+    places.bring(places.tokenizer)
+    if places.tokenizer.exists():
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
     with whole_directory(places.tokenizer) as temporary:
         tokenizer.save_pretrained(temporary)
+    places.share(places.tokenizer)
 
 
 def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
@@ -87,7 +91,8 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
 def student_side(places: Places) -> Side:
     """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
     options = places.config.student
-    if isinstance(options.tokenizer, TrainedTokenizer):
+    if places.tokenizer is not None:
+        places.bring(places.tokenizer)
         name, revision = str(places.tokenizer), None
     elif isinstance(options.tokenizer, BytesTokenizer):
         name, revision = "bytes", None

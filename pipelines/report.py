@@ -8,7 +8,8 @@ from rich.table import Table
 from ctd_core.errors import CtdError
 from ctd_core.options import Options
 from ctd_core.shards.manifest import Counts, Manifest
-from pipelines.places import Places, latest_checkpoint, write_whole
+from pipelines.checkpoints import latest_checkpoint, name_of
+from pipelines.places import Places, write_whole
 
 
 class Figures(Options):
@@ -53,12 +54,13 @@ class Report(Options):
 
 def run_stamp(places: Places) -> str:
     """The training, the step and the evaluation that figures belong to."""
-    checkpoint = latest_checkpoint(places.train)
-    return f"{places.train.name}/{checkpoint.name if checkpoint else None}/{places.evaluation}"
+    checkpoint = latest_checkpoint(places.checkpoints)
+    return f"{places.train.name}/{name_of(checkpoint) if checkpoint else None}/{places.evaluation}"
 
 
 def read_report(places: Places) -> Report | None:
     """What was measured of this very training and step; None where nothing was, or of another."""
+    places.bring(places.report)
     if not places.report.exists():
         return None
     try:
@@ -71,6 +73,7 @@ def read_report(places: Places) -> Report | None:
 def write_report(places: Places, report: Report) -> None:
     """Put `report` in the place of the one before."""
     write_whole(places.report, report.model_dump_json(indent=1))
+    places.share(places.report)
 
 
 def agreement_table(report: Report) -> Table:
@@ -127,3 +130,5 @@ def print_report(places: Places, report: Report) -> None:
     console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
     console.print(f"seconds: {seconds}")
     console.print(f"model: {places.model}\nreport: {places.report}")
+    if places.store is not None:
+        console.print(f"both are in {places.store} too")

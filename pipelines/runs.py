@@ -1,15 +1,16 @@
 """`ctd runs`: the runs under a storage path, how far each has come, and when it last changed."""
 
 import json
+import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
 from ctd_core.errors import UsageError
 from ctd_core.shards.files import MANIFEST
-from pipelines.metrics import METRICS, read_metrics
+from ctd_core.storage import below, files_below, open_to_read
+from pipelines.metrics import METRICS, parse_metrics
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class RunState:
     age_seconds: float
 
 
-def list_runs(storage: Path) -> list[RunState]:
-    """The runs under `storage`, the one that changed last first; raises UsageError where there is no such directory."""
-    if not storage.is_dir():
-        raise UsageError(
-            f"{storage}: no such directory. Name the `output` of your runs; it is runs unless they say more."
-        )
-    states = [state for folder in storage.iterdir() if (state := _state(folder)) is not None]
+def list_runs(storage: str) -> list[RunState]:
+    """The runs under `storage`, a directory or a URI, what changed last first; raises UsageError where it is none."""
+    try:
+        files = files_below(storage)
+    except UsageError as error:
+        raise UsageError(f"{error} Name the `output` of your runs; it is runs unless they say more.") from error
+    runs: dict[str, dict[str, float]] = {}
+    for path, changed in files.items():
+        name, _, inside = path.partition("/")
+        runs.setdefault(name, {})[inside] = changed
+    states = [state for name, found in runs.items() if (state := _state(storage, name, found)) is not None]
     return sorted(states, key=lambda one: one.age_seconds)
 
 
@@ -45,30 +50,35 @@ def as_table(runs: list[RunState]) -> Table:
     return table
 
 
-def _state(folder: Path) -> RunState | None:
-    files = {name: _newest(folder, pattern) for name, pattern in (
-        ("preparing", "prepared/*/*.arrow"), ("prepared", f"prepared/*/{MANIFEST}"),
-        ("training", f"train-*/{METRICS}"), ("measured", "report.json"),
-    )}  # fmt: skip
-    found = {name: file for name, file in files.items() if file is not None}
-    if not found:
+def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
+    """The state of a run by what it left, each file with the time when it changed."""
+    kinds = {
+        "preparing": r"prepared/[^/]+/[^/]+\.arrow", "prepared": rf"prepared/[^/]+/{MANIFEST}",
+        "training": rf"train-[^/]+/{METRICS}", "measured": r"report\.json",
+    }  # fmt: skip
+    newest = {
+        kind: max(matches, key=files.__getitem__)
+        for kind, pattern in kinds.items()
+        if (matches := [file for file in files if re.fullmatch(pattern, file)])
+    }
+    if not newest:
         return None
-    state, newest = max(found.items(), key=lambda one: (one[1].stat().st_mtime, one[0] != "preparing"))
-    steps = read_metrics(found["training"]) if "training" in found else []
+    state, file = max(newest.items(), key=lambda one: (files[one[1]], one[0] != "preparing"))
+    steps = parse_metrics(_text(storage, name, newest["training"])) if "training" in newest else []
     last: dict[str, float] = {}
     if state == "measured":
-        gap_closed = json.loads(newest.read_text())["gap_closed"]
+        gap_closed = json.loads(_text(storage, name, file))["gap_closed"]
         last = {} if gap_closed is None else {"gap_closed": gap_closed}
     elif state == "training" and steps:
-        distances = (step for step in reversed(steps) if any("teacher_distance" in name for name in step))
-        measured = {name: value for name, value in next(distances, {}).items() if "teacher_distance" in name}
+        distances = (step for step in reversed(steps) if any("teacher_distance" in figure for figure in step))
+        measured = {figure: value for figure, value in next(distances, {}).items() if "teacher_distance" in figure}
         last = {"loss": steps[-1]["loss"], **measured}
-    age = time.time() - newest.stat().st_mtime
-    return RunState(folder.name, state, int(steps[-1]["step"]) if steps else None, last, age)
+    return RunState(name, state, int(steps[-1]["step"]) if steps else None, last, time.time() - files[file])
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
-    return max(folder.glob(pattern), key=lambda file: file.stat().st_mtime, default=None)
+def _text(storage: str, *names: str) -> str:
+    with open_to_read(below(storage, *names)) as stream:
+        return stream.read().decode()
 
 
 def _age(seconds: float) -> str:

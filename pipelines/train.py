@@ -1,9 +1,8 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,18 @@ from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
+from ctd_core.storage import open_to_read
 from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
-from ctd_core.training.workers import ALONE, Worker
+from ctd_core.training.workers import Worker
+from pipelines.checkpoints import keeping, latest_checkpoint, steps_done
 from pipelines.cluster import connect, own_errors
-from pipelines.metrics import METRICS, MetricsLog, read_metrics, step_words
-from pipelines.places import (
-    Places,
-    checkpoint_directory,
-    checkpoints,
-    latest_checkpoint,
-    steps_done,
-    whole_directory,
-)
+from pipelines.metrics import METRICS, MetricsLog, parse_metrics, read_metrics, step_words
+from pipelines.places import Places, whole_directory
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 
-CHECKPOINTS_KEPT = 2
 RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
 
@@ -51,30 +44,30 @@ def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = 
     for one in places.training_sets.values():
         ShardSet(one.location, verify=True, cache=places.cache)
     ensure_student(places)
-    start = latest_checkpoint(places.train)
+    start = latest_checkpoint(places.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
-        say(f"train: all {options.steps} steps are done already, in {places.train}")
+        places.bring(places.train / METRICS)
+        say(f"train: all {options.steps} steps are done already, in {places.checkpoints}")
         return
     if done:
-        say(f"train: going on from step {done}, in {places.train}")
+        say(f"train: going on from step {done}, in {places.checkpoints}")
     if live := options.live_objectives:
         is_own = places.config.student.is_its_own_teacher
         how = "which is the student without its adapters" if is_own else "so it is loaded beside the student"
         say(f"train: {', '.join(live)} asks the teacher at every step, {how}")
-    places.train.mkdir(parents=True, exist_ok=True)
     with progress("train", options.steps) as reporter:
         if options.num_workers:
-            with _watched(places.train / METRICS, reporter), own_errors():
+            with _watched(places, reporter), own_errors():
                 _train_on_ray(places)
         else:
-            save = local_checkpoints(places.train, afterwards=after_checkpoint)
             device = torch.device("cuda" if options.use_gpu else "cpu")
-            run_worker(places, save, start, Worker(device=device), reporter)
+            run_worker(places, after_checkpoint, Worker(device=device), reporter)
 
 
 def ensure_student(places: Places) -> None:
     """Write the student as it is before training, where it is not there yet."""
+    places.bring(places.init)
     if places.init.exists():
         return
     options, teacher = places.config.student, places.config.teacher
@@ -83,6 +76,7 @@ def ensure_student(places: Places) -> None:
     model = make_student(places, student_side(places), teacher_side(teacher))
     with whole_directory(places.init) as temporary:
         model.save_pretrained(temporary)
+    places.share(places.init)
 
 
 def make_student(places: Places, side: Side, teacher_side: Side) -> PreTrainedModel:
@@ -99,7 +93,7 @@ def make_student(places: Places, side: Side, teacher_side: Side) -> PreTrainedMo
     )
 
 
-def load_student(places: Places, side: Side, checkpoint: Path | None) -> LogprobModel:
+def load_student(places: Places, side: Side, checkpoint: str | None) -> LogprobModel:
     """The student, whose tokenizer is `side`, before training or as a checkpoint has it; adapters are merged."""
     student = student_to_train(places, side)
     if checkpoint is not None:
@@ -111,6 +105,7 @@ def load_student(places: Places, side: Side, checkpoint: Path | None) -> Logprob
 
 def student_to_train(places: Places, side: Side) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
+    places.bring(places.init)
     model = adapted(places, load_model(str(places.init)))
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
@@ -129,7 +124,7 @@ def live_teacher(places: Places, side: Side, student: LogprobModel, device: torc
     """
     options = places.config.teacher
     hidden_size = student.model.config.get_text_config().hidden_size
-    both, maps = (side, teacher_side(options)), places.config.output / "maps"
+    both, maps = (side, teacher_side(options)), places.output / "maps"
     if not places.config.student.is_its_own_teacher:
         model = load_model(options.model, options.revision, options.dtype).to(device)
         return LiveTeacher(hidden_size, model, *both, maps)
@@ -140,13 +135,14 @@ def live_teacher(places: Places, side: Side, student: LogprobModel, device: torc
 
 def run_worker(
     places: Places,
-    on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None],
-    start: Path | None,
+    after_checkpoint: Callable[[Metrics], None],
     worker: Worker,
     reporter: Reporter | None = None,
 ) -> None:
-    """One worker's part of the training."""
+    """One worker's part of the training, from the latest checkpoint, also one that another number of workers wrote."""
     options = places.config.train
+    start = latest_checkpoint(places.checkpoints)
+    keep = keeping(places.checkpoints, worker, after_checkpoint)
     sources = {
         name: ShardSet(one.location, verify=False, cache=places.cache) for name, one in places.training_sets.items()
     }
@@ -154,7 +150,11 @@ def run_worker(
     student = student_to_train(places, side)
     for one in sources.values():
         check_student(one.manifest, one.name, side, len(student.mask))
-    log = MetricsLog(places.train / METRICS, start) if worker.rank == 0 else None
+    log = None
+    if worker.rank == 0:
+        places.train.mkdir(parents=True, exist_ok=True)
+        places.bring(places.train / METRICS, anew=True)
+        log = MetricsLog(places.train / METRICS, steps_done(start))
 
     def on_step(metrics: Metrics) -> None:
         if log is not None:
@@ -165,6 +165,11 @@ def run_worker(
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model)
 
+    def on_checkpoint(metrics: Metrics, write: Callable[[str | Path], None]) -> None:
+        if log is not None:
+            shared_metrics(places)
+        keep(metrics, write)
+
     live = live_teacher(places, side, student, worker.device) if options.live_objectives else None
     hooks = Hooks(on_step, on_checkpoint, evaluate)
     try:
@@ -172,6 +177,7 @@ def run_worker(
     finally:
         if log is not None:
             log.close()
+            shared_metrics(places)
 
 
 def figure_names(name: str) -> tuple[str, str]:
@@ -190,33 +196,11 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
     return figures
 
 
-def local_checkpoints(
-    directory: Path, worker: Worker = ALONE, afterwards: Callable[[Metrics], None] = lambda metrics: None
-) -> Callable[[Metrics, Callable[[Path], None]], None]:
-    """Checkpoints in `directory`/step_N, each whole or not there, the last few kept; then `afterwards` is called.
-
-    Every worker writes its part into a directory that the first one makes, and then puts into its place.
-    """
-
-    def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
-        if worker.rank:
-            write(_told(None))
-        else:
-            with whole_directory(checkpoint_directory(directory, int(metrics["step"]))) as temporary:
-                write(temporary if worker.world == 1 else _told(temporary))
-            for old in checkpoints(directory)[:-CHECKPOINTS_KEPT]:
-                shutil.rmtree(old)
-        afterwards(metrics)
-
-    return save
-
-
-def _told(directory: Path | None) -> Path:
-    """What the first worker has for `directory`."""
-    told = [directory]
-    torch.distributed.broadcast_object_list(told)
-    assert told[0] is not None
-    return told[0]
+def shared_metrics(places: Places) -> None:
+    """Put what was measured so far into the store, where there is one."""
+    if places.store is not None:
+        for file in (places.train / METRICS, *places.train.glob("events.*")):
+            places.share(file)
 
 
 # --- On Ray Train ---------------------------------------------------------------------------------------------------
@@ -239,7 +223,7 @@ def _train_on_ray(places: Places) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=places.train.name,
-            storage_path=str(places.train.parent.resolve()),
+            storage_path=places.store or str(places.directory),
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
         ),
     )
@@ -253,25 +237,18 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     places: Places = loop_config["places"]
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    save_here = local_checkpoints(places.train, worker)
-
-    def save(metrics: Metrics, write: Callable[[Path], None]) -> None:
-        # On the storage that all workers share, whole or not at all; Ray's own copy could be cut short by a kill.
-        save_here(metrics, write)
-        ray.train.report(metrics)  # every worker waits here
-
-    # The same directory on every worker; also after a run that was started with another number of workers.
-    run_worker(places, save, latest_checkpoint(places.train), worker)
+    # Checkpoints are ours, whole or not at all; Ray's own copy could be cut short by a kill. Every worker waits here.
+    run_worker(places, ray.train.report, worker)
 
 
 @contextmanager
-def _watched(file: Path, reporter: Reporter) -> Iterator[None]:
-    """Report the last line of a metrics file for as long as workers write it."""
+def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
+    """Report the last line of the metrics for as long as workers write them; in a store, at each checkpoint."""
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(1.0):
-            if lines := read_metrics(file):
+        while not stop.wait(1.0 if places.store is None else 10.0):
+            if lines := _lines_so_far(places):
                 reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -281,3 +258,11 @@ def _watched(file: Path, reporter: Reporter) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _lines_so_far(places: Places) -> list[Metrics]:
+    if places.store is None:
+        return read_metrics(places.train / METRICS)
+    with suppress(OSError), open_to_read(places.within(places.train / METRICS)) as stream:
+        return parse_metrics(stream.read().decode())
+    return []

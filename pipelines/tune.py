@@ -23,10 +23,12 @@ from ctd_core.config_file import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
 from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
+from ctd_core.storage import names_in
 from ctd_core.training.loop import Metrics
+from pipelines.checkpoints import latest_checkpoint, steps_done
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import Places, alone_in, latest_checkpoint, steps_done, variant, write_whole
+from pipelines.places import Places, alone_in, variant, write_whole
 from pipelines.prepare import prepare, student_side
 from pipelines.progress import Reporter, progress, say
 from pipelines.recipes import read_run
@@ -97,11 +99,12 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     searched = options.model_dump(mode="json", exclude={"cpus_per_trial", "concurrent", "max_failures"})
     decides = fingerprint(searched, base.train.name, base.evaluation)
-    directory = base.config.directory / f"search-{file.stem}-{decides}"
+    directory = base.directory / f"search-{file.stem}-{decides}"
+    begun = names_in(base.within(directory))
     drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
-    if directory.exists() and not resume:
+    if begun and not resume:
         raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
-    if resume and not directory.exists():
+    if resume and not begun:
         raise UsageError(f"{directory}: there is no search to resume. Leave --resume out, or take the file as it was.")
     connect(options.cpus_per_trial, float(base.config.train.use_gpu), "cpus_per_trial and train.use_gpu")
     prepare(base)
@@ -109,7 +112,8 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     wanted = len(drawn) if drawn is not None else options.trials or DEFAULT_TRIALS
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter)
-        trials = _run(options, base, metric, space, drawn, directory, resume, watch)
+        is_kept = any(name.startswith("experiment_state-") for name in begun)
+        trials = _run(options, base, metric, space, drawn, directory, resume and is_kept, watch)
     ended = watch.ended if watch.ended is not None else sum(one.is_finished() for one in trials)
     if ended < wanted:
         raise CtdError(
@@ -121,6 +125,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
         raise CtdError(f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'}")
     best = variant(base, results[0].values, f"{file}: the best trial").config
     write_results(file.stem, results, metric, best, directory)
+    base.share(directory)
     return Found(results, metric, directory)
 
 
@@ -212,14 +217,14 @@ def _run(
             {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
         ),
         name=directory.name,
-        storage_path=str(directory.parent),
+        storage_path=base.store or str(base.directory),
         metric=metric,
         mode=options.mode,
         scheduler=_asha(scheduler, train.steps) if isinstance(scheduler, Asha) else None,
         max_concurrent_trials=options.concurrent,
         max_failures=options.max_failures,
         raise_on_failed_trial=False,
-        resume=resume and any(directory.glob("experiment_state-*.json")),
+        resume=resume,
         verbose=0,
         callbacks=[watch, JsonLoggerCallback()],
         trial_dirname_creator=lambda trial: trial.trial_id,
@@ -240,22 +245,25 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
             tune.report(metrics)
 
     with alone_in(places.train):  # Optuna may draw the same settings twice
-        done = steps_done(latest_checkpoint(places.train))
+        done = steps_done(latest_checkpoint(places.checkpoints))
+        places.bring(places.train / METRICS, anew=True)
         first = _measured_after(places, done)
         for line in read_metrics(places.train / METRICS):
             if first < line["step"] <= done:
                 report(line)
         train_student(places, report)
         if places.config.train.steps not in reported:  # it was trained before, and measured on other sets or on none
-            student = load_student(places, student_side(places), latest_checkpoint(places.train))
+            student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
             report({"step": float(places.config.train.steps)} | measure_sets(places, student))
 
 
 def _measured_after(places: Places, done: int) -> int:
     """The step after which the lines of a training tell of the sets that the trial is compared on."""
     file = places.train / f"measured-{places.evaluation}"
+    places.bring(file)
     if not file.exists():
         write_whole(file, str(done))
+        places.share(file)
     return int(file.read_text())
 
 

@@ -9,8 +9,17 @@ import pytest
 from pyarrow import fs
 
 from ctd_core.config import JsonLines, Parquet, TextFiles
-from ctd_core.errors import UsageError
-from ctd_core.storage import file_system, find_files, size_and_time
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.storage import (
+    delete_folder,
+    download,
+    file_system,
+    files_below,
+    find_files,
+    names_in,
+    size_and_time,
+    upload,
+)
 from ctd_core.text.corpora import corpus_files
 from tests.stores import s3_store
 from tests.text.test_corpora import TEXTS, read
@@ -71,3 +80,23 @@ def test_a_store_that_is_none_is_told(store):
     with pytest.raises(UsageError, match="no such file"):
         corpus_files(TextFiles(kind="text", paths=[store("nothing/*")]))
     assert isinstance(file_system("relative")[0], fs.LocalFileSystem)
+
+
+def test_folders_go_to_a_store_and_come_back_as_they_were(store, tmp_path):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "here" / "a.txt").write_text("a")
+    (tmp_path / "here" / "below" / "b.txt").write_text("b")
+    place = store("runs/one")
+    assert names_in(place) == []
+    upload(tmp_path / "here", place)
+    assert names_in(place) == ["a.txt", "below"]
+    assert set(files_below(store("runs"))) == {"one/a.txt", "one/below/b.txt"}
+    download(place, tmp_path / "there")
+    download(store("runs/one/below/b.txt"), tmp_path / "b.txt")
+    delete_folder(place)
+    assert names_in(place) == []
+    with pytest.raises(CtdError, match=r"one.*: cannot be read"):
+        download(place, tmp_path / "again")
+    assert (tmp_path / "there" / "a.txt").read_text() == "a"
+    assert (tmp_path / "there" / "below" / "b.txt").read_text() == "b"
+    assert (tmp_path / "b.txt").read_text() == "b"

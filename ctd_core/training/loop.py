@@ -31,12 +31,12 @@ class Hooks:
 
     on_step: with the metrics of a step, `step` counted from 1 among them.
     evaluate: every `evaluate_every` steps and after the last; its figures join the step's metrics.
-    on_checkpoint: with the metrics and a function that writes the checkpoint into an existing directory, the same for
-        all workers, each of which has to call it.
+    on_checkpoint: with the metrics and a function that writes the checkpoint into an empty directory or a URI, the same
+        for all workers, each of which has to call it.
     """
 
     on_step: Callable[[Metrics], None]
-    on_checkpoint: Callable[[Metrics, Callable[[Path], None]], None]
+    on_checkpoint: Callable[[Metrics, Callable[[str | Path], None]], None]
     evaluate: Callable[[LogprobModel], Metrics]
 
 
@@ -45,7 +45,7 @@ def train(
     student: LogprobModel,
     shards: ShardSet,
     hooks: Hooks,
-    start: Path | None = None,
+    start: str | Path | None = None,
     worker: Worker = ALONE,
     live: LiveTeacher | None = None,
     more_shards: Mapping[str, ShardSet] | None = None,

@@ -5,7 +5,6 @@ import struct
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pipelines.metrics import METRICS, MetricsLog, read_metrics
-from pipelines.places import checkpoint_directory
 
 
 def events(folder):
@@ -23,7 +22,7 @@ def figures(folder):
 
 
 def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_path):
-    log = MetricsLog(tmp_path / METRICS, None)
+    log = MetricsLog(tmp_path / METRICS, 0)
     for step in (1, 2, 3):
         log.add({"step": step, "loss": 0.5 * step, "tokens": 10})
     log.close()
@@ -38,8 +37,8 @@ def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_p
 
 
 def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_path):
-    for start, steps in ((None, (1, 2, 3)), (checkpoint_directory(tmp_path, 2), (3, 4))):
-        log = MetricsLog(tmp_path / METRICS, start)
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        log = MetricsLog(tmp_path / METRICS, done)
         for step in steps:
             log.add({"step": step, "loss": 1.0, "tokens": 10})
         log.close()

@@ -55,5 +55,5 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
 
 
 def test_a_path_without_runs_is_an_error_that_says_which():
-    with pytest.raises(UsageError, match="/no/such: no such directory"):
+    with pytest.raises(UsageError, match="/no/such: no such folder"):
         raise CliRunner().invoke(app, ["runs", "/no/such"]).exception

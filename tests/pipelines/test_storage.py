@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import ray
 from pyarrow import fs
+from transformers import AutoModelForCausalLM
 
-from ctd_core.storage import file_system
+from ctd_core.storage import file_system, names_in
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 from tests.stores import s3_store
 
@@ -19,8 +21,8 @@ def store():
         yield lambda key: f"{head}/{key}{tail}"
 
 
-def losses(folder):
-    lines = (only(folder, "runs/tiny/train-*") / "metrics.jsonl").read_text().splitlines()
+def losses(folder, run="runs/tiny"):
+    lines = (only(folder, f"{run}/train-*") / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
@@ -63,4 +65,59 @@ def test_a_run_on_s3_is_one_on_a_disk(store, config, tmp_path, monkeypatch):  # 
     assert losses(tmp_path / "remote") == losses(tmp_path)
     assert {one.read_bytes() for one in (tmp_path / "home/.cache/ctd/shards").iterdir()} >= {
         content for name, (content, _) in after.items() if name in arrows
+    }
+
+
+@pytest.fixture
+def another_machine(tmp_path, monkeypatch):
+    """Begins work on a machine of that name, which has nothing of any run."""
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))  # it lies in the home otherwise
+
+    def begin(name):
+        monkeypatch.setenv("HOME", str(tmp_path / name))
+        ray.shutdown()  # workers have the home of whoever started Ray
+        return tmp_path / name / ".cache/ctd/runs"
+
+    yield begin
+    ray.shutdown()
+
+
+def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store, config, tmp_path, another_machine):  # noqa: F811
+    config["train"] |= {"num_workers": 2, "evaluate_every": 2}
+    local = written(config, tmp_path)
+    ctd("prepare", "--config", local)
+    ctd("train", "--config", local)
+
+    first = another_machine("first")
+    config["output"] = store("runs")
+    remote = written(config, tmp_path)
+    ctd("prepare", "--config", remote)
+    shorter = ["--set", "train.checkpoint_every=1", "--set", "train.strategy=fsdp"]
+    files, _ = file_system(store(""))
+    ctd("train", "--config", remote, *shorter)
+    (training,) = (one.path for one in files.get_file_info(fs.FileSelector("bucket/runs/tiny")) if "/train-" in one.path
+                   and one.type == fs.FileType.Directory)  # fmt: skip
+    assert [name for name in names_in(store(training.removeprefix("bucket/"))) if name.startswith("step_")] == [
+        "step_00000003",
+        "step_00000004",
+    ]
+    files.delete_file(f"{training}/step_00000004/.metadata")  # as if killed while it was written
+    whole = losses(tmp_path)
+    assert losses(first, "*/tiny") == pytest.approx(whole, rel=1e-5)
+
+    second = another_machine("second")
+    output = ctd("run", "--config", remote, *shorter)
+    assert "gap closed" in output
+    assert "both are in s3://" in " ".join(output.split())
+    assert losses(second, "*/tiny") == pytest.approx(whole, rel=1e-5)
+    report = json.loads(only(second, "*/tiny/report.json").read_text())
+    assert AutoModelForCausalLM.from_pretrained(only(second, "*/tiny/model"))
+    (line,) = ctd("runs", store("runs"), "--json").splitlines()
+    assert json.loads(line) | {"age_seconds": 0} == {
+        "name": "tiny",
+        "state": "measured",
+        "step": 4,
+        "last": {"gap_closed": pytest.approx(report["gap_closed"])},
+        "age_seconds": 0,
     }

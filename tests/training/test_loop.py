@@ -177,16 +177,15 @@ RUN = """
 import json, sys
 from pathlib import Path
 from tests.training.test_loop import *
-from pipelines.places import latest_checkpoint
-from pipelines.train import local_checkpoints
+from pipelines.checkpoints import keeping, latest_checkpoint
 location, out = Path(sys.argv[1]), Path(sys.argv[2])
 hooks = Hooks(
     on_step=lambda metrics: print(json.dumps([metrics["step"], metrics["loss"]]), flush=True),
-    on_checkpoint=local_checkpoints(out), evaluate=lambda model: {},
+    on_checkpoint=keeping(str(out)), evaluate=lambda model: {},
 )
 torch.set_num_threads(1)
 options = Train(steps=40, batch_tokens=300, learning_rate=1e-3, checkpoint_every=2)
-train(options, new_student(), ShardSet(location, verify=False), hooks, latest_checkpoint(out))
+train(options, new_student(), ShardSet(location, verify=False), hooks, latest_checkpoint(str(out)))
 """
 
 

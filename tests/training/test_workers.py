@@ -18,7 +18,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import ALONE, Worker, distribute
-from pipelines.train import local_checkpoints
+from pipelines.checkpoints import keeping
 from tests.models.tiny import llama
 from tests.shards.sets import side, texts, write_set
 from tests.training.test_splits import free_port
@@ -55,7 +55,7 @@ def trained(worker, options, location, out, start=None, student=None):
         measured = measure_agreement(model, shards, 300)
         return {"bits": measured.student_bits_per_byte, "distance": measured.teacher_distance_bits_per_byte}
 
-    hooks = Hooks(seen.append, local_checkpoints(out, worker), evaluate)
+    hooks = Hooks(seen.append, keeping(str(out), worker), evaluate)
     live = LiveTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
     train(options, student, shards, hooks, start, worker, live)
     if worker.rank == 0:

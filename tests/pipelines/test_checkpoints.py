@@ -1,0 +1,40 @@
+"""Checkpoints of a training, where they lie."""
+
+import logging
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from ctd_core.config import Train
+from ctd_core.errors import CtdError
+from ctd_core.models.student import LogprobModel
+from ctd_core.storage import file_system
+from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from ctd_core.training.optimizer import make_optimizer
+from pipelines.checkpoints import checkpoints, keeping, latest_checkpoint, steps_done
+from tests.models.tiny import llama
+from tests.stores import s3_store
+
+
+def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_path):
+    student = LogprobModel(llama(20), np.zeros(20, dtype=bool))
+    other = LogprobModel(llama(20, seed=1), np.zeros(20, dtype=bool))
+    optimizers = [make_optimizer(one, Train(steps=1)) for one in (student, other)]
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_store("bucket") as (head, tail):
+        training = f"{head}/runs/one/train-0{tail}"
+        keep = keeping(training)
+        for step in (1, 2, 3):
+            keep({"step": step}, partial(save_checkpoint, student=student, optimizer=optimizers[0], steps_done=step))
+        assert [steps_done(one) for one in checkpoints(training)] == [2, 3]
+        assert load_checkpoint(checkpoints(training)[-1], other, optimizers[1]) == 3
+        for one, copied in zip(student.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, copied)
+        files, path = file_system(checkpoints(training)[-1])
+        files.delete_file(f"{path}/.metadata")
+        assert [steps_done(one) for one in checkpoints(training)] == [2]
+        files.delete_file(f"{path.replace('3', '2')}/__0_0.distcp")
+        with pytest.raises(CtdError, match="not a whole checkpoint"):
+            load_weights(latest_checkpoint(training), other)
