@@ -1,6 +1,7 @@
-"""One thread for the tests' tiny tensors: more would wait for each other."""
+"""What all tests have in their environment."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads would wait for each other
+os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4  # Ray reads it once a process, and otherwise from its home
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,7 +1,6 @@
 """Corpora and shards by URI, on a store that speaks S3's protocol."""
 
 import json
-import logging
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,8 +26,7 @@ from tests.text.test_corpora import TEXTS, read
 
 @pytest.fixture(scope="module")
 def store():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with s3_store("corpora") as (head, tail):
+    with s3_store("corpora") as (head, tail, _):
         yield lambda key: f"{head}/{key}{tail}"
 
 

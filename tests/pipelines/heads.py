@@ -58,10 +58,8 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
 
     autoscaling: node types by name; machines of them are processes here that come and go as the work asks.
     """
-    token = folder / "token"
-    token.write_text("0123456789abcdef" * 4)
     ports = free_ports(4)
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}  # see conftest
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # also for the `python` of a job
     if autoscaling is not None:
         file = folder / "autoscaling.json"

@@ -1,6 +1,5 @@
 """Checkpoints of a training, where they lie."""
 
-import logging
 from functools import partial
 
 import numpy as np
@@ -22,8 +21,7 @@ def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_
     student = LogprobModel(llama(20), np.zeros(20, dtype=bool))
     other = LogprobModel(llama(20, seed=1), np.zeros(20, dtype=bool))
     optimizers = [make_optimizer(one, Train(steps=1)) for one in (student, other)]
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with s3_store("bucket") as (head, tail):
+    with s3_store("bucket") as (head, tail, _):
         training = f"{head}/runs/one/train-0{tail}"
         keep = keeping(training)
         for step in (1, 2, 3):
