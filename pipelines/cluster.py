@@ -19,13 +19,13 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
-def connect(cpus: float, gpus: float, fields: str) -> None:
-    """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine.
+def connect(cpus: float, gpus: float, fields: str, dashboard: bool = False) -> None:
+    """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine, with its dashboard where asked.
 
     Raises UsageError, naming `fields`, where a cluster of this machine alone could never hold `cpus` and `gpus` at
     once; one that was joined may grow.
     """
-    _join()
+    _join(dashboard)
     there = ray.cluster_resources()
     has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
     lacks = cpus > has[0] or gpus > has[1]
@@ -42,10 +42,10 @@ def let_go() -> None:
         ray.shutdown()
 
 
-def _join() -> None:
+def _join(dashboard: bool) -> None:
     if ray.is_initialized():
         return
-    options = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    options = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": dashboard}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)

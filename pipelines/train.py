@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -30,13 +30,22 @@ from pipelines.places import Places, whole_directory
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
+TRIAL_WORKER_CPUS = 0.9  # what is left of a CPU is room for the trial that waits for its workers
 RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
 
-def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = lambda metrics: None) -> None:
+def train_student(
+    places: Places,
+    after_checkpoint: Callable[[Metrics], None] = lambda metrics: None,
+    on_ray: Callable[[], "UserCallback"] | None = None,
+) -> None:
     """Train to the last step, from the latest checkpoint where there is one; nothing where that is done.
 
-    `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process.
+    `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process;
+    where it is on Ray's workers, what `on_ray` makes is told.
     """
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
@@ -59,7 +68,7 @@ def train_student(places: Places, after_checkpoint: Callable[[Metrics], None] = 
     with progress("train", options.steps) as reporter:
         if options.num_workers:
             with _watched(places, reporter), own_errors():
-                _train_on_ray(places)
+                _train_on_ray(places, [] if on_ray is None else [on_ray()])
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
             run_worker(places, after_checkpoint, Worker(device=device), reporter)
@@ -206,7 +215,7 @@ def shared_metrics(places: Places) -> None:
 # --- On Ray Train ---------------------------------------------------------------------------------------------------
 
 
-def _train_on_ray(places: Places) -> None:
+def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -219,11 +228,13 @@ def _train_on_ray(places: Places) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=options.use_gpu,
+            resources_per_worker={"CPU": TRIAL_WORKER_CPUS} if callbacks and not options.use_gpu else None,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=places.train.name,
             storage_path=places.store or str(places.directory),
+            callbacks=callbacks,
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
         ),
     )

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import ray
 import torch
 from pydantic import Field
 from ray import tune
 from ray.air.constants import EXPR_RESULT_FILE
 from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from ctd_core.config import fingerprint
+from ctd_core.config import Train, fingerprint
 from ctd_core.config_file import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
@@ -26,7 +28,7 @@ from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
 from ctd_core.storage import names_in
 from ctd_core.training.loop import Metrics
 from pipelines.checkpoints import latest_checkpoint, steps_done
-from pipelines.cluster import connect, own_errors
+from pipelines.cluster import connect, let_go, own_errors
 from pipelines.metrics import METRICS, read_metrics
 from pipelines.places import Places, alone_in, variant, write_whole
 from pipelines.prepare import prepare, student_side
@@ -40,6 +42,7 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training writes what they would
 EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
+WAITING_CPUS = 0.01  # of a trial whose workers train
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
 
 
@@ -71,7 +74,7 @@ class Search(Options):
     trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
     scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
     seed: int = 0
-    cpus_per_trial: int = Field(default=1, ge=1, description="a trial is one process")
+    cpus_per_trial: int = Field(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
     concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
 
@@ -106,7 +109,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
         raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
         raise UsageError(f"{directory}: there is no search to resume. Leave --resume out, or take the file as it was.")
-    connect(options.cpus_per_trial, float(base.config.train.use_gpu), "cpus_per_trial and train.use_gpu")
+    _check_room(options, base, file)
     prepare(base)
     ensure_student(base)
     wanted = len(drawn) if drawn is not None else options.trials or DEFAULT_TRIALS
@@ -142,11 +145,36 @@ def _with_evaluations(base: Places, file: Path) -> Places:
     """`base`, evaluated often enough to stop a trial early, each time with a checkpoint to go on from."""
     if not base.config.evaluate.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to search by.")
-    if base.config.train.num_workers:
-        raise UsageError(f"{file}: a trial trains in one process. Leave train.num_workers at 0.")
     train = base.config.train
     every = train.evaluate_every or max(1, train.steps // EVALUATIONS)
     return base.with_train(train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
+
+
+def _check_room(options: Search, base: Places, file: Path) -> None:
+    """Get hold of Ray; raises UsageError where trials of several workers would wait for each other for ever."""
+    train = base.config.train
+    processes, fields = train.num_workers or 1, "cpus_per_trial and train.use_gpu"
+    if train.num_workers:
+        fields = "train.num_workers and train.use_gpu"
+    cpus = float(train.num_workers or options.cpus_per_trial)
+    if train.num_workers:  # what stopped trials leave behind is found through the dashboard, which a new Ray has
+        let_go()
+    connect(cpus, float(processes * train.use_gpu), fields, dashboard=bool(train.num_workers))
+    there, wanted = ray.cluster_resources().get("CPU", 0.0), (options.concurrent or 1) * cpus
+    if "RAY_ADDRESS" not in os.environ and wanted > there:
+        raise UsageError(
+            f"{file}: {options.concurrent} trials at once of {cpus:g} CPUs each are {wanted:g}, and this machine has "
+            f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
+        )
+
+
+def _at_once(options: Search, train: Train) -> int | None:
+    """How many trials may run: of several workers each, so many that all of them find room."""
+    if options.concurrent is not None or not train.num_workers:
+        return options.concurrent
+    there = ray.cluster_resources()
+    room = there.get("GPU" if train.use_gpu else "CPU", 0.0)
+    return max(1, int(room // train.num_workers))
 
 
 def _metric(options: Search, base: Places, file: Path) -> str:
@@ -214,14 +242,14 @@ def _run(
     return tune.run(
         tune.with_resources(
             tune.with_parameters(trial_training, base=base, metric=metric, cpus=options.cpus_per_trial),
-            {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
+            {"CPU": WAITING_CPUS} if train.num_workers else {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
         ),
         name=directory.name,
         storage_path=base.store or str(base.directory),
         metric=metric,
         mode=options.mode,
         scheduler=_asha(scheduler, train.steps) if isinstance(scheduler, Asha) else None,
-        max_concurrent_trials=options.concurrent,
+        max_concurrent_trials=_at_once(options, train),
         max_failures=options.max_failures,
         raise_on_failed_trial=False,
         resume=resume,
@@ -251,8 +279,8 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
         for line in read_metrics(places.train / METRICS):
             if first < line["step"] <= done:
                 report(line)
-        train_student(places, report)
-        if places.config.train.steps not in reported:  # it was trained before, and measured on other sets or on none
+        train_student(places, report, on_ray=TuneReportCallback)
+        if done == places.config.train.steps not in reported:  # it was measured on other sets before, or on none
             student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
             report({"step": float(places.config.train.steps)} | measure_sets(places, student))
 

@@ -15,6 +15,7 @@ from pyarrow import parquet
 import pipelines.places
 from ctd_core.errors import UsageError
 from ctd_core.search_space import parse_space
+from pipelines.metrics import read_metrics
 from pipelines.tune import Search, optuna_searcher
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
@@ -74,6 +75,22 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
         ctd("tune", "--config", file)
 
 
+def test_a_trial_may_have_several_workers(searched, config, tmp_path):  # noqa: F811
+    scheduler = {"kind": "asha", "grace_steps": 2, "reduction_factor": 2}
+    rates = {"train.learning_rate": {"grid": [1e-3, 1e-9]}}
+    file = searched(space=rates, searcher="grid", scheduler=scheduler, changes={"train.num_workers": 2}, trials=2)
+    output = ctd("tune", "--config", file)
+    best = Path(output.split()[-1])
+    assert yaml.safe_load(best.read_text())["train"]["learning_rate"] == 1e-3
+    steps = {}
+    for row in parquet.read_table(best.parent / "trials.parquet").to_pylist():
+        steps.setdefault(row["train.learning_rate"], []).append(row["step"])
+    assert steps[1e-3] == [2, 4, 6]
+    assert steps[1e-9] == [2, 4, 6][: len(steps[1e-9])]  # it goes on until the word to stop comes
+    for file in tmp_path.glob("runs/tiny/train-*/metrics.jsonl"):
+        assert {line["workers"] for line in read_metrics(file)} == {2}
+
+
 def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, tmp_path):
     file = searched(
         space={"train.learning_rate": {"choice": [1e-3, 1e-12, 1e30]}},
@@ -115,7 +132,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
         ({"searcher": "grid"}, r"gamma: a grid search cannot try every number"),
         ({"metric": "loss"}, "metric: loss: a trial measures held-out_teacher_distance_bits_per_byte, "),
         ({"cpus_per_trial": 1000}, "cpus_per_trial .* ask for 1000 CPUs"),
-        ({"changes": {"train.num_workers": 2}}, r"a trial trains in one process"),
+        ({"changes": {"train.num_workers": 2}, "concurrent": 64}, r"64 trials at once of 2 CPUs each are 128"),
         ({"scheduler": {"grace_steps": 4}}, r"scheduler: give its kind"),
         ({"space": {"train.steps": {"grid": [2, 4]}}}, r"trials of unlike length cannot be compared"),
         ({"trial": 4}, "trial: there is no such field"),
