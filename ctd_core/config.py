@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -252,6 +253,8 @@ class Train(Options):
     def _workers_share_a_step(self) -> "Train":
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
+        if self.min_workers is not None and self.checkpoint_every is None:
+            raise ValueError("min_workers needs checkpoint_every: when workers come or go, all start from a checkpoint")
         most = max(self.num_workers, 1)
         for workers in range(self.min_workers or most, most + 1):
             if self.micro_batches % workers:
@@ -350,6 +353,12 @@ class RunConfig(Options):
             who = "teacher" if idle[0] is None else f"more_teachers.{idle[0]}"
             raise ValueError(
                 f"no objective learns from {who}: alm learns from the one that it names, others from teacher"
+            )
+        locations = [self.output, self.prepare.storage or "", *getattr(self.corpus, "paths", [])]
+        if any("://" in one and "@" in urlsplit(one).netloc for one in locations):
+            raise ValueError(
+                "a URI with a key in it would be shown in messages and in the card of the exported model: leave the "
+                "part before @ out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
             )
         if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.live_objectives:
             raise ValueError(

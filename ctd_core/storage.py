@@ -4,6 +4,8 @@ import fnmatch
 import glob
 import io
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -91,7 +93,8 @@ def open_to_read(location: str) -> BinaryIO:
 def names_in(location: str | Path) -> list[str]:
     """The names of what lies in a folder, in order; none where there is no such folder."""
     files, path = file_system(str(location))
-    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    with _told(f"{location}: cannot be read"):
+        found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(one.base_name for one in found)
 
 
@@ -110,27 +113,47 @@ def files_below(location: str | Path) -> dict[str, float]:
 
 
 def delete_folder(location: str | Path) -> None:
-    """Take a folder away with all that is in it."""
+    """Take a folder away with all that is in it; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
-    files.delete_dir(path)
+    with _told(f"{location}: cannot be deleted"):
+        files.delete_dir(path)
+
+
+def delete_file(location: str | Path) -> None:
+    """Take a file away, where there is one; raises CtdError where that cannot be done."""
+    files, path = file_system(str(location))
+    with _told(f"{location}: cannot be deleted"):
+        if files.get_file_info(path).type == fs.FileType.File:
+            files.delete_file(path)
+
+
+def write_text(location: str | Path, text: str) -> None:
+    """Write a file; raises CtdError where that cannot be done."""
+    files, path = file_system(str(location))
+    with _told(f"{location}: cannot be written"), files.open_output_stream(path) as stream:
+        stream.write(text.encode())
 
 
 def upload(source: Path, location: str) -> None:
     """Copy a local file, or a folder with all that is in it; raises CtdError where it cannot be written."""
     files, path = file_system(location)
-    _copy(source, path, f"{location}: cannot be written", source_filesystem=LOCAL, destination_filesystem=files)
+    with _told(f"{location}: cannot be written"):
+        files.create_dir(posixpath.dirname(path) if source.is_file() else path, recursive=True)
+        fs.copy_files(str(source), path, source_filesystem=LOCAL, destination_filesystem=files)
 
 
 def download(location: str, target: Path) -> None:
     """Copy a file, or a folder with all that is in it, to this machine; raises CtdError where it cannot be read."""
     files, path = file_system(location)
-    if files.get_file_info(path).type == fs.FileType.Directory:
-        target.mkdir(parents=True)
-    _copy(path, target, f"{location}: cannot be read", source_filesystem=files, destination_filesystem=LOCAL)
+    with _told(f"{location}: cannot be read"):
+        if files.get_file_info(path).type == fs.FileType.Directory:
+            target.mkdir(parents=True)
+        fs.copy_files(path, str(target), source_filesystem=files, destination_filesystem=LOCAL)
 
 
-def _copy(source: str | Path, target: str | Path, failure: str, **systems: fs.FileSystem) -> None:
+@contextmanager
+def _told(failure: str) -> Iterator[None]:
     try:
-        fs.copy_files(str(source), str(target), **systems)
+        yield
     except OSError as error:
         raise CtdError(f"{failure} ({error}). Run the same command again.") from error

@@ -14,27 +14,27 @@ from ctd_core.training.workers import ALONE, Worker
 from pipelines.places import Places, whole_directory
 
 KEPT = 2
-FIRST = "step_"
+PREFIX = "step_"
 
 
 def checkpoint_at(training: str, steps: int) -> str:
     """Where the checkpoint after `steps` steps of a training lies."""
-    return below(training, f"{FIRST}{steps:08d}")
+    return below(training, f"{PREFIX}{steps:08d}")
 
 
 def steps_done(checkpoint: str | None) -> int:
     """The steps done at `checkpoint`; None is the start."""
-    return 0 if checkpoint is None else int(name_of(checkpoint).removeprefix(FIRST))
+    return 0 if checkpoint is None else int(name_of(checkpoint).removeprefix(PREFIX))
 
 
 def name_of(checkpoint: str) -> str:
     """The last part of a checkpoint's location."""
-    return posixpath.basename(checkpoint.partition("?")[0])
+    return posixpath.basename(checkpoint.partition("?")[0] if is_uri(checkpoint) else checkpoint)
 
 
 def checkpoints(training: str) -> list[str]:
     """The whole checkpoints of a training, the fewest steps first."""
-    found = [below(training, name) for name in names_in(training) if name.startswith(FIRST)]
+    found = [below(training, name) for name in names_in(training) if name.startswith(PREFIX)]
     return [one for one in found if WHOLE in names_in(one)]
 
 
@@ -42,6 +42,12 @@ def latest_checkpoint(training: str) -> str | None:
     """The checkpoint of the most steps, None where there is none."""
     whole = checkpoints(training)
     return whole[-1] if whole else None
+
+
+def starting_checkpoint(training: str, worker: Worker) -> str | None:
+    """The latest checkpoint as the first worker sees it: all have to start from the same one."""
+    found = latest_checkpoint(training) if worker.rank == 0 else None
+    return found if worker.world == 1 else _told(found)
 
 
 def trained_checkpoint(places: Places) -> str:
@@ -66,10 +72,10 @@ def keeping(
         if is_uri(training):
             write(place)
         elif worker.rank:
-            write(_told(None))
+            write(_told(None) or place)
         else:
             with whole_directory(Path(place)) as temporary:
-                write(temporary if worker.world == 1 else _told(temporary))
+                write(temporary if worker.world == 1 else _told(str(temporary)) or temporary)
         if worker.rank == 0:
             for old in checkpoints(training)[:-KEPT]:
                 delete_folder(old)
@@ -78,9 +84,8 @@ def keeping(
     return save
 
 
-def _told(directory: Path | None) -> Path:
-    """What the first worker has for `directory`."""
-    told = [directory]
+def _told(location: str | None) -> str | None:
+    """What the first worker has for `location`."""
+    told = [location]
     torch.distributed.broadcast_object_list(told)
-    assert told[0] is not None
     return told[0]

@@ -41,7 +41,17 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.storage import below, download, file_system, is_uri, names_in, size_and_time, upload
+from ctd_core.storage import (
+    below,
+    delete_file,
+    delete_folder,
+    download,
+    is_uri,
+    names_in,
+    size_and_time,
+    upload,
+    write_text,
+)
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
 
 TRAIN_SET = "train"
@@ -127,20 +137,29 @@ class Places:
         with alone_in(self.directory):  # workers of one machine want the same
             if anew or not path.exists():
                 with tempfile.TemporaryDirectory(prefix=".copy-", dir=self.directory) as temporary:
-                    copy = Path(temporary) / path.name
-                    download(self.within(path), copy)
+                    copied = Path(temporary) / path.name
+                    download(self.within(path), copied)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     if path.is_dir():
                         shutil.rmtree(path)
-                    os.replace(copy, path)
+                    os.replace(copied, path)
 
-    def share(self, path: Path) -> None:
-        """Copy a file or a directory to the store, where there is one; raises CtdError where that cannot be done."""
-        if self.store is not None:
-            upload(path, self.within(path))
-            files, marker = file_system(self.within(path.with_name(path.name + WHOLE_IN_STORE)))
-            with files.open_output_stream(marker) as stream:
-                stream.write(b"")
+    def share(self, path: Path, anew: bool = True) -> None:
+        """Copy a file or directory to the store, where there is one; what is there is replaced, or kept if not `anew`.
+
+        Raises CtdError where that cannot be done.
+        """
+        if self.store is None:
+            return
+        there = names_in(self.within(path.parent))
+        if not anew and path.name + WHOLE_IN_STORE in there:
+            return
+        marker = path.with_name(path.name + WHOLE_IN_STORE)
+        if path.is_dir() and path.name in there:  # no mixture of two
+            delete_file(self.within(marker))
+            delete_folder(self.within(path))
+        upload(path, self.within(path))
+        write_text(self.within(marker), "")
 
     def with_train(self, train: Train) -> "Places":
         """The places of a run that differs in its training alone; what was read for this one is not read again."""

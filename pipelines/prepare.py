@@ -66,6 +66,7 @@ def ensure_tokenizer(places: Places) -> None:
         return
     places.bring(places.tokenizer)
     if places.tokenizer.exists():
+        places.share(places.tokenizer, anew=False)  # where an earlier try was cut short
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)

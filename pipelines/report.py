@@ -60,7 +60,7 @@ def run_stamp(places: Places) -> str:
 
 def read_report(places: Places) -> Report | None:
     """What was measured of this very training and step; None where nothing was, or of another."""
-    places.bring(places.report)
+    places.bring(places.report, anew=True)
     if not places.report.exists():
         return None
     try:

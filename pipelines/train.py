@@ -23,7 +23,7 @@ from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
 from ctd_core.training.workers import Worker
-from pipelines.checkpoints import keeping, latest_checkpoint, steps_done
+from pipelines.checkpoints import keeping, latest_checkpoint, starting_checkpoint, steps_done
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, MetricsLog, parse_metrics, read_metrics, step_words
 from pipelines.places import Places, whole_directory
@@ -78,6 +78,7 @@ def ensure_student(places: Places) -> None:
     """Write the student as it is before training, where it is not there yet."""
     places.bring(places.init)
     if places.init.exists():
+        places.share(places.init, anew=False)  # where an earlier try was cut short
         return
     options, teacher = places.config.student, places.config.teacher
     own = options.model is not None
@@ -150,7 +151,7 @@ def run_worker(
 ) -> None:
     """One worker's part of the training, from the latest checkpoint, also one that another number of workers wrote."""
     options = places.config.train
-    start = latest_checkpoint(places.checkpoints)
+    start = starting_checkpoint(places.checkpoints, worker)
     keep = keeping(places.checkpoints, worker, after_checkpoint)
     sources = {
         name: ShardSet(one.location, verify=False, cache=places.cache) for name, one in places.training_sets.items()
@@ -186,7 +187,8 @@ def run_worker(
     finally:
         if log is not None:
             log.close()
-            shared_metrics(places)
+    if log is not None:
+        shared_metrics(places)
 
 
 def figure_names(name: str) -> tuple[str, str]:

@@ -103,12 +103,13 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     searched = options.model_dump(mode="json", exclude={"cpus_per_trial", "concurrent", "max_failures"})
     decides = fingerprint(searched, base.train.name, base.evaluation)
     directory = base.directory / f"search-{file.stem}-{decides}"
-    begun = names_in(base.within(directory))
+    kept = base.within(directory)
+    begun = names_in(kept)
     drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
     if begun and not resume:
-        raise UsageError(f"{directory}: this search was begun already. Go on with it: --resume. Or delete it.")
+        raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
-        raise UsageError(f"{directory}: there is no search to resume. Leave --resume out, or take the file as it was.")
+        raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
     _check_room(options, base, file)
     prepare(base)
     ensure_student(base)
@@ -127,8 +128,11 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'}")
     best = variant(base, results[0].values, f"{file}: the best trial").config
+    directory.mkdir(parents=True, exist_ok=True)
     write_results(file.stem, results, metric, best, directory)
-    base.share(directory)
+    for result in directory.iterdir():
+        if result.is_file():
+            base.share(result)
     return Found(results, metric, directory)
 
 

@@ -51,7 +51,7 @@ def s3_store(bucket: str, troubles: float = 0.0) -> Iterator[tuple[str, str, Tro
     try:
         place = f"127.0.0.1:{server.server_port}"
         tail = f"?region=us-east-1&scheme=http&endpoint_override={place}&allow_bucket_creation=true"
-        head = f"s3://key:secret@{bucket}"
+        head = f"s3://{bucket}"
         files, path = fs.FileSystem.from_uri(head + tail)
         files.create_dir(path)
         yield head, tail, app

@@ -53,6 +53,8 @@ def test_every_recipe_is_a_run(name):
         ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
         ("name=a/b", "name: "),
+        ("output=s3://key:secret@bucket/runs", "leave the part before @ out"),
+        ("prepare.storage=s3://key:secret@bucket/runs", "leave the part before @ out"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(override, message):

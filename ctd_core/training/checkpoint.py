@@ -43,12 +43,9 @@ def save_checkpoint(
         with _quiet():
             save(state, storage_writer=_writer(str(location)), no_dist=not dist.is_initialized())
     except (CheckpointException, OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
-        if not is_uri(str(location)):
-            for left in Path(location).iterdir():
-                left.unlink(missing_ok=True)
         raise CtdError(
             f"{location}: the checkpoint cannot be written ({_cause(error)}). Free some space and run the same "
-            "command again: it goes on from the checkpoint before."
+            "command again, if that is what it lacked: it goes on from the checkpoint before."
         ) from error
 
 
@@ -87,8 +84,8 @@ def _read(location: str, state: dict[str, Any]) -> None:
             load(state, storage_reader=_reader(location), no_dist=not dist.is_initialized())
     except (CheckpointException, Exception) as error:  # the first is no Exception
         raise CtdError(
-            f"{location}: not a whole checkpoint ({_cause(error)}). Delete this directory: the run goes on from the "
-            "checkpoint before, or from the start."
+            f"{location}: not a whole checkpoint ({_cause(error)}). Where the storage can be read, delete this "
+            "directory: the run goes on from the checkpoint before, or from the start."
         ) from error
 
 

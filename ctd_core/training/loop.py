@@ -63,6 +63,8 @@ def train(
     sources[None] = shards
     _check_targets(options, sources)
     model, device = student.model, worker.device
+    if options.strategy == "ddp":
+        student.to(device)  # a live teacher may be the student itself, and objectives ask where it is
     torch.manual_seed(options.seed)
     objectives = [
         WeightedObjective(one.weight, make_objective(one, live), one.teacher if isinstance(one, Alm) else None)

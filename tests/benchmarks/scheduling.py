@@ -1,11 +1,14 @@
 """Ratios of what Ray adds: tasks and workers side by side, a trial's start, a worker's end."""
 
 import json
+import logging
 import multiprocessing
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import psutil
 import ray
+import ray.data
 import yaml
 from rich.table import Table
 
@@ -21,7 +25,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
 from ctd_core.text.corpora import read_part, training_texts
 from ctd_core.text.segments import plain_document
-from pipelines.cluster import connect, let_go
+from pipelines.cluster import let_go
 from pipelines.metrics import METRICS, read_metrics
 from pipelines.places import TRAIN_SET, Places
 from pipelines.prepare import prepare, student_side, teacher_side
@@ -58,7 +62,8 @@ def cpus(count: int):
     let_go()
     os.environ["RAYON_NUM_THREADS"] = "1"
     ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False)
-    connect(1, 0, "")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
@@ -117,7 +122,8 @@ def without_ray(folder: Path, corpus: Path) -> float:
 
 def workers(teacher: str, folder: Path) -> float:
     """Tokens a second of two workers over those of one, on a whole model."""
-    _write(folder / "train.jsonl", standard_library_source()[:50])
+    documents = [json.dumps({"text": text}) + "\n" for text in standard_library_source()[:60]]
+    (folder / "train.jsonl").write_text("".join(documents))
     rates = []
     for count in (1, 2):
         train = {"steps": 5, "num_workers": count, "micro_batches": 4, "batch_tokens": 512}
@@ -126,7 +132,7 @@ def workers(teacher: str, folder: Path) -> float:
             "output": str(folder / "runs"),
             "student": {"tokenizer": {"kind": "pretrained", "name": teacher}},
             "teacher": {"model": teacher},
-            "corpus": {"kind": "jsonl", "paths": [str(folder / "train.jsonl")], "sample_fraction": 0.01},
+            "corpus": {"kind": "jsonl", "paths": [str(folder / "train.jsonl")]},
             "prepare": {"targets": False, "student_window_tokens": 512, "teacher_window_tokens": 512},
             "train": {**train, "objectives": [{"kind": "sft"}]},
         }
@@ -175,28 +181,30 @@ def trial(config: dict[str, Any]) -> float:
 
 def killed_worker(config: dict[str, Any]) -> tuple[float, float]:
     """Seconds from a training's start to its first step, and from the end of a worker to the next step."""
+    folder = Path(config["output"]).parent
     config["train"] |= {"steps": 2000, "num_workers": 2, "checkpoint_every": 50}
     config["evaluate"] = {}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
     places = Places(RunConfig.model_validate(config))
     prepare(places)
     ensure_student(places)
+    let_go()
     file, begun = places.train / METRICS, time.monotonic()
-    training = threading.Thread(target=lambda: train_student(places))
-    training.start()
+    command = [sys.executable, "-m", "pipelines", "train", "--config", str(folder / "run.yaml")]
+    training = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     start = _wait_for(lambda: bool(read_metrics(file))) - begun
     _wait_for(lambda: len(read_metrics(file)) > 60)
-    (victim, *_) = [
-        one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())
-    ]
+    below = psutil.Process(training.pid).children(recursive=True)
+    victim = next(one for one in below if "RayTrainWorker" in " ".join(one.cmdline()))
     killed = time.monotonic()
     victim.kill()
     time.sleep(0.5)  # what the other worker had begun
-    seen = len(read_metrics(file))
-    _wait_for(lambda: len(read_metrics(file)) < seen)  # back to the checkpoint
+    seen = file.stat().st_ino  # a training that goes on begins with a new file
+    _wait_for(lambda: file.stat().st_ino != seen)
     back = len(read_metrics(file))
     again = _wait_for(lambda: len(read_metrics(file)) > back) - killed
-    training.join()
-    let_go()
+    training.send_signal(signal.SIGINT)
+    training.wait()
     return start, again
 
 

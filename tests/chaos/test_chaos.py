@@ -144,7 +144,7 @@ def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbe
     torn = subprocess.run(exporting, cwd=ROOT, capture_output=True, text=True)
     assert torn.returncode == 1
     assert "not a whole checkpoint" in torn.stderr
-    assert "Delete this directory" in torn.stderr
+    assert "delete this directory" in torn.stderr
     shutil.rmtree(last)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert losses(run) == whole

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import save_checkpoint
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
+from pipelines.checkpoints import keeping
 from tests.disks import files_of_at_most
 from tests.models.tiny import llama
 from tests.shards.sets import side, texts, write_set
@@ -128,8 +130,9 @@ def test_a_broken_checkpoint_is_an_error_that_names_it(shards, tmp_path):
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     model = new_student()
     optimizer = make_optimizer(model, Train(steps=1))
+    write = partial(save_checkpoint, student=model, optimizer=optimizer, steps_done=1)
     with files_of_at_most(10_000), pytest.raises(CtdError, match="cannot be written"):
-        save_checkpoint(tmp_path, model, optimizer, 1)
+        keeping(str(tmp_path))({"step": 1}, write)
     assert list(tmp_path.iterdir()) == []
 
 

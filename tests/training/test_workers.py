@@ -181,6 +181,8 @@ def test_shares_are_refused_where_they_cannot_be():
 def test_every_number_of_workers_has_to_share_a_step_evenly():
     assert options(2, "ddp", min_workers=1).min_workers == 1
     with pytest.raises(ValidationError, match=r"micro_batches is 4, and a step may have 3 workers"):
-        Train(steps=1, micro_batches=4, num_workers=4, min_workers=2)
+        Train(steps=1, micro_batches=4, num_workers=4, min_workers=2, checkpoint_every=1)
+    with pytest.raises(ValidationError, match="min_workers needs checkpoint_every"):
+        Train(steps=1, micro_batches=4, num_workers=4, min_workers=4)
     with pytest.raises(ValidationError, match="min_workers is 3, and num_workers, the most, 2"):
         options(2, "ddp", min_workers=3)
