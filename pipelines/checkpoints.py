@@ -34,8 +34,11 @@ def name_of(checkpoint: str) -> str:
 
 def checkpoints(training: str) -> list[str]:
     """The whole checkpoints of a training, the fewest steps first."""
-    found = [below(training, name) for name in names_in(training) if name.startswith(PREFIX)]
-    return [one for one in found if WHOLE in names_in(one)]
+    return [one for one in _begun(training) if WHOLE in names_in(one)]
+
+
+def _begun(training: str) -> list[str]:
+    return [below(training, name) for name in names_in(training) if name.startswith(PREFIX)]
 
 
 def latest_checkpoint(training: str) -> str | None:
@@ -77,8 +80,10 @@ def keeping(
             with whole_directory(Path(place)) as temporary:
                 write(temporary if worker.world == 1 else _told(str(temporary)) or temporary)
         if worker.rank == 0:
-            for old in checkpoints(training)[:-KEPT]:
-                delete_folder(old)
+            oldest = checkpoints(training)[-KEPT:][0]
+            for old in _begun(training):
+                if steps_done(old) < steps_done(oldest):
+                    delete_folder(old)
         afterwards(metrics)
 
     return save

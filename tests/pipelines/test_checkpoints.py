@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pyarrow import fs
 
 from ctd_core.config import Train
 from ctd_core.errors import CtdError
@@ -12,7 +13,7 @@ from ctd_core.models.student import LogprobModel
 from ctd_core.storage import file_system
 from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ctd_core.training.optimizer import make_optimizer
-from pipelines.checkpoints import checkpoints, keeping, latest_checkpoint, steps_done
+from pipelines.checkpoints import checkpoint_at, checkpoints, keeping, latest_checkpoint, steps_done
 from tests.models.tiny import llama
 from tests.stores import s3_store
 
@@ -24,9 +25,13 @@ def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_
     with s3_store("bucket") as (head, tail, _):
         training = f"{head}/runs/one/train-0{tail}"
         keep = keeping(training)
+        files, path = file_system(checkpoint_at(training, 1))
         for step in (1, 2, 3):
+            if step == 2:
+                files.delete_file(f"{path}/.metadata")  # as if killed while it was written
             keep({"step": step}, partial(save_checkpoint, student=student, optimizer=optimizers[0], steps_done=step))
         assert [steps_done(one) for one in checkpoints(training)] == [2, 3]
+        assert files.get_file_info(path).type == fs.FileType.NotFound
         assert load_checkpoint(checkpoints(training)[-1], other, optimizers[1]) == 3
         for one, copied in zip(student.parameters(), other.parameters(), strict=True):
             assert torch.equal(one, copied)
