@@ -157,17 +157,16 @@ def _with_evaluations(base: Places, file: Path) -> Places:
 def _check_room(options: Search, base: Places, file: Path) -> None:
     """Get hold of Ray; raises UsageError where trials of several workers would wait for each other for ever."""
     train = base.config.train
-    processes, fields = train.num_workers or 1, "cpus_per_trial and train.use_gpu"
-    if train.num_workers:
-        fields = "train.num_workers and train.use_gpu"
-    cpus = float(train.num_workers or options.cpus_per_trial)
-    if train.num_workers:  # what stopped trials leave behind is found through the dashboard, which a new Ray has
-        let_go()
-    connect(cpus, float(processes * train.use_gpu), fields, dashboard=bool(train.num_workers))
-    there, wanted = ray.cluster_resources().get("CPU", 0.0), (options.concurrent or 1) * cpus
+    workers = train.num_workers
+    if not workers:  # such trials wait for room, and not for each other
+        connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
+        return
+    let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
+    connect(workers, float(workers * train.use_gpu), "train.num_workers and train.use_gpu", dashboard=True)
+    there, wanted = ray.cluster_resources().get("CPU", 0.0), (options.concurrent or 1) * workers
     if "RAY_ADDRESS" not in os.environ and wanted > there:
         raise UsageError(
-            f"{file}: {options.concurrent} trials at once of {cpus:g} CPUs each are {wanted:g}, and this machine has "
+            f"{file}: {options.concurrent} trials at once of {workers} CPUs each are {wanted}, and this machine has "
             f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
         )
 
