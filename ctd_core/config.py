@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
-from ctd_core.config_objectives import Alm, AnyObjective, Live, OneToOneKl
-from ctd_core.options import Options
+from ctd_core.config_objectives import Alm, OneToOneKl
+from ctd_core.config_train import Train
+from ctd_core.options import Fraction, Options
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 # --- Tokenizers and models --------------------------------------------------------------------------------------
@@ -194,96 +194,7 @@ class Prepare(Options):
     scoring_gpus: float = Field(default=0, ge=0, description="GPUs for each scoring actor")
 
 
-# --- Training ---------------------------------------------------------------------------------------------------
-
-
-class Train(Options):
-    """One training run on stored targets."""
-
-    steps: int = Field(gt=0)
-    seed: int = 0
-    objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
-    batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
-    micro_batches: int = Field(
-        default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
-    )
-    num_workers: int = Field(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
-    min_workers: int | None = Field(
-        default=None, ge=1, description="go on with as few as this where machines are lost, until others join"
-    )
-    use_gpu: bool = Field(default=False, description="a GPU for each worker")
-    strategy: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
-    )
-    activation_checkpointing: bool = Field(
-        default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
-    )
-    learning_rate: float = Field(1e-5, gt=0)
-    embedding_learning_rate: float | None = Field(
-        default=None, gt=0, description="for embeddings and head, where it differs"
-    )
-    projection_learning_rate: float = Field(
-        default=1e-3,
-        gt=0,
-        description="for projections that an objective trains along: dskd's, hidden_states' of unlike widths",
-    )
-    weighting: Literal["fixed", "gradient_magnitude"] = Field(
-        default="fixed",
-        description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
-    )
-    warmup_steps: int = Field(default=0, ge=0)
-    final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    freeze: list[str] = Field(
-        default=[], description="regular expressions; parameters with a match in their name stay fixed"
-    )
-    autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
-    evaluate_every: int | None = Field(default=None, gt=0, description="the last step is then measured too")
-    checkpoint_every: int | None = Field(default=None, gt=0, description="the last step is always kept")
-    max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
-
-    @property
-    def live_objectives(self) -> list[str]:
-        """The kinds of those objectives that ask the teacher at every step."""
-        return [one.kind for one in self.objectives if isinstance(one, Live)]
-
-    @model_validator(mode="after")
-    def _workers_share_a_step(self) -> "Train":
-        if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
-        if self.min_workers is not None and self.checkpoint_every is None:
-            raise ValueError("min_workers needs checkpoint_every: when workers come or go, all start from a checkpoint")
-        most = max(self.num_workers, 1)
-        for workers in range(self.min_workers or most, most + 1):
-            if self.micro_batches % workers:
-                raise ValueError(
-                    f"micro_batches is {self.micro_batches}, and a step may have {workers} workers: each takes the "
-                    "same number of micro-batches a step, so the first must be a multiple of the second"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _shares_are_possible(self) -> "Train":
-        if self.strategy == "fsdp" and not self.num_workers:
-            raise ValueError("strategy: fsdp shares the student out among num_workers, which is 0: set it to 2 or more")
-        if self.strategy == "fsdp" and self.weighting == "gradient_magnitude":
-            raise ValueError(
-                "weighting: gradient_magnitude needs whole layers, which strategy: fsdp shares out: take ddp, or fixed "
-                "weights"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _no_weight_is_ignored(self) -> "Train":
-        weighted = [one.kind for one in self.objectives if one.weight != 1]
-        if self.weighting == "gradient_magnitude" and (weighted or len(self.objectives) < 2):
-            raise ValueError(
-                "weighting: gradient_magnitude finds the weights of several objectives itself"
-                + (f", so the weight of {weighted[0]} would be ignored: leave it out" if weighted else ": name several")
-            )
-        return self
+# --- A run ---------------------------------------------------------------------------------------------------------
 
 
 class Evaluate(Options):

@@ -1,6 +1,10 @@
 """What every group of options has in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Options(BaseModel):

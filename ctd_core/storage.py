@@ -101,13 +101,15 @@ def names_in(location: str | Path) -> list[str]:
 def files_below(location: str | Path) -> dict[str, float]:
     """Every file in a folder and in those below it, by its path from there: when it changed last, in seconds.
 
-    Raises UsageError where there is no such folder.
+    Raises UsageError where there is no such folder, CtdError where it cannot be read.
     """
     files, path = file_system(str(location))
     try:
         found = files.get_file_info(fs.FileSelector(path, recursive=True))
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{location}: no such folder ({error}).") from error
+    except OSError as error:
+        raise CtdError(f"{location}: cannot be read ({error}).") from error
     inside = [one for one in found if one.type == fs.FileType.File]
     return {posixpath.relpath(one.path, path): (one.mtime_ns or 0) / 1e9 for one in inside}
 

@@ -11,7 +11,8 @@ from ctd_core.storage import below, delete_folder, is_uri, names_in
 from ctd_core.training.checkpoint import WHOLE
 from ctd_core.training.loop import Metrics
 from ctd_core.training.workers import ALONE, Worker
-from pipelines.places import Places, whole_directory
+from pipelines.places import Places
+from pipelines.run_files import whole_directory
 
 KEPT = 2
 PREFIX = "step_"

@@ -19,10 +19,11 @@ from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
 from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import Places, variant, write_whole
+from pipelines.places import Places, variant
 from pipelines.prepare import prepare
 from pipelines.progress import progress, say
 from pipelines.recipes import read_run
+from pipelines.run_files import write_whole
 from pipelines.train import ensure_student, train_student
 
 COST = "cost.json"
@@ -64,7 +65,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     write_whole(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
     write_whole(directory / "table.md", as_markdown(rows))
     plot(rows, directory / "table.svg")
-    base.share(directory)
+    base.files.share(directory)
     return rows, directory
 
 
@@ -72,7 +73,7 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, in
     """The results by variant and seed; as many trials at once as there are resources for."""
     files = {key: _trial_file(places) for key, places in trials.items()}
     for key, file in files.items():
-        trials[key].bring(file)
+        trials[key].files.bring(file)
     done = {key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if file.exists()}
     if done:
         say(f"compare: {len(done)} of {len(trials)} trials are done already")
@@ -93,7 +94,7 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, in
 
 def _trial(places: Places) -> str:
     cost = places.train / COST
-    places.bring(cost)
+    places.files.bring(cost)
     if not cost.exists():  # what a killed trial left goes: a cost is that of a whole one
         shutil.rmtree(places.train, ignore_errors=True)
         if names_in(places.checkpoints):
@@ -105,10 +106,10 @@ def _trial(places: Places) -> str:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
         write_whole(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
-        places.share(cost)
+        places.files.share(cost)
     trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))
     write_whole(_trial_file(places), trial.model_dump_json())
-    places.share(_trial_file(places))
+    places.files.share(_trial_file(places))
     return trial.model_dump_json()
 
 

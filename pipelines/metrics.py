@@ -8,7 +8,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from ctd_core.training.loop import Metrics
-from pipelines.places import write_whole
+from pipelines.run_files import write_whole
 
 METRICS = "metrics.jsonl"
 

@@ -12,19 +12,13 @@ Where `output` is a URI, checkpoints and shards lie there, and all else both the
 """
 
 import copy
-import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from ctd_core.config import (
     Corpus,
@@ -32,30 +26,20 @@ from ctd_core.config import (
     PretrainedTokenizer,
     RunConfig,
     Teacher,
-    Train,
     TrainedTokenizer,
     fingerprint,
 )
 from ctd_core.config_file import with_values
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.config_train import Train
+from ctd_core.errors import UsageError
 from ctd_core.models.loading import weights_fingerprint
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.storage import (
-    below,
-    delete_file,
-    delete_folder,
-    download,
-    is_uri,
-    names_in,
-    size_and_time,
-    upload,
-    write_text,
-)
+from ctd_core.storage import below, is_uri, size_and_time
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
+from pipelines.run_files import RunFiles
 
 TRAIN_SET = "train"
-WHOLE_IN_STORE = ".whole"  # an object beside what was copied to a store, written after it
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 # Options that change how the work is done and not what comes out.
 PREPARE_RESOURCES = {
@@ -106,9 +90,10 @@ class Places:
         self._weights: dict[tuple[str, str | None], str] = {}
 
     @property
-    def store(self) -> str | None:
-        """The URI of all that is kept of this run; None where `output` is a directory."""
-        return below(self.config.output, self.config.name) if is_uri(self.config.output) else None
+    def files(self) -> RunFiles:
+        """The files of this run."""
+        chosen, name = self.config.output, self.config.name
+        return RunFiles(self.output / name, below(chosen, name) if is_uri(chosen) else None)
 
     @property
     def output(self) -> Path:
@@ -119,47 +104,7 @@ class Places:
     @property
     def directory(self) -> Path:
         """Where everything of this run lies, or this machine's copies of it."""
-        return self.output / self.config.name
-
-    def within(self, path: Path) -> str:
-        """The location of what this machine has, or would have, at `path`: in the store, where there is one."""
-        return str(path) if self.store is None else below(self.store, *path.relative_to(self.directory).parts)
-
-    def bring(self, path: Path, anew: bool = False) -> None:
-        """Copy what is in the store, and not at `path` on this machine; with `anew` also what is. Nothing without one.
-
-        Raises CtdError where the store does not answer.
-        """
-        if self.store is None or (path.exists() and not anew):
-            return
-        if path.name + WHOLE_IN_STORE not in names_in(self.within(path.parent)):
-            return
-        with alone_in(self.directory):  # workers of one machine want the same
-            if anew or not path.exists():
-                with tempfile.TemporaryDirectory(prefix=".copy-", dir=self.directory) as temporary:
-                    copied = Path(temporary) / path.name
-                    download(self.within(path), copied)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    os.replace(copied, path)
-
-    def share(self, path: Path, anew: bool = True) -> None:
-        """Copy a file or directory to the store, where there is one; what is there is replaced, or kept if not `anew`.
-
-        Raises CtdError where that cannot be done.
-        """
-        if self.store is None:
-            return
-        there = names_in(self.within(path.parent))
-        if not anew and path.name + WHOLE_IN_STORE in there:
-            return
-        marker = path.with_name(path.name + WHOLE_IN_STORE)
-        if path.is_dir() and path.name in there:  # no mixture of two
-            delete_file(self.within(marker))
-            delete_folder(self.within(path))
-        upload(path, self.within(path))
-        write_text(self.within(marker), "")
+        return self.files.directory
 
     def with_train(self, train: Train) -> "Places":
         """The places of a run that differs in its training alone; what was read for this one is not read again."""
@@ -217,7 +162,7 @@ class Places:
     @property
     def checkpoints(self) -> str:
         """The location of the training's checkpoints."""
-        return self.within(self.train)
+        return self.files.within(self.train)
 
     @cached_property
     def evaluation(self) -> str:
@@ -289,7 +234,7 @@ class Places:
         if storage is not None:
             location = below(storage, self.config.name, stamp)
         else:
-            location = self.within(self.directory / "prepared" / stamp)
+            location = self.files.within(self.directory / "prepared" / stamp)
         return DatasetPlan(name, teacher, corpus, held_out, parts, stamp, location)
 
 
@@ -320,41 +265,3 @@ def _content(corpus: Corpus, parts: list[Part]) -> str:
         for text in part.texts:
             digest.update(text.text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write `file` so that it is there whole or as it was before."""
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Make `directory` and work in it alone: whoever else asks waits, on all machines whose storage shares locks."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `directory` once it is whole.
-
-    What a killed process left of an earlier try is removed. Raises CtdError where the disk does not take it.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for left in directory.parent.glob(f".{directory.name}.*"):
-        shutil.rmtree(left)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

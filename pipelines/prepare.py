@@ -38,8 +38,9 @@ from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
 from pipelines.parts import Job, encode, encode_and_write, shared_sides, write_part
-from pipelines.places import TRAIN_SET, DatasetPlan, Places, whole_directory
+from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
+from pipelines.run_files import whole_directory
 
 
 def prepare(places: Places) -> dict[str, Manifest]:
@@ -64,15 +65,15 @@ def ensure_tokenizer(places: Places) -> None:
     options = places.config.student.tokenizer
     if not isinstance(options, TrainedTokenizer) or places.tokenizer is None:
         return
-    places.bring(places.tokenizer)
+    places.files.bring(places.tokenizer)
     if places.tokenizer.exists():
-        places.share(places.tokenizer, anew=False)  # where an earlier try was cut short
+        places.files.share(places.tokenizer, anew=False)  # where an earlier try was cut short
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
     with whole_directory(places.tokenizer) as temporary:
         tokenizer.save_pretrained(temporary)
-    places.share(places.tokenizer)
+    places.files.share(places.tokenizer)
 
 
 def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
@@ -93,7 +94,7 @@ def student_side(places: Places) -> Side:
     """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
     options = places.config.student
     if places.tokenizer is not None:
-        places.bring(places.tokenizer)
+        places.files.bring(places.tokenizer)
         name, revision = str(places.tokenizer), None
     elif isinstance(options.tokenizer, BytesTokenizer):
         name, revision = "bytes", None

@@ -19,15 +19,15 @@ class Reporter:
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
         self._title, self._total, self._bar = title, total, bar
         self._task = bar.add_task(title, total=total, words="") if bar else None
-        self._last_line = time.monotonic()
+        self._last_line, self._said = time.monotonic(), 0
         self._first: tuple[int, float] | None = None
 
     def update(self, done: int, words: str = "") -> None:
         """`done` of the total are done."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, words=words)
-        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or done == self._total:
-            self._last_line = time.monotonic()
+        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or self._said < done == self._total:
+            self._last_line, self._said = time.monotonic(), done
             say(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(done))
 
     def _left(self, done: int) -> str:

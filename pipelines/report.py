@@ -9,7 +9,8 @@ from ctd_core.errors import CtdError
 from ctd_core.options import Options
 from ctd_core.shards.manifest import Counts, Manifest
 from pipelines.checkpoints import latest_checkpoint, name_of
-from pipelines.places import Places, write_whole
+from pipelines.places import Places
+from pipelines.run_files import write_whole
 
 
 class Figures(Options):
@@ -60,7 +61,7 @@ def run_stamp(places: Places) -> str:
 
 def read_report(places: Places) -> Report | None:
     """What was measured of this very training and step; None where nothing was, or of another."""
-    places.bring(places.report, anew=True)
+    places.files.bring(places.report, anew=True)
     if not places.report.exists():
         return None
     try:
@@ -73,7 +74,7 @@ def read_report(places: Places) -> Report | None:
 def write_report(places: Places, report: Report) -> None:
     """Put `report` in the place of the one before."""
     write_whole(places.report, report.model_dump_json(indent=1))
-    places.share(places.report)
+    places.files.share(places.report)
 
 
 def agreement_table(report: Report) -> Table:
@@ -130,5 +131,5 @@ def print_report(places: Places, report: Report) -> None:
     console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
     console.print(f"seconds: {seconds}")
     console.print(f"model: {places.model}\nreport: {places.report}")
-    if places.store is not None:
-        console.print(f"both are in {places.store} too")
+    if places.files.store is not None:
+        console.print(f"both are in {places.files.store} too")

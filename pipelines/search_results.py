@@ -16,8 +16,8 @@ from pyarrow import parquet
 from rich.table import Table
 
 from ctd_core.config import RunConfig
-from pipelines.places import write_whole
 from pipelines.report import markdown_table
+from pipelines.run_files import write_whole
 
 BEST = "best.yaml"
 

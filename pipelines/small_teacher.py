@@ -13,10 +13,11 @@ from ctd_core.errors import CtdError
 from ctd_core.text.corpora import SourceText, plan_parts, read_part, training_texts
 from ctd_core.text.tokenizers import train_tokenizer
 from pipelines.export import export
-from pipelines.places import Places, whole_directory
+from pipelines.places import Places
 from pipelines.prepare import prepare
 from pipelines.progress import say
 from pipelines.recipes import read_recipe
+from pipelines.run_files import whole_directory
 from pipelines.train import train_student
 
 RECIPE = "small-teacher"

@@ -26,9 +26,10 @@ from ctd_core.training.workers import Worker
 from pipelines.checkpoints import keeping, latest_checkpoint, starting_checkpoint, steps_done
 from pipelines.cluster import connect, own_errors
 from pipelines.metrics import METRICS, MetricsLog, parse_metrics, read_metrics, step_words
-from pipelines.places import Places, whole_directory
+from pipelines.places import Places
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
+from pipelines.run_files import whole_directory
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -56,7 +57,7 @@ def train_student(
     start = latest_checkpoint(places.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
-        places.bring(places.train / METRICS)
+        places.files.bring(places.train / METRICS)
         say(f"train: all {options.steps} steps are done already, in {places.checkpoints}")
         return
     if done:
@@ -76,9 +77,9 @@ def train_student(
 
 def ensure_student(places: Places) -> None:
     """Write the student as it is before training, where it is not there yet."""
-    places.bring(places.init)
+    places.files.bring(places.init)
     if places.init.exists():
-        places.share(places.init, anew=False)  # where an earlier try was cut short
+        places.files.share(places.init, anew=False)  # where an earlier try was cut short
         return
     options, teacher = places.config.student, places.config.teacher
     own = options.model is not None
@@ -86,7 +87,7 @@ def ensure_student(places: Places) -> None:
     model = make_student(places, student_side(places), teacher_side(teacher))
     with whole_directory(places.init) as temporary:
         model.save_pretrained(temporary)
-    places.share(places.init)
+    places.files.share(places.init)
 
 
 def make_student(places: Places, side: Side, teacher_side: Side) -> PreTrainedModel:
@@ -115,7 +116,7 @@ def load_student(places: Places, side: Side, checkpoint: str | None) -> LogprobM
 
 def student_to_train(places: Places, side: Side) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
-    places.bring(places.init)
+    places.files.bring(places.init)
     model = adapted(places, load_model(str(places.init)))
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
@@ -163,7 +164,7 @@ def run_worker(
     log = None
     if worker.rank == 0:
         places.train.mkdir(parents=True, exist_ok=True)
-        places.bring(places.train / METRICS, anew=True)
+        places.files.bring(places.train / METRICS, anew=True)
         log = MetricsLog(places.train / METRICS, steps_done(start))
 
     def on_step(metrics: Metrics) -> None:
@@ -209,9 +210,9 @@ def measure_sets(places: Places, model: LogprobModel) -> Metrics:
 
 def shared_metrics(places: Places) -> None:
     """Put what was measured so far into the store, where there is one."""
-    if places.store is not None:
+    if places.files.store is not None:
         for file in (places.train / METRICS, *places.train.glob("events.*")):
-            places.share(file)
+            places.files.share(file)
 
 
 # --- On Ray Train ---------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=places.train.name,
-            storage_path=places.store or str(places.directory),
+            storage_path=places.files.store or str(places.directory),
             callbacks=callbacks,
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
         ),
@@ -260,7 +261,7 @@ def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(1.0 if places.store is None else 10.0):
+        while not stop.wait(1.0 if places.files.store is None else 10.0):
             if lines := _lines_so_far(places):
                 reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
 
@@ -274,8 +275,8 @@ def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
 
 
 def _lines_so_far(places: Places) -> list[Metrics]:
-    if places.store is None:
+    if places.files.store is None:
         return read_metrics(places.train / METRICS)
-    with suppress(OSError), open_to_read(places.within(places.train / METRICS)) as stream:
+    with suppress(OSError), open_to_read(places.files.within(places.train / METRICS)) as stream:
         return parse_metrics(stream.read().decode())
     return []

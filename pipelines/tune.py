@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import posixpath
 import random
 import re
 from dataclasses import dataclass
@@ -11,31 +10,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import ray
-import torch
 from pydantic import Field
 from ray import tune
-from ray.air.constants import EXPR_RESULT_FILE
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from ctd_core.config import Train, fingerprint
+from ctd_core.config import fingerprint
 from ctd_core.config_file import read_options, with_overrides, with_values
+from ctd_core.config_train import Train
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
 from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
 from ctd_core.storage import names_in
-from ctd_core.training.loop import Metrics
-from pipelines.checkpoints import latest_checkpoint, steps_done
 from pipelines.cluster import connect, let_go, own_errors
-from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import Places, alone_in, variant, write_whole
-from pipelines.prepare import prepare, student_side
+from pipelines.places import Places, variant
+from pipelines.prepare import prepare
 from pipelines.progress import Reporter, progress, say
 from pipelines.recipes import read_run
 from pipelines.search_results import TrialResult, order, write_results
-from pipelines.train import ensure_student, figure_names, load_student, measure_sets, train_student
+from pipelines.trackers import tracker
+from pipelines.train import ensure_student, figure_names
+from pipelines.trial import reported, trial_training
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
@@ -43,6 +39,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training w
 EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
 WAITING_CPUS = 0.01  # of a trial whose workers train
+SEARCH_RESOURCES = {"cpus_per_trial", "concurrent", "max_failures", "trackers"}  # they do not change what is found
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
 
 
@@ -77,6 +74,9 @@ class Search(Options):
     cpus_per_trial: int = Field(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
     concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
+    trackers: list[Literal["mlflow", "wandb"]] = Field(
+        default=[], description="tell MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY) of every trial"
+    )
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,17 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     if "train.steps" in options.space:
         raise UsageError(f"{file}: space.train.steps: trials of unlike length cannot be compared. Put it into changes.")
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
-    searched = options.model_dump(mode="json", exclude={"cpus_per_trial", "concurrent", "max_failures"})
+    searched = options.model_dump(mode="json", exclude=SEARCH_RESOURCES)
     decides = fingerprint(searched, base.train.name, base.evaluation)
     directory = base.directory / f"search-{file.stem}-{decides}"
-    kept = base.within(directory)
+    kept = base.files.within(directory)
     begun = names_in(kept)
     drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
     if begun and not resume:
         raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
         raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
+    trackers = [tracker(one, base.config.name) for one in options.trackers]
     _check_room(options, base, file)
     prepare(base)
     ensure_student(base)
@@ -117,7 +118,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter)
         is_kept = any(name.startswith("experiment_state-") for name in begun)
-        trials = _run(options, base, metric, space, drawn, directory, resume and is_kept, watch)
+        trials = _run(options, base, metric, space, drawn, directory, resume and is_kept, [watch, *trackers])
     ended = watch.ended if watch.ended is not None else sum(one.is_finished() for one in trials)
     if ended < wanted:
         raise CtdError(
@@ -132,7 +133,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     write_results(file.stem, results, metric, best, directory)
     for result in directory.iterdir():
         if result.is_file():
-            base.share(result)
+            base.files.share(result)
     return Found(results, metric, directory)
 
 
@@ -142,7 +143,7 @@ def _result(number: int, trial: Trial) -> TrialResult:
         told = str(trial.get_error() or f"it failed; {trial.path} may tell why").strip()
         named = list(re.finditer(r"^[\w.]+(Error|Exception): ", told, re.MULTILINE))  # a traceback's last lines
         error = told[named[-1].end() :] if named else told.splitlines()[-1]
-    return TrialResult(number, trial.config["values"], _reported(trial), error)
+    return TrialResult(number, trial.config["values"], reported(trial), error)
 
 
 def _with_evaluations(base: Places, file: Path) -> Places:
@@ -233,7 +234,7 @@ def _run(
     drawn: list[dict[str, Any]] | None,
     directory: Path,
     resume: bool,
-    watch: "Watch",
+    callbacks: list[tune.Callback],
 ) -> list[Trial]:
     train = base.config.train
     searched: dict[str, Any] = (
@@ -248,7 +249,7 @@ def _run(
             {"CPU": WAITING_CPUS} if train.num_workers else {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
         ),
         name=directory.name,
-        storage_path=base.store or str(base.directory),
+        storage_path=base.files.store or str(base.directory),
         metric=metric,
         mode=options.mode,
         scheduler=_asha(scheduler, train.steps) if isinstance(scheduler, Asha) else None,
@@ -257,45 +258,10 @@ def _run(
         raise_on_failed_trial=False,
         resume=resume,
         verbose=0,
-        callbacks=[watch, JsonLoggerCallback()],
+        callbacks=[*callbacks, JsonLoggerCallback()],
         trial_dirname_creator=lambda trial: trial.trial_id,
         **searched,
     ).trials
-
-
-def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int) -> None:
-    """One trial: the training of `base` with the values of `config`, from where an earlier try of it stopped."""
-    torch.set_num_threads(cpus)
-    places = variant(base, config["values"], "a trial")
-
-    reported: set[float] = set()
-
-    def report(metrics: Metrics) -> None:
-        if metric in metrics and metrics["step"] not in reported:
-            reported.add(metrics["step"])
-            tune.report(metrics)
-
-    with alone_in(places.train):  # Optuna may draw the same settings twice
-        done = steps_done(latest_checkpoint(places.checkpoints))
-        places.bring(places.train / METRICS, anew=True)
-        first = _measured_after(places, done)
-        for line in read_metrics(places.train / METRICS):
-            if first < line["step"] <= done:
-                report(line)
-        train_student(places, report, on_ray=TuneReportCallback)
-        if done == places.config.train.steps not in reported:  # it was measured on other sets before, or on none
-            student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
-            report({"step": float(places.config.train.steps)} | measure_sets(places, student))
-
-
-def _measured_after(places: Places, done: int) -> int:
-    """The step after which the lines of a training tell of the sets that the trial is compared on."""
-    file = places.train / f"measured-{places.evaluation}"
-    places.bring(file)
-    if not file.exists():
-        write_whole(file, str(done))
-        places.share(file)
-    return int(file.read_text())
 
 
 def _asha(options: Asha, steps: int) -> "Rungs":
@@ -308,22 +274,8 @@ class Rungs(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         super().on_trial_add(tune_controller, trial)
-        for result in _reported(trial):
+        for result in reported(trial):
             self.on_trial_result(tune_controller, trial, result)
-
-
-def _reported(trial: Trial) -> list[dict[str, Any]]:
-    """What a trial reported, each step once."""
-    if trial.storage.trial_dir_name is None:  # it has not begun
-        return []
-    file = posixpath.join(trial.storage.trial_fs_path, EXPR_RESULT_FILE)
-    try:
-        with trial.storage.storage_filesystem.open_input_stream(file) as stream:
-            lines = stream.read().decode().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return list({line["step"]: line for line in whole}.values())
 
 
 class Watch(tune.Callback):

@@ -14,7 +14,7 @@ from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 from ctd_core.text.encoding import TextEncoder
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.demo_teacher import download
-from pipelines.places import whole_directory
+from pipelines.run_files import whole_directory
 
 MISTRAL = ("mistral-common==1.13.1", "mistral_common/data/tokenizer.model.v1")
 QWEN = ("dashscope==2.0.2", "dashscope/resources/qwen.tiktoken")

@@ -77,6 +77,9 @@ def test_a_store_that_is_none_is_told(store):
         find_files("s4://bucket/*.txt")
     with pytest.raises(UsageError, match="no such file"):
         corpus_files(TextFiles(kind="text", paths=[store("nothing/*")]))
+    for place in (store("nothing"), __file__):
+        with pytest.raises(UsageError, match="no such folder"):
+            files_below(place)
     assert isinstance(file_system("relative")[0], fs.LocalFileSystem)
 
 

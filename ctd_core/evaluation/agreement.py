@@ -70,10 +70,10 @@ def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int
             batch.chunks.num_bytes[text],
         )
     in_order = [one for _, one in sorted(_of_all_workers(found).items())]
-    student_logprob, teacher_logprob, sizes = (np.concatenate(one) for one in zip(*in_order, strict=True))
-    total = int(sizes.sum())
+    total = sum(int(sizes.sum()) for _, _, sizes in in_order)
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
+    student_logprob, teacher_logprob = (np.concatenate(one) for one in list(zip(*in_order, strict=True))[:2])
     bits = 1 / (total * math.log(2))
     counts = shards.manifest.counts
     return Agreement(

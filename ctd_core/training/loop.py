@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ctd_core.config import Train
 from ctd_core.config_objectives import Alm, OneToOneKl
+from ctd_core.config_train import Train
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ctd_core.config import Train
+from ctd_core.config_train import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.student import LogprobModel
 

@@ -6,8 +6,8 @@ import torch
 from rich.table import Table
 from transformers.utils import logging
 
-from ctd_core.config import Train
 from ctd_core.config_objectives import Alm, AnyObjective, Debiased, Finest
+from ctd_core.config_train import Train
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprobs import Head, token_and_boundary_logprobs
 from ctd_core.models.scoring import score_rows

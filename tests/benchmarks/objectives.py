@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ctd_core.align.vocabulary import exact_map, nearest_map
-from ctd_core.config import Adapters, Train
+from ctd_core.config import Adapters
 from ctd_core.config_objectives import (
     Alm,
     AnyObjective,
@@ -26,6 +26,7 @@ from ctd_core.config_objectives import (
     Sft,
     Uld,
 )
+from ctd_core.config_train import Train
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.loading import load_model
 from ctd_core.models.scoring import TopTokens, score_rows

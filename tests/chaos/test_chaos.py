@@ -119,6 +119,31 @@ def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, 
     assert len(chaos.injected) == 1
 
 
+def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(undisturbed, chaos, tmp_path):
+    expected, _, file, quiet = undisturbed
+    path = file(tmp_path)
+    folder = tmp_path / "runs" / "tiny" / only(quiet, "prepared/*").relative_to(quiet)
+    folder.mkdir(parents=True)
+    full = (
+        folder
+        / f".{chaos.random.choice([name for name in expected if name.endswith('.arrow')]).split('/')[-1]}.partial"
+    )
+    full.symlink_to("/dev/full")
+    command = [sys.executable, "-m", "pipelines", "prepare", "--config", str(path)]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    full.unlink()
+    chaos.injected.append("a full disk at a shard")
+    assert failed.returncode == 1
+    assert "No space left on device" in failed.stderr
+    assert "Free or choose another place" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    kept = shards(folder.parents[1])
+    assert kept.items() <= expected.items()
+    assert len(kept) < len(expected)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert shards(folder.parents[1]) == expected
+
+
 def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
     _, _, file, quiet = undisturbed
     run, _ = prepared(quiet, tmp_path)

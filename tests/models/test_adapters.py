@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctd_core.config import Adapters, Train
+from ctd_core.config import Adapters
 from ctd_core.config_objectives import HiddenStates, Uld
+from ctd_core.config_train import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.adapters import add_adapters, merge_adapters
 from ctd_core.models.student import LogprobModel

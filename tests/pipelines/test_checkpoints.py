@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyarrow import fs
 
-from ctd_core.config import Train
+from ctd_core.config_train import Train
 from ctd_core.errors import CtdError
 from ctd_core.models.student import LogprobModel
 from ctd_core.storage import file_system

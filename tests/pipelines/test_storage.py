@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 from pyarrow import fs
 from transformers import AutoModelForCausalLM
 
@@ -119,3 +120,29 @@ def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store,
         "last": {"gap_closed": pytest.approx(report["gap_closed"])},
         "age_seconds": 0,
     }
+
+
+def test_comparisons_and_searches_on_s3_are_taken_up_on_another_machine(store, config, tmp_path, another_machine):  # noqa: F811
+    first = another_machine("first")
+    config["train"] |= {"steps": 2, "evaluate_every": 1}
+    config["output"] = store("runs")
+    run, rates = str(written(config, tmp_path)), [1e-3, 1e-4]
+    comparing, searching = tmp_path / "rates.yaml", tmp_path / "search.yaml"
+    variants = {f"{rate:g}": {"train.learning_rate": rate} for rate in rates}
+    comparing.write_text(yaml.safe_dump({"recipe": run, "seeds": [0], "variants": variants}))
+    ctd("compare", "--config", comparing)
+    table = json.loads(only(first, "*/tiny/comparison-rates/table.json").read_text())
+    another_machine("second")
+    space = {"train.learning_rate": {"grid": rates}}
+    search = {"recipe": run, "space": space, "searcher": "grid", "scheduler": {"kind": "none"}}
+    searching.write_text(yaml.safe_dump(search))
+    best = Path(ctd("tune", "--config", searching).split()[-1]).read_text()
+
+    third = another_machine("third")
+    ctd("compare", "--config", comparing)
+    assert json.loads(only(third, "*/tiny/comparison-rates/table.json").read_text()) == table
+    again = Path(ctd("tune", "--config", searching, "--resume").split()[-1])
+    assert again.read_text() == best
+    assert not list(third.glob("*/tiny/train-*/metrics.jsonl"))  # nothing was trained here
+    ctd("export", "--config", again)
+    assert AutoModelForCausalLM.from_pretrained(only(third, "*/tiny/model"))

@@ -91,6 +91,22 @@ def test_a_trial_may_have_several_workers(searched, config, tmp_path):  # noqa: 
         assert {line["workers"] for line in read_metrics(file)} == {2}
 
 
+def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
+    rates = {"train.learning_rate": {"grid": [1e-3, 1e-5]}}
+    ctd("tune", "--config", searched(space=rates, searcher="grid", trials=None, trackers=["mlflow"]))
+    client = mlflow.MlflowClient(str(tmp_path / "mlflow"))
+    (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {float(one.data.params["values/train.learning_rate"]) for one in runs} == {1e-3, 1e-5}
+    name = "held-out_teacher_distance_bits_per_byte"
+    told = {client.get_metric_history(one.info.run_id, name)[-1].value for one in runs}
+    files = tmp_path.glob("runs/tiny/train-*/metrics.jsonl")
+    assert told == {[line[name] for line in read_metrics(file) if name in line][-1] for file in files}
+
+
 def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, tmp_path):
     file = searched(
         space={"train.learning_rate": {"choice": [1e-3, 1e-12, 1e30]}},

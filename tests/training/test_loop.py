@@ -15,8 +15,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ctd_core.config import Adapters, Train
+from ctd_core.config import Adapters
 from ctd_core.config_objectives import Alm, Dskd, Sft
+from ctd_core.config_train import Train
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.student import LogprobModel

@@ -9,8 +9,8 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch.distributed.tensor import DTensor
 
-from ctd_core.config import Train
 from ctd_core.config_objectives import Alm, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
+from ctd_core.config_train import Train
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher

@@ -4,7 +4,7 @@ import pytest
 
 from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
-from pipelines.places import whole_directory
+from pipelines.run_files import whole_directory
 from tests.disks import files_of_at_most
 from tests.models.tiny import llama
 from tests.tokenizers import TEXTS, train_tokenizer
