@@ -94,6 +94,7 @@ def test_a_trial_may_have_several_workers(searched, config, tmp_path):  # noqa: 
 def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, tmp_path, monkeypatch):
     import mlflow
 
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
     rates = {"train.learning_rate": {"grid": [1e-3, 1e-5]}}
     ctd("tune", "--config", searched(space=rates, searcher="grid", trials=None, trackers=["mlflow"]))
