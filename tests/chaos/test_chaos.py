@@ -104,7 +104,7 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
 def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, chaos, tmp_path, seed):
     expected, _, file, _ = undisturbed
     run, path = tmp_path / "runs" / "tiny", file(tmp_path)
-    with ray_head(tmp_path, "--num-cpus=0") as head, machine_of(head) as first, ExitStack() as later:
+    with ray_head(tmp_path, "--num-cpus=0", dashboard=False) as head, machine_of(head) as first, ExitStack() as later:
         some = shards_made(run, chaos.random.randrange(1, 6))
 
         def replace_machine(pid):

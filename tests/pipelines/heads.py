@@ -21,12 +21,16 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below those that Ray gives to its workers."""
     found: list[int] = []
     for port in range(7000 + os.getpid() % 1000, 9900):
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
+        if not _listens(port):
+            found.append(port)
         if len(found) == count:
             return found
     raise RuntimeError("no free ports")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _fake_machines(node_types: dict[str, Any], gcs: str) -> dict[str, Any]:
@@ -53,9 +57,12 @@ def _fake_machines(node_types: dict[str, Any], gcs: str) -> dict[str, Any]:
 
 
 @contextmanager
-def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = None) -> Iterator[dict[str, str]]:
+def ray_head(
+    folder: Path, *options: str, autoscaling: dict[str, Any] | None = None, dashboard: bool = True
+) -> Iterator[dict[str, str]]:
     """A head with token authentication; the environment that commands for it need.
 
+    dashboard: jobs need it.
     autoscaling: node types by name; machines of them are processes here that come and go as the work asks.
     """
     ports = free_ports(4)
@@ -71,19 +78,21 @@ def ray_head(folder: Path, *options: str, autoscaling: dict[str, Any] | None = N
         }
     environment.pop("RAY_ADDRESS", None)
     command = [
-        *(RAY, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+        *(RAY, "start", "--head", "--block", "--disable-usage-stats", f"--include-dashboard={dashboard}"),
         *(f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"),
         *(f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir=/tmp/ctd-{os.getpid()}", *options),
     ]
     with (folder / "head.log").open("w") as log, _running(command, environment, log) as head:
         deadline = time.monotonic() + 90
-        address = f"http://127.0.0.1:{ports[1]}"
-        wait = [RAY, "job", "list", "--address", address]
-        while subprocess.run(wait, env=environment, capture_output=True).returncode:
+        address, gcs = f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}"
+        takes_jobs = [RAY, "job", "list", "--address", address]
+        while not _listens(ports[0]) or (
+            dashboard and subprocess.run(takes_jobs, env=environment, capture_output=True).returncode
+        ):
             if head.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the head did not start: {(folder / 'head.log').read_text()}")
             time.sleep(0.5)
-        yield environment | {"RAY_API_SERVER_ADDRESS": address, "GCS": f"127.0.0.1:{ports[0]}"}
+        yield environment | {"RAY_API_SERVER_ADDRESS": address, "GCS": gcs}
 
 
 @contextmanager

@@ -36,8 +36,12 @@ def test_losses_stay_the_same_while_machines_come_and_go(config, tmp_path):  # n
     elastic = [f"output={run.parent}", "train.num_workers=2", "train.min_workers=1", "train.checkpoint_every=1"]
     command = [sys.executable, "-c", COMMAND, "train", "--config", str(file)]
     command += [part for one in elastic for part in ("--set", one)]
-    with ray_head(tmp_path, "--num-cpus=0") as head, machine_of(head), (tmp_path / "said").open("w") as said:
-        environment = head | {"RAY_ADDRESS": head["GCS"], "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+    with (
+        ray_head(tmp_path, "--num-cpus=0", dashboard=False) as head,
+        machine_of(head),
+        (tmp_path / "said").open("w") as said,
+    ):
+        environment = head | {"RAY_ADDRESS": head["GCS"], "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
         training = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
         def wait_for(workers, since=0):

@@ -108,6 +108,16 @@ def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, 
     assert told == {[line[name] for line in read_metrics(file) if name in line][-1] for file in files}
 
 
+def test_a_tracker_that_cannot_be_told_is_refused_before_any_work(searched, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://such")
+    with pytest.raises(UsageError, match=r"trackers: mlflow cannot be told of trials .*nothing"):
+        ctd("tune", "--config", searched(trackers=["mlflow"]))
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UsageError, match="Install it: pip install mlflow"):
+        ctd("tune", "--config", searched(trackers=["mlflow"]))
+    assert not list(tmp_path.glob("runs/tiny/prepared"))
+
+
 def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, tmp_path):
     file = searched(
         space={"train.learning_rate": {"choice": [1e-3, 1e-12, 1e30]}},
