@@ -253,7 +253,7 @@ def submit(
     """Run a command as a job on a Ray cluster, show its log, and exit with its exit status.
 
     Ctrl-C leaves the job running; the same --job takes up its log again. `output` has to be a path that all machines
-    share.
+    share, or a URI such as s3://bucket/folder.
 
     Example: ctd submit --address http://HEAD:8265 --job mine -- run --config mine.yaml
     """

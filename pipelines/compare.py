@@ -27,6 +27,7 @@ from pipelines.run_files import write_whole
 from pipelines.train import ensure_student, train_student
 
 COST = "cost.json"
+COMPARED = "compared"  # in a training that a comparison began
 
 
 class Comparison(Options):
@@ -56,10 +57,12 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     for (name, _), places in trials.items():
         if places.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
+    gpus = any(places.config.train.use_gpu for places in trials.values())
+    connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
     directory = base.directory / f"comparison-{file.stem}"
     prepare(base)
     ensure_student(base)
-    results = _run(trials, comparison.cpus_per_trial)
+    results = _run(trials, comparison.cpus_per_trial, float(gpus))
     rows = [row_of(name, [results[name, seed] for seed in comparison.seeds]) for name in comparison.variants]
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
@@ -69,7 +72,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     return rows, directory
 
 
-def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, int], Trial]:
+def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[tuple[str, int], Trial]:
     """The results by variant and seed; as many trials at once as there are resources for."""
     files = {key: _trial_file(places) for key, places in trials.items()}
     for key, file in files.items():
@@ -79,9 +82,13 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int) -> dict[tuple[str, in
         say(f"compare: {len(done)} of {len(trials)} trials are done already")
     if len(done) == len(trials):
         return done
-    gpus = any(places.config.train.use_gpu for places in trials.values())
-    connect(cpus, float(gpus), "cpus_per_trial and train.use_gpu")
-    task = ray.remote(num_cpus=cpus, num_gpus=float(gpus), max_calls=1)(_trial)  # a fresh process: its peak is its own
+    for key, places in trials.items():
+        if key not in done and not _is_ours(places):
+            raise UsageError(
+                f"{places.checkpoints}: this training was begun by another command, so what it cost is not known, and "
+                "it would be taken away. Move it, delete it, or compare under another name: --set name=…"
+            )
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_trial)  # a fresh process: its peak is its own
     running = {task.remote(places): key for key, places in trials.items() if key not in done}
     with own_errors(), progress("compare", len(trials)) as reporter:
         while running:
@@ -99,6 +106,9 @@ def _trial(places: Places) -> str:
         shutil.rmtree(places.train, ignore_errors=True)
         if names_in(places.checkpoints):
             delete_folder(places.checkpoints)
+        places.train.mkdir(parents=True)
+        write_whole(places.train / COMPARED, "")
+        places.files.share(places.train / COMPARED)
         train_student(places)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -111,6 +121,12 @@ def _trial(places: Places) -> str:
     write_whole(_trial_file(places), trial.model_dump_json())
     places.files.share(_trial_file(places))
     return trial.model_dump_json()
+
+
+def _is_ours(places: Places) -> bool:
+    """Whether a comparison began this training, or nobody did."""
+    there = names_in(places.checkpoints)
+    return not there or COMPARED in there or COST in there
 
 
 def _trial_file(places: Places) -> Path:

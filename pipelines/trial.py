@@ -10,6 +10,7 @@ from ray.air.constants import EXPR_RESULT_FILE
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from ctd_core.errors import CtdError
 from ctd_core.training.loop import Metrics
 from pipelines.checkpoints import latest_checkpoint, steps_done
 from pipelines.metrics import METRICS, read_metrics
@@ -64,5 +65,7 @@ def reported(trial: Trial) -> list[dict[str, Any]]:
             lines = stream.read().decode().splitlines(keepends=True)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CtdError(f"{file}: cannot be read ({error}). Go on with the search: --resume.") from error
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
     return list({line["step"]: line for line in whole}.values())

@@ -39,7 +39,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training w
 EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
 WAITING_CPUS = 0.01  # of a trial whose workers train
-SEARCH_RESOURCES = {"cpus_per_trial", "concurrent", "max_failures", "trackers"}  # they do not change what is found
+NOT_DECISIVE = {"recipe", "trackers"}  # what the recipe holds stands in the training's name
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
 
 
@@ -100,12 +100,12 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     if "train.steps" in options.space:
         raise UsageError(f"{file}: space.train.steps: trials of unlike length cannot be compared. Put it into changes.")
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
-    searched = options.model_dump(mode="json", exclude=SEARCH_RESOURCES)
+    searched = options.model_dump(mode="json", exclude=NOT_DECISIVE)
     decides = fingerprint(searched, base.train.name, base.evaluation)
     directory = base.directory / f"search-{file.stem}-{decides}"
     kept = base.files.within(directory)
     begun = names_in(kept)
-    drawn = None if options.searcher == "optuna" else _draw(options, space, base, file)
+    drawn = _draw(options, space, base, file)  # for optuna a check alone: it chooses while it searches
     if begun and not resume:
         raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
@@ -114,7 +114,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     _check_room(options, base, file)
     prepare(base)
     ensure_student(base)
-    wanted = len(drawn) if drawn is not None else options.trials or DEFAULT_TRIALS
+    wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter)
         is_kept = any(name.startswith("experiment_state-") for name in begun)
@@ -201,9 +201,26 @@ def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> l
             found.setdefault(places.train, values)
             if len(found) == wanted:
                 return list(found.values())
-    if wanted is not None and len(found) < wanted:
+    if wanted is not None and len(found) < wanted and options.searcher != "optuna":
         say(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
     return list(found.values())
+
+
+class _Suggest:
+    """Asks a trial of Optuna's for all that is chosen; Ray pickles it with the searcher."""
+
+    def __init__(self, space: dict[str, Any]) -> None:
+        self._space = space
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        def choose(name: str, one: Choice | Numbers) -> float:
+            if isinstance(one, Choice):
+                return trial.suggest_categorical(name, list(range(len(one.options))))
+            if one.whole:
+                return trial.suggest_int(name, one.low, one.high)
+            return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
+
+        return {"values": draw(self._space, choose)}
 
 
 def optuna_searcher(options: Search, space: dict[str, Any], metric: str) -> Any:
@@ -212,18 +229,7 @@ def optuna_searcher(options: Search, space: dict[str, Any], metric: str) -> Any:
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
         raise UsageError("searcher: optuna needs the package optuna: pip install 'ctd-ray[optuna]'.") from error
-
-    def suggest(trial: Any) -> dict[str, Any]:
-        def choose(name: str, one: Choice | Numbers) -> float:
-            if isinstance(one, Choice):
-                return trial.suggest_categorical(name, list(range(len(one.options))))
-            if one.whole:
-                return trial.suggest_int(name, one.low, one.high)
-            return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
-
-        return {"values": draw(space, choose)}
-
-    return OptunaSearch(space=suggest, metric=metric, mode=options.mode, seed=options.seed)
+    return OptunaSearch(space=_Suggest(space), metric=metric, mode=options.mode, seed=options.seed)
 
 
 def _run(
@@ -231,16 +237,16 @@ def _run(
     base: Places,
     metric: str,
     space: dict[str, Any],
-    drawn: list[dict[str, Any]] | None,
+    drawn: list[dict[str, Any]],
     directory: Path,
     resume: bool,
     callbacks: list[tune.Callback],
 ) -> list[Trial]:
     train = base.config.train
     searched: dict[str, Any] = (
-        {"config": {"values": tune.grid_search(drawn)}}
-        if drawn is not None
-        else {"search_alg": optuna_searcher(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
+        {"search_alg": optuna_searcher(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
+        if options.searcher == "optuna"
+        else {"config": {"values": tune.grid_search(drawn)}}
     )
     scheduler = options.scheduler
     return tune.run(

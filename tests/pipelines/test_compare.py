@@ -45,6 +45,16 @@ def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(com
     assert [trial.stat().st_mtime_ns for trial in trials][1:] == stamps[1:]
 
 
+def test_a_training_that_another_command_began_is_left_alone(comparison, tmp_path):
+    ctd("prepare", "--config", tmp_path / "run.yaml")
+    ctd("train", "--config", tmp_path / "run.yaml")
+    described = yaml.safe_load(comparison.read_text())
+    comparison.write_text(yaml.safe_dump(described | {"variants": {"as it is": {}}}))
+    with pytest.raises(UsageError, match="begun by another command"):
+        ctd("compare", "--config", comparison)
+    assert len(list(tmp_path.glob("runs/tiny/train-*/step_*"))) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from pyarrow import parquet
+from ray.tune import Callback
 
 import pipelines.places
 from ctd_core.errors import UsageError
 from ctd_core.search_space import parse_space
 from pipelines.metrics import read_metrics
+from pipelines.trackers import Tracker
 from pipelines.tune import Search, optuna_searcher
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
@@ -96,16 +99,37 @@ def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, 
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
-    rates = {"train.learning_rate": {"grid": [1e-3, 1e-5]}}
-    ctd("tune", "--config", searched(space=rates, searcher="grid", trials=None, trackers=["mlflow"]))
+    rates = {"train.learning_rate": {"log_uniform": [1e-5, 1e-3]}}
+    ctd(
+        "tune",
+        "--config",
+        searched(space=rates, searcher="optuna", trials=2, trackers=["mlflow"], scheduler={"kind": "none"}),
+    )
     client = mlflow.MlflowClient(str(tmp_path / "mlflow"))
     (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
     runs = client.search_runs([experiment.experiment_id])
-    assert {float(one.data.params["values/train.learning_rate"]) for one in runs} == {1e-3, 1e-5}
+    assert len({one.data.params["values/train.learning_rate"] for one in runs}) == 2
+    assert {one.info.status for one in runs} == {"FINISHED"}
     name = "held-out_teacher_distance_bits_per_byte"
-    told = {client.get_metric_history(one.info.run_id, name)[-1].value for one in runs}
-    files = tmp_path.glob("runs/tiny/train-*/metrics.jsonl")
-    assert told == {[line[name] for line in read_metrics(file) if name in line][-1] for file in files}
+    histories = [client.get_metric_history(one.info.run_id, name) for one in runs]
+    files = [read_metrics(file) for file in tmp_path.glob("runs/tiny/train-*/metrics.jsonl")]
+    assert sorted([(one.step, one.value) for one in history] for history in histories) == sorted(
+        [(line["step"], line[name]) for line in lines if name in line] for lines in files
+    )
+
+
+def test_a_search_outlives_its_tracker(capsys):
+    class Gone(Callback):
+        def on_trial_start(self, *what):
+            raise ConnectionError("no route")
+
+    trial = SimpleNamespace(trial_id="1")
+    one = Tracker("mlflow", Gone())
+    one.on_trial_error(1, [], trial)  # of one that never began
+    one.on_trial_start(1, [], trial)
+    one.on_trial_result(2, [], trial, {"step": 4.0})
+    one.on_experiment_end([])
+    assert capsys.readouterr().err == "tune: mlflow is not told of trials any more: no route\n"
 
 
 def test_a_tracker_that_cannot_be_told_is_refused_before_any_work(searched, tmp_path, monkeypatch):
@@ -163,6 +187,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
         ({"scheduler": {"grace_steps": 4}}, r"scheduler: give its kind"),
         ({"space": {"train.steps": {"grid": [2, 4]}}}, r"trials of unlike length cannot be compared"),
         ({"trial": 4}, "trial: there is no such field"),
+        ({"searcher": "optuna", "space": {"train.learning_rate": {"loguniform": [1, 2]}}}, "learning_rate: "),
     ],
 )
 def test_a_search_that_cannot_be_run_is_refused(searched, change, message):
