@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,10 +23,10 @@ Strike = Callable[[int], str | None]
 
 @dataclass
 class Chaos:
-    """Counts what was done to the commands of a test, at moments that `random` chooses."""
+    """Does things to the commands of a test, at moments that `random` chooses, and adds to `injected` what it did."""
 
     random: random.Random
-    injected: list[str] = field(default_factory=list)
+    injected: list[str]
 
     def run(
         self, *command: object, when: Callable[[], bool], strike: Strike, env: dict[str, str] | None = None

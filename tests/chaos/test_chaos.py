@@ -24,10 +24,8 @@ SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "1")))
 
 
 @pytest.fixture
-def chaos(request):
-    made = Chaos(random.Random(request.node.name))
-    yield made
-    print(f"{request.node.name}: {len(made.injected)} faults injected and survived: {', '.join(made.injected)}")
+def chaos(request, faults):
+    return Chaos(random.Random(request.node.name), faults)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +79,21 @@ def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, c
     assert status == 0, said
     assert shards(run) == expected
     assert len(chaos.injected) == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shards_without_targets_are_those_of_a_quiet_day_whatever_task_dies(undisturbed, chaos, tmp_path, seed):
+    _, _, file, _ = undisturbed
+    parts = {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 1000, "targets": False}
+    changes = {"prepare": parts, "train": {"steps": 1, "objectives": [{"kind": "sft"}]}}
+    quiet, path = tmp_path / "quiet", file(tmp_path, **changes)
+    ctd("prepare", "--config", path, "--set", f"output={quiet}")
+    some = shards_made(tmp_path / "runs" / "tiny", chaos.random.randrange(1, 8))
+    task = kill_below("ray::Map(encode_and_write)")
+    status, said = chaos.run("prepare", "--config", path, when=some, strike=task)
+    assert status == 0, said
+    assert shards(tmp_path / "runs" / "tiny") == shards(quiet / "tiny")
+    assert len(chaos.injected) == 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -13,11 +13,14 @@ from ctd_core.storage import file_system, names_in
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 from tests.stores import s3_store
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.fixture
-def store():
+def store(faults):
     with s3_store("bucket", troubles=0.2) as (head, tail, troubled):
         yield lambda key: f"{head}/{key}{tail}"
+        faults += ["a store that is slow, and answers 500"] * troubled.refused
         assert troubled.refused > 20
 
 
