@@ -46,7 +46,10 @@ def distribute(
         _share(student, device, autocast)
         return student
     student.to(device)
-    return DistributedDataParallel(student) if dist.is_initialized() else student
+    if not dist.is_initialized():
+        return student
+    # Gradients lie in what is sent, and not beside it; buffers are the same everywhere, and no worker waits for them.
+    return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def _share(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
