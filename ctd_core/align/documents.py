@@ -71,8 +71,8 @@ def cut_windows(
 ) -> list[AlignedText] | DocumentError:
     """The document in windows that fit both limits, each beginning with its begin marker; no text is lost.
 
-    A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end.
-    A chunk that fits no window makes the whole document an error.
+    A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. A
+    window that is left with markers alone is not scored. A chunk that fits no window makes the whole document an error.
     """
     fits = len(document.student_ids) <= student_window_tokens and len(document.teacher_ids) <= teacher_window_tokens
     if fits:
@@ -188,6 +188,8 @@ def _window(document: AlignedText, first: int, start: int, stop: int) -> Aligned
         ids.append(np.concatenate([all_ids[:prefix], all_ids[begin:end]]))
         ends.append(np.concatenate([all_ends[:first], all_ends[start:stop] - (begin - prefix)]))
     kinds = np.concatenate([document.chunk_kinds[:first], document.chunk_kinds[start:stop]])
+    if np.all(kinds & MARKER):
+        kinds &= ~np.uint8(SCORED)  # the text does not end where it begins
     if not all(len(one) and one[0] for one in (ends[0][:first], ends[1][:first])):
         kinds[first] &= ~np.uint8(SCORED)  # nothing stands before it on one side
     lengths = np.concatenate([document.chunk_bytes[:first], document.chunk_bytes[start:stop]])

@@ -30,7 +30,13 @@ def load_model(name: str, revision: str | None = None, dtype: Dtype = "float32")
         ) from error
     model.eval()
     check_head(model, name)
+    train_every_row(model)
     return model
+
+
+def train_every_row(model: PreTrainedModel) -> None:
+    """Let the embedding of the padding token learn as any other: it may be the token that begins every text."""
+    model.get_input_embeddings().padding_idx = None
 
 
 def head_of(model: PreTrainedModel) -> Head:

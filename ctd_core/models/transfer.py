@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctd_core.errors import CtdError, DocumentError
+from ctd_core.models.loading import train_every_row
 from ctd_core.text.segments import Side
 from ctd_core.text.spelling import ids_by_bytes
 
@@ -19,8 +20,9 @@ def transfer_model(
     """A copy of `teacher` with embeddings for the student's tokenizer.
 
     Each new embedding is the mean of the old ones that spell its token (FVT): the old one itself where a token of the
-    same bytes exists; special tokens take the embedding of the token with their role. Rows that pad the vocabulary to
-    a multiple of `vocab_multiple` are the mean of all. `untie` gives a tied model an output matrix of its own.
+    same bytes exists; special tokens take the embedding of the token with their role or name. Rows that pad the
+    vocabulary to a multiple of `vocab_multiple` are the mean of all. `untie` gives a tied model an output matrix of its
+    own.
     """
     sources = old_tokens(student_side, teacher_side)
     size = -(-len(sources) // vocab_multiple) * vocab_multiple
@@ -53,6 +55,7 @@ def transfer_model(
     student.generation_config = copy.deepcopy(teacher.generation_config)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(student.generation_config, name, getattr(tokenizer, name))
+    train_every_row(student)
     return student.eval()
 
 
@@ -109,13 +112,19 @@ def average_rows(old: Tensor, sources: list[list[int]], size: int) -> Tensor:
 
 
 def _special_roles(student: Side, teacher: Side) -> dict[int, list[int]]:
-    """The teacher's tokens for each special token of the student, by role: begin and end of text, bos, eos …"""
+    """The teacher's tokens for each special token of the student: where it begins or ends texts, those that do so for
+    the teacher, else the one of the same name, else the one of the same role (bos, eos …).
+    """
     roles: dict[int, list[int]] = {}
     mine, theirs = student.encoder.tokenizer, teacher.encoder.tokenizer
     for name in ("unk", "pad", "sep", "cls", "mask", "bos", "eos"):
         student_id, teacher_id = getattr(mine, f"{name}_token_id"), getattr(theirs, f"{name}_token_id")
         if student_id is not None and teacher_id is not None:
             roles[student_id] = [teacher_id]
+    named = {token.content: one for one, token in theirs.added_tokens_decoder.items() if token.special}
+    for student_id, token in mine.added_tokens_decoder.items():
+        if token.special and token.content in named:
+            roles[student_id] = [named[token.content]]
     tokens: dict[int, list[int]] = defaultdict(list)
     for role, ids in student.markers.items():
         for token_id in ids:

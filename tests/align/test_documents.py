@@ -85,6 +85,14 @@ def test_cuts_lie_before_white_space_where_there_is_some_late_in_the_window():
     assert [bytes(window.student_ids[1:].astype(np.uint8)) for window in windows][:2] == [b"aaaa bbbb", b" cccc dddd"]
 
 
+def test_an_end_that_no_text_goes_before_in_its_window_is_not_learned():
+    (aligned,) = align_documents(side("bytes"), side("bytes"), [plain_document("d", "aaaa bbbb")])
+    first, last = cut_windows(aligned, 10, 10)
+    assert last.student_ids.tolist() == [1, 2]
+    assert not (last.chunk_kinds & SCORED).any()
+    assert (first.chunk_kinds[1:] & SCORED).all()
+
+
 def test_a_chunk_that_fits_no_window_drops_the_document():
     aligned = AlignedText(
         "d", np.arange(9, dtype=np.int32), np.arange(9, dtype=np.int32), np.array([9]), np.array([9]),
