@@ -37,6 +37,19 @@ def sentencepiece_bpe(prefix: bool) -> PreTrainedTokenizerFast:
     return wrap(fresh)
 
 
+def pieces_before_bytes() -> PreTrainedTokenizerFast:
+    """As Gemma: pieces of one byte, which encoding prefers, with smaller ids than the byte-fallback tokens; and added
+    text that is looked for in the normalised text.
+    """
+    pieces = ["<unk>", "<s>", "</s>", "\n", "▁", *"aeiou", *BYTE_TOKENS]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.add_tokens([AddedToken("fox")])
+    return wrap(backend)
+
+
 def unigram(prepend_scheme: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
@@ -82,6 +95,7 @@ TOTAL = {
     "byte-level BPE with NFC": lambda: with_normaliser(normalizers.NFC()),
     "SentencePiece BPE": lambda: sentencepiece_bpe(prefix=False),
     "SentencePiece BPE with a leading space": lambda: sentencepiece_bpe(prefix=True),
+    "SentencePiece BPE with a leading space, pieces before bytes": pieces_before_bytes,
 }
 # Kinds without a token for every character.
 PARTIAL = {

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctd_core.align.vocabulary import nearest_map
 from ctd_core.text.spelling import Spelling
 
-VERSION = 1  # of what nearest_map calculates
+VERSION = 2  # of what nearest_map calculates
 
 
 def kept_nearest_map(student: Spelling, teacher: Spelling, folder: Path | None) -> npt.NDArray[np.int32]:
@@ -19,7 +19,7 @@ def kept_nearest_map(student: Spelling, teacher: Spelling, folder: Path | None) 
     if folder is None:
         return nearest_map(student, teacher)
     file = folder / f"nearest-{_fingerprint(student, teacher)}.npy"
-    with suppress(OSError, ValueError):  # not there, or not whole
+    with suppress(OSError, ValueError, EOFError):  # not there, or not whole
         kept: npt.NDArray[np.int32] = np.load(file)
         return kept
     result = nearest_map(student, teacher)
@@ -38,5 +38,5 @@ def _fingerprint(*spellings: Spelling) -> str:
     digest = hashlib.sha256(str(VERSION).encode())
     for spelling in spellings:
         digest.update(repr((len(spelling.token_bytes), spelling.token_bytes)).encode())
-        digest.update(spelling.is_special.tobytes())
+        digest.update(spelling.is_special.tobytes() + spelling.is_fallback.tobytes())
     return digest.hexdigest()[:16]

@@ -127,7 +127,7 @@ def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText | Doc
             place = f"{part.source}:byte {at}"
             try:
                 value = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CtdError(f"{place}: not a line of JSON ({error}).") from error
             yield _text(value, corpus.field, place)
 
@@ -158,10 +158,9 @@ def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, 
                 metadata = pq.read_metadata(stream)
         except Exception as error:  # pyarrow raises ArrowInvalid and OSError
             raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
-        if corpus.field not in metadata.schema.names:
-            raise UsageError(
-                f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(metadata.schema.names)}."
-            )
+        columns = metadata.schema.to_arrow_schema()
+        if corpus.field not in columns.names:
+            raise UsageError(f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(columns.names)}.")
         start = size = 0
         for group in range(metadata.num_row_groups):
             size += metadata.row_group(group).total_byte_size

@@ -1,5 +1,6 @@
 """Encoding texts with two tokenizers, each verified to spell the text byte for byte."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class EncodedPair:
 class TextEncoder:
     """A tokenizer made ready to encode plain text and to check every result.
 
-    The names of special tokens are encoded as the text that they are; no special token is added.
+    The names of special tokens are encoded as the text that they are, and drop it where the tokenizer cannot do so
+    (Unigram, whose vocabulary holds them); no special token is added.
     Raises TokenizerError, naming the tokenizer by `name`, where it cannot spell its input.
     """
 
@@ -46,7 +48,9 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
         self.spelling = spell_vocabulary(tokenizer.backend_tokenizer, name)
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description["model"]["dropout"] = None  # for training a model alone: it makes encodings random
+        self._backend = Tokenizer.from_str(json.dumps(description))
         self._backend.no_truncation()
         self._backend.no_padding()
         self._take_names_as_text()
@@ -88,9 +92,13 @@ class TextEncoder:
             (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
             min(len(text_bytes), len(spelled)),
         )
-        unknown = any(self.spelling.is_special[ids])
+        special = ids[self.spelling.is_special[ids]]
+        names = self.tokenizer.convert_ids_to_tokens(special.tolist())
+        reason = "no token for a character" if len(special) else "tokens spell another text"
+        if named := [name for name in names if name in text_bytes.decode()]:
+            reason = f"the special token {named[0]} in a text"
         return DocumentError(
-            "no token for a character" if unknown else "tokens spell another text",
+            reason,
             f"{self.name}: the tokens spell {spelled[at : at + 24]!r} where the text has "
             f"{text_bytes[at : at + 24]!r}, at byte {at}",
         )

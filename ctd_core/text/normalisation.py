@@ -42,7 +42,7 @@ def content_normaliser(tokenizer: Tokenizer, name: str) -> Normaliser | None:
     types = ", ".join(part["type"] for part in kept)
     for probe in PROBES:
         result = rebuilt(probe)
-        if unicodedata.normalize("NFKC", result) != unicodedata.normalize("NFKC", probe):
+        if not _is_compatible(probe, result):
             raise TokenizerError(
                 f"{name}: its normaliser ({types}) turns {probe!r} into {result!r}, so its tokens cannot spell the "
                 "text. Take a model whose tokenizer keeps case, accents and white space."
@@ -53,16 +53,25 @@ def content_normaliser(tokenizer: Tokenizer, name: str) -> Normaliser | None:
 def canonical_form(text: str, normalise: Sequence[Normaliser]) -> str:
     """`text` in a form that every one of `normalise` leaves alone, for example its NFC.
 
-    Raises DocumentError (reason `normalisers disagree`) where there is no such form.
+    Raises DocumentError where there is no such form, or it says something else (is not of the same Unicode NFKC).
     """
+    given = text
     for _ in range(MAX_ROUNDS):
         changed = False
         for one in normalise:
             before, text = text, one(text)
             changed |= text != before
         if not changed:
-            return text
-    raise DocumentError("normalisers disagree", f"the two normalisers undo each other's changes in {text[:80]!r}")
+            break
+    else:
+        raise DocumentError("normalisers disagree", f"the two normalisers undo each other's changes in {text[:80]!r}")
+    if text != given and not _is_compatible(given, text):
+        raise DocumentError("a normaliser changes the text", f"it turns {given[:80]!r} into {text[:80]!r}")
+    return text
+
+
+def _is_compatible(one: str, other: str) -> bool:
+    return unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
 
 
 def _flat(part: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from ctd_core.errors import TokenizerError
+from ctd_core.text.normalisation import content_normaliser
 
 PRETOKEN_STARTS = (b" ", b"\t", b"\n", b"\r")
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -24,6 +25,7 @@ class Spelling:
     token_bytes: V byte strings; empty for a special token, None for an id that no token has.
     lengths_bytes: [V] int64, the lengths of `token_bytes`.
     is_special: [V] bool, control tokens, which stand for no text.
+    is_fallback: [V] bool, tokens of one byte that are written where no other spells it.
     begins_pretoken: [V] bool, special tokens and those whose bytes begin with a space, tab, LF or CR
         (outcome chunk debiasing, arXiv 2503.20083).
     """
@@ -31,6 +33,7 @@ class Spelling:
     token_bytes: tuple[bytes | None, ...]
     lengths_bytes: npt.NDArray[np.int64]
     is_special: npt.NDArray[np.bool_]
+    is_fallback: npt.NDArray[np.bool_]
     begins_pretoken: npt.NDArray[np.bool_]
 
     @cached_property
@@ -53,11 +56,12 @@ def spell(spelling: Spelling, ids: npt.NDArray[np.int32]) -> bytes:
 
 
 def ids_by_bytes(spelling: Spelling) -> dict[bytes, int]:
-    """The token that stands for each byte string: of several the last, as in encoding (a piece rather than a
-    byte-fallback token, added text rather than a piece). Special tokens stand for none.
+    """The token that stands for each byte string: of several the one that encoding writes (a piece rather than a
+    byte-fallback token, and of those the last: added text rather than a piece). Special tokens stand for none.
     """
-    plain = zip(spelling.token_bytes, spelling.is_special, strict=True)
-    return {raw: token_id for token_id, (raw, is_special) in enumerate(plain) if raw and not is_special}
+    fallback_first = np.argsort(~spelling.is_fallback, kind="stable").tolist()
+    plain = [(spelling.token_bytes[one], one) for one in fallback_first if not spelling.is_special[one]]
+    return {raw: token_id for raw, token_id in plain if raw}
 
 
 def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
@@ -83,26 +87,32 @@ def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
     added = {token["id"]: token for token in description["added_tokens"]}
     size = max([*ids.values(), *added], default=-1) + 1
     spelled: list[bytes | None] = [None] * size
-    special = np.zeros(size, dtype=np.bool_)
+    special, fallback = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
     for token, token_id in ids.items():
         if byte_level:
             spelled[token_id] = _from_byte_level(token)
+        elif model.get("byte_fallback") and (match := BYTE_FALLBACK.fullmatch(token)):
+            spelled[token_id], fallback[token_id] = bytes([int(match[1], 16)]), True
         else:
-            spelled[token_id] = _from_metaspace(token, space, bool(model.get("byte_fallback")))
+            spelled[token_id] = (token.replace(space, " ") if space else token).encode()
+    normalise = content_normaliser(tokenizer, name)
     for token_id, token in added.items():
+        content = token["content"]
         if token["special"]:
             special[token_id] = True
             spelled[token_id] = b""
-        elif token["normalized"] and not byte_level and space:
-            spelled[token_id] = token["content"].replace(space, " ").encode()
-        elif byte_level or token["content"] not in ids:
+        elif token["normalized"] and not byte_level and space:  # matched in a text whose spaces are rewritten
+            written = tokenizer.normalizer.normalize_str(content) if tokenizer.normalizer else content
+            spelled[token_id] = written.replace(space, " ").encode()
+        elif byte_level or content not in ids:
             # Matched in the text itself, before any pre-tokenization: it stands for what it says.
-            spelled[token_id] = token["content"].encode()
+            spelled[token_id] = (normalise(content) if token["normalized"] and normalise else content).encode()
     starts = np.array([raw is not None and raw.startswith(PRETOKEN_STARTS) for raw in spelled], dtype=np.bool_)
     return Spelling(
         token_bytes=tuple(spelled),
         lengths_bytes=np.array([len(raw or b"") for raw in spelled], dtype=np.int64),
         is_special=special,
+        is_fallback=fallback,
         begins_pretoken=starts | special,
     )
 
@@ -160,9 +170,3 @@ def _from_byte_level(token: str) -> bytes:
     if all(character in BYTE_OF_CHARACTER for character in token):
         return bytes(BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()  # never produced from text; kept for vocabularies that list added tokens in the model
-
-
-def _from_metaspace(token: str, space: str | None, byte_fallback: bool) -> bytes:
-    if byte_fallback and (match := BYTE_FALLBACK.fullmatch(token)):
-        return bytes([int(match[1], 16)])
-    return (token.replace(space, " ") if space else token).encode()

@@ -18,8 +18,9 @@ def test_a_nearest_map_is_calculated_once_for_a_pair_of_vocabularies(tmp_path, m
     for student, teacher in ((first, second), (first, second), (second, first)):
         assert (kept_nearest_map(student, teacher, tmp_path) == nearest_map(student, teacher)).all()
     assert calls == [300, 458]
-    for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:50])  # as a foreign or damaged one
-    assert (kept_nearest_map(first, second, tmp_path) == nearest_map(first, second)).all()
+    for kept_bytes in (50, 0):
+        for file in tmp_path.iterdir():
+            file.write_bytes(file.read_bytes()[:kept_bytes])  # as a foreign or damaged one
+        assert (kept_nearest_map(first, second, tmp_path) == nearest_map(first, second)).all()
     assert kept_nearest_map(first, second, None) is not None
-    assert calls == [300, 458, 300, 300]
+    assert calls == [300, 458, 300, 300, 300]

@@ -9,14 +9,19 @@ from tests.tokenizers import PARTIAL, TOTAL, encoder
 
 
 @pytest.mark.parametrize(("student", "teacher"), permutations(TOTAL | PARTIAL, 2))
-def test_every_teacher_token_goes_to_the_last_student_token_of_its_bytes_or_to_none(student, teacher):
+def test_every_teacher_token_goes_to_the_student_token_that_stands_for_its_bytes_or_to_none(student, teacher):
     mine, theirs = encoder(student).spelling, encoder(teacher).spelling
     ids = exact_map(mine, theirs)
     assert len(ids) == len(theirs.token_bytes)
     for token, raw in enumerate(theirs.token_bytes):
-        same = [n for n, other in enumerate(mine.token_bytes) if raw and other == raw and not mine.is_special[n]]
-        last = token == max(n for n, other in enumerate(theirs.token_bytes) if other == raw)
-        assert ids[token] == (same[-1] if same and last and not theirs.is_special[token] else -1)
+        to, stands_for_them = stands_for(mine, raw), token == stands_for(theirs, raw)
+        assert ids[token] == (to if to is not None and stands_for_them else -1)
+
+
+def stands_for(spelling, raw):
+    """The last token of these bytes, byte-fallback tokens before all others; None where there is none."""
+    same = [n for n, other in enumerate(spelling.token_bytes) if raw and other == raw and not spelling.is_special[n]]
+    return next((n for n in reversed(same) if not spelling.is_fallback[n]), same[-1] if same else None)
 
 
 def edit_distance(a, b):

@@ -6,8 +6,12 @@ import torch
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import check_head, load_model, weights_fingerprint
 from ctd_core.models.transfer import old_tokens, transfer_model
+from ctd_core.text.segments import make_side
+from ctd_core.text.spelling import ids_by_bytes
+from ctd_core.text.tokenizers import train_tokenizer
 from tests.models.tiny import gpt2, llama
 from tests.shards.sets import side
+from tests.tokenizers import TEXTS
 
 OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 
@@ -36,6 +40,15 @@ def test_a_piece_and_not_a_byte_fallback_token_is_the_exact_match_of_a_letter():
     assert names(piece) == "a"
 
 
+def test_a_piece_is_the_exact_match_also_where_byte_fallback_tokens_come_after_it():
+    one = side("SentencePiece BPE with a leading space, pieces before bytes")
+    names = one.encoder.tokenizer.convert_ids_to_tokens
+    ((encoded,),) = [text.ids.tolist()[1:] for text in one.encoder.encode_batch(["\n"])]
+    assert names(encoded) == "\n"
+    assert ids_by_bytes(one.encoder.spelling)[b"\n"] == encoded
+    assert old_tokens(one, one)[encoded] == [encoded]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("untie", [True, False])
 def test_embeddings_are_means_of_old_ones_and_the_rest_is_the_teachers(tied, untie):
@@ -60,12 +73,30 @@ def test_embeddings_are_means_of_old_ones_and_the_rest_is_the_teachers(tied, unt
     )
 
 
+def chat_side():
+    """A tokenizer of 302 entries, two of which mark the turns of a chat."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return make_side(tokenizer, "chat", None, None)
+
+
 def test_a_teacher_under_its_own_tokenizer_is_unchanged():
-    one = side(OLD)
-    teacher = gpt2(300)
+    one = chat_side()
+    teacher = gpt2(302)
     student = transfer_model(teacher, one, one)
-    ids = torch.tensor([[0, 5, 7, 250]])
+    ids = torch.tensor([[0, 5, 7, 250, 300, 301]])
     torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
+
+
+def test_the_token_that_begins_every_text_learns_though_it_is_the_padding_token_too(tmp_path):
+    new = side(NEW)
+    student = transfer_model(llama(300, tied=False), new, side(OLD))
+    ((begin,), padding) = new.markers["begin"], student.config.pad_token_id
+    assert begin == padding
+    student.save_pretrained(tmp_path)
+    for one in (student, load_model(str(tmp_path))):
+        one(torch.tensor([[begin, 5, 7]])).logits.logsumexp(2).sum().backward()
+        assert one.get_input_embeddings().weight.grad[begin].norm() > 0
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error():

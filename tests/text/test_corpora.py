@@ -98,6 +98,7 @@ def test_bad_files_are_errors_that_name_the_place(tmp_path):
     for content, message in (
         ('{"text": "a"}\nnonsense\n', r"bad\.jsonl:byte 14: not a line of JSON"),
         ("[1\n", r"bad\.jsonl:byte 0: not a line of JSON"),
+        ("[" * 100_000, r"bad\.jsonl:byte 0: not a line of JSON"),
     ):
         bad.write_text(content)
         with pytest.raises(CtdError, match=message):
@@ -112,3 +113,6 @@ def test_bad_files_are_errors_that_name_the_place(tmp_path):
     pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet")
     with pytest.raises(UsageError, match="there is body"):
         read(Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")]), 100)
+    pq.write_table(pa.table({"meta": [{"text": "a"}]}), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match="there is meta"):
+        read(Parquet(kind="parquet", paths=[str(tmp_path / "b.parquet")]), 100)

@@ -57,6 +57,27 @@ def test_the_names_of_special_tokens_are_ordinary_text():
     assert not side.spelling.is_special[encoded.ids].any()
 
 
+def test_a_text_that_names_a_special_token_of_a_unigram_model_is_dropped_for_that_reason():
+    (result,) = encoder("Unigram").encode_batch(["the </s> fox"])
+    assert isinstance(result, DocumentError)
+    assert result.reason == "the special token </s> in a text"
+
+
+def test_added_text_that_is_looked_for_after_normalising_has_the_bytes_that_it_takes():
+    side = encoder("SentencePiece BPE with a leading space, pieces before bytes")
+    (encoded,) = side.encode_batch(["a fox"])
+    assert encoded.ids[-1] == side.tokenizer.convert_tokens_to_ids("fox")
+    assert encoded.byte_ends.tolist()[-2:] == [1, 5]
+
+
+def test_dropout_is_for_training_and_not_for_shards():
+    plain, dropping = (train_tokenizer(TEXTS, 600) for _ in range(2))
+    dropping.backend_tokenizer.model.dropout = 0.5
+    expected, *others = (TextEncoder(one, "some/model").encode_batch(TEXTS[:3]) for one in (plain, *[dropping] * 5))
+    for encodings in others:
+        assert [one.ids.tolist() for one in encodings] == [one.ids.tolist() for one in expected]
+
+
 @pytest.mark.parametrize("kind", TOTAL | PARTIAL)
 def test_an_encoder_that_has_travelled_to_a_worker_encodes_as_before(kind):
     side = encoder(kind)
@@ -86,6 +107,14 @@ def test_normalisers_that_undo_each_other_drop_only_the_texts_they_fight_over():
     assert isinstance(plain, EncodedPair)
     assert isinstance(accented, DocumentError)
     assert accented.reason == "normalisers disagree"
+
+
+def test_a_normaliser_that_changes_what_a_text_says_drops_that_text_alone():
+    quoting = TextEncoder(with_normaliser(normalizers.Replace("``", '"')), "some/model")
+    plain, quoted = encode_pairs(quoting, encoder("bytes"), ["`plain`", "``quoted''"])
+    assert isinstance(plain, EncodedPair)
+    assert isinstance(quoted, DocumentError)
+    assert quoted.reason == "a normaliser changes the text"
 
 
 @pytest.mark.parametrize(
