@@ -1,5 +1,7 @@
 """General online logit distillation (GOLD, of Hugging Face's TRL), with its "bayesian" merging."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,16 +25,22 @@ def gold(options: Gold, live: LiveTeacher) -> Objective:
     do not add up to 1, without whose last two terms it would fall below 0. The two parts weigh M / U and 1 − M / U, U
     the teacher's vocabulary. Tokens are shared by their exact bytes. Mean over the step's scored chunks.
     """
-    sizes = [len(side.encoder.spelling.token_bytes) for side in (live.student, live.teacher)]
+    tokens = [len(side.encoder.spelling.token_bytes) for side in (live.student, live.teacher)]
     ids = exact_map(live.student.encoder.spelling, live.teacher.encoder.spelling)
-    device = live.model.device
-    same = ids[ids >= 0].astype(np.int64), np.flatnonzero(ids >= 0)
-    shared = [torch.from_numpy(one).to(device) for one in same]
-    others = (np.setdiff1d(np.arange(size), one) for one, size in zip(same, sizes, strict=True))
-    rest = [torch.from_numpy(one).to(device) for one in others]
-    weight = len(shared[0]) / sizes[1]
+
+    @cache
+    def vocabularies(*widths: int) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        """The sizes of both, the tokens that they share, and those that they do not, of models of these widths."""
+        sizes = [min(pair) for pair in zip(tokens, widths, strict=True)]  # a tokenizer may have more than its model
+        in_both = (ids >= 0) & (ids < sizes[0]) & (np.arange(len(ids)) < sizes[1])
+        same = ids[in_both].astype(np.int64), np.flatnonzero(in_both)
+        others = (np.setdiff1d(np.arange(size), one) for one, size in zip(same, sizes, strict=True))
+        shared, rest = ([torch.from_numpy(one).to(live.model.device) for one in which] for which in (same, others))
+        return sizes, shared, rest
 
     def loss(student: Tensor, teacher: Tensor, before_student: Tensor, before_teacher: Tensor) -> Tensor:
+        sizes, shared, rest = vocabularies(student.shape[1], teacher.shape[1])
+        weight = len(shared[0]) / sizes[1]
         mine = (student[:, : sizes[0]].log_softmax(1) + before_student[:, None]).exp()
         theirs = (teacher[:, : sizes[1]].log_softmax(1) + before_teacher[:, None]).exp()
         p, q = mine[:, shared[0]], theirs[:, shared[1]]

@@ -1,5 +1,7 @@
 """P-KL of X-Token (arXiv 2605.21699): the student's distribution projected onto the teacher's vocabulary."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -21,15 +23,23 @@ def p_kl(options: PKl, live: LiveTeacher) -> Objective:
     What no teacher token takes is lost and the rest normalised. The published code averages over chunks of several
     tokens as well, and gives a share to an arbitrary entry; here it is the mean over one-to-one chunks alone.
     """
-    size = len(live.teacher.encoder.spelling.token_bytes)
-    projection = projection_matrix(live.student, live.teacher).coalesce().to(live.model.device)
+    whole = projection_matrix(live.student, live.teacher).coalesce()
+
+    @cache
+    def projection_of(*widths: int) -> Tensor:
+        """[U, V], for models of these widths: a tokenizer may have more tokens than its model."""
+        size = torch.tensor([min(pair) for pair in zip(whole.shape, widths, strict=True)])
+        inside = (whole.indices() < size[:, None]).all(0)
+        chosen = whole.indices()[:, inside], whole.values()[inside], tuple(size.tolist())
+        return torch.sparse_coo_tensor(*chosen, check_invariants=True).coalesce().to(live.model.device)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        projection = projection_of(teacher.shape[1], student.shape[1])
         probabilities = student.softmax(1)[:, : projection.shape[1]]
         with torch.autocast(student.device.type, enabled=False):
             projected: Tensor = torch.sparse.mm(projection.to(student.dtype), probabilities.T).T
         logprobs = (projected / projected.sum(1, keepdim=True).clamp(min=LEAST) + LEAST).log()
-        return kl_divergence(logprobs, teacher[:, :size].log_softmax(1))
+        return kl_divergence(logprobs, teacher[:, : projection.shape[0]].log_softmax(1))
 
     return logit_objective(one_to_one_places, loss)
 

@@ -31,6 +31,7 @@ from ctd_core.objectives.plan import LiveTeacher, StudentOutputs
 from ctd_core.objectives.table import make_objective
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
+from ctd_core.text.segments import make_side
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.models.tiny import llama
 from tests.shards.sets import side, texts, write_set
@@ -184,6 +185,23 @@ def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
     loss, count = pair.loss(PKl(kind="p_kl"), batch)
     assert count == len(places)
     assert loss.item() == pytest.approx(total, rel=1e-3)
+
+
+def with_more_tokens(one):
+    """The side of a tokenizer with two tokens more."""
+    tokenizer = copy.deepcopy(one.encoder.tokenizer)
+    tokenizer.add_tokens(["<added>", "<another>"])
+    return make_side(tokenizer, "with more", None, None)
+
+
+@pytest.mark.parametrize("options", CROSSING, ids=lambda options: options.kind)
+def test_a_tokenizer_may_have_more_tokens_than_its_model(pair, options):
+    batch = collate(pair.shards, ROWS)
+    expected, _ = pair.loss(options, batch)
+    larger = copy.copy(pair)
+    sides = [with_more_tokens(one) for one in (pair.live.student, pair.live.teacher)]
+    larger.live = replace(pair.live, student=sides[0], teacher=sides[1])
+    torch.testing.assert_close(larger.loss(options, batch)[0], expected)
 
 
 def test_gold_compares_whole_chunks(pair):
