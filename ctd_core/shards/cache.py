@@ -4,8 +4,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from ctd_core.errors import CtdError
 from ctd_core.shards.manifest import ShardEntry
@@ -18,16 +21,16 @@ class Cache:
     directory: Path
     max_bytes: int
 
-    def fetch(self, entry: ShardEntry, read: Callable[[], bytes]) -> Path:
-        """The file of a shard, from what `read` gives where it is not here yet.
+    def fetch(self, entry: ShardEntry, read: Callable[[], bytes], verify: bool) -> pa.Buffer:
+        """A shard, memory-mapped, from what `read` gives where it is not here yet, or here but damaged.
 
-        Raises CtdError where that differs from the shard's checksum, or the file cannot be written.
+        With `verify` what is here is compared with its checksum, without by its size alone. Raises CtdError where what
+        was read differs from the checksum, or cannot be written.
         """
         file = self.directory / f"{entry.sha256}.arrow"
         try:
-            if file.exists() and file.stat().st_size == entry.size_bytes:
-                os.utime(file)
-                return file
+            if (kept := _mapped(file, entry, verify)) is not None:
+                return kept
             content = read()
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise CtdError(f"{entry.file}: what was read of it differs from its checksum. Run it again.")
@@ -43,15 +46,31 @@ class Cache:
             self._make_room(file)
         except OSError as error:
             raise CtdError(f"{self.directory}: a shard cannot be kept there ({error}). Free some space.") from error
-        return file
+        return _mapped(file, entry, verify=False) or pa.py_buffer(content)  # another process may have made room
 
     def _make_room(self, newest: Path) -> None:
         """Take the shards away that were not read for longest; who has mapped one still reads it."""
-        files = sorted(self.directory.glob("*.arrow"), key=lambda one: one.stat().st_mtime_ns)
-        total = sum(one.stat().st_size for one in files)
-        for one in files:
+        found = []
+        for one in self.directory.glob("*.arrow"):
+            with suppress(FileNotFoundError):  # another process makes room as well
+                status = one.stat()
+                found.append((status.st_mtime_ns, status.st_size, one))
+        total = sum(size for _, size, _ in found)
+        for _, size, one in sorted(found):
             if total <= self.max_bytes:
                 return
             if one != newest:
-                total -= one.stat().st_size
+                total -= size
                 one.unlink(missing_ok=True)
+
+
+def _mapped(file: Path, entry: ShardEntry, verify: bool) -> pa.Buffer | None:
+    """The content of `file`, None where it is not there or not what `entry` says."""
+    try:
+        buffer = pa.memory_map(str(file)).read_buffer()
+        os.utime(file)
+    except FileNotFoundError:
+        return None
+    if buffer.size != entry.size_bytes or (verify and hashlib.sha256(buffer).hexdigest() != entry.sha256):
+        return None
+    return buffer

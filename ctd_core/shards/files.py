@@ -72,7 +72,7 @@ class Folder:
             if self.is_local:
                 buffer = pa.memory_map(self.path(entry.file)).read_buffer()
             elif cache is not None:
-                buffer = pa.memory_map(str(cache.fetch(entry, lambda: self.read(entry.file)))).read_buffer()
+                buffer = cache.fetch(entry, lambda: self.read(entry.file), verify)
             else:
                 buffer = pa.py_buffer(self.read(entry.file))
         except OSError as error:

@@ -11,19 +11,19 @@ from pydantic import Field, ValidationError
 
 from ctd_core.align.documents import MARKER, SCORED, AlignedText
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.options import Options
+from ctd_core.options import Record
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.text.segments import Side
 
 
-class Dropped(Options):
+class Dropped(Record):
     """Documents dropped for one reason, with the first of them as an example."""
 
     documents: int
     example: str
 
 
-class Counts(Options):
+class Counts(Record):
     """What a shard holds, or several together."""
 
     documents: int = 0
@@ -45,7 +45,7 @@ class Counts(Options):
         return sum(one.documents for one in self.dropped.values())
 
 
-class ShardEntry(Options):
+class ShardEntry(Record):
     """One file. `sha256` is that of its bytes."""
 
     file: str
@@ -54,7 +54,7 @@ class ShardEntry(Options):
     counts: Counts
 
 
-class Origin(Options):
+class Origin(Record):
     """What decides the content of the shards. `config` is the part of the run that does."""
 
     student_tokenizer: str
@@ -63,7 +63,7 @@ class Origin(Options):
     config: dict[str, Any]
 
 
-class Manifest(Options):
+class Manifest(Record):
     """The set: its origin, its shards in order, and their sum."""
 
     schema_version: int
