@@ -61,15 +61,21 @@ def find_files(pattern: str) -> list[str]:
     except OSError as error:
         raise UsageError(f"{pattern}: the file system does not answer ({error}).") from error
     wanted = root + bare.removeprefix(folder)
-    inside = [one.path for one in found if one.type == fs.FileType.File and _matches(one.path, wanted)]
+    steps = wanted.split("/")
+    inside = [one.path for one in found if one.type == fs.FileType.File and _matches(one.path.split("/"), steps)]
     return [folder + path.removeprefix(root) + query for path in sorted(inside)]
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """As glob has it: * stays within a folder, and ** does not."""
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
-    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
+def _matches(path: list[str], pattern: list[str]) -> bool:
+    """As glob has it: * stays within a folder, ** stands for any number of them, neither for what begins with a dot."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        visible = next((n for n, one in enumerate(path) if one.startswith(".")), len(path))
+        return any(_matches(path[n:], pattern[1:]) for n in range(visible + 1))
+    if not path or (path[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def size_and_time(location: str) -> tuple[int, int]:

@@ -63,11 +63,18 @@ def test_what_a_store_holds_is_told_by_size_and_time(store):
 
 
 def test_local_patterns_are_those_of_glob(tmp_path):
-    for name in ("a.txt", "b.txt", "c/d.txt"):
+    names = ["a.txt", "b.txt", "c/d.txt", "c/e/a.txt", "c/e/ba.txt"]
+    for name in [*names, ".hidden.txt", ".c/a.txt"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     uri = f"file://{tmp_path}"
-    for pattern, expected in (("/*.txt", ["a.txt", "b.txt"]), ("/**/*.txt", ["a.txt", "b.txt", "c/d.txt"])):
+    for pattern, expected in (
+        ("/*.txt", ["a.txt", "b.txt"]),
+        ("/**/*.txt", names),
+        ("/**/a.txt", ["a.txt", "c/e/a.txt"]),
+        ("/**/c/*.txt", ["c/d.txt"]),
+        ("/**/c/**/[a-z].txt", ["c/d.txt", "c/e/a.txt"]),
+    ):
         assert find_files(f"{tmp_path}{pattern}") == [f"{tmp_path}/{name}" for name in expected]
         assert find_files(uri + pattern) == [f"{uri}/{name}" for name in expected]
 
