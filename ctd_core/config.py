@@ -226,7 +226,7 @@ class Sample(Options):
 class RunConfig(Options):
     """A whole run: what goes in, how it is prepared, trained and measured. Everything lands in `output`/`name`."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w-][\w.-]*$")
     output: str = Field(default="runs", description="a directory, or s3://bucket/folder, that all machines share")
     student: Student
     teacher: Teacher

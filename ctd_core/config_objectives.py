@@ -42,7 +42,7 @@ class Alm(Options):
     kind: Literal["alm"]
     weight: float = Field(default=1.0, gt=0)
     divergence: Literal["kl", "reverse_kl", "tv"] = "kl"
-    temperature: float = Field(default=5.0, gt=0, description=".inf for the limit")
+    temperature: float = Field(default=5.0, gt=0, allow_inf_nan=True, description=".inf for the limit")
     chunks: AnyChunks = Debiased(kind="debiased")
     boundary: bool = Field(
         default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"

@@ -12,7 +12,7 @@ class Train(Options):
     """One training run on stored targets."""
 
     steps: int = Field(gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
     micro_batches: int = Field(

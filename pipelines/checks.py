@@ -26,8 +26,9 @@ def check_inputs(config: RunConfig, places: Places) -> None:
     student = config.student
     windows = (config.prepare.teacher_window_tokens, config.prepare.student_window_tokens)
     models = [(f"{field}.model", one.model, one.revision, windows[0]) for field, one in teachers.items()]
-    if student.model is not None:
-        models.append(("student.model", student.model, student.revision, windows[1]))
+    origin = student if student.model is not None else config.teacher
+    which = "student.model" if student.model is not None else "teacher.model, which the student is made from"
+    models.append((which, origin.model or "", origin.revision, windows[1]))
     for field, name, revision, window in models:
         try:
             longest = getattr(AutoConfig.from_pretrained(name, revision=revision), "max_position_embeddings", None)
@@ -39,5 +40,4 @@ def check_inputs(config: RunConfig, places: Places) -> None:
                 "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
     if student.adapters is not None:
-        origin = student if student.model is not None else config.teacher
         check_targets(skeleton(origin.model or "", origin.revision), student.adapters)

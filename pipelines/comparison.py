@@ -7,25 +7,25 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ctd_core.options import Options
+from ctd_core.options import Record
 from pipelines.report import Report, markdown_table
 
 
-class Cost(Options):
+class Cost(Record):
     """What training took: the median step, and the peak memory of its process (of its GPU, where there is one)."""
 
     seconds_a_step: float
     peak_memory_mb: float
 
 
-class Trial(Options):
+class Trial(Record):
     """One variant under one seed."""
 
     report: Report
     cost: Cost
 
 
-class Row(Options):
+class Row(Record):
     """One variant: for each figure its mean over the seeds and the standard error of that."""
 
     variant: str

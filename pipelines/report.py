@@ -6,14 +6,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ctd_core.errors import CtdError
-from ctd_core.options import Options
+from ctd_core.options import Record
 from ctd_core.shards.manifest import Counts, Manifest
 from pipelines.checkpoints import latest_checkpoint, name_of
 from pipelines.places import Places
 from pipelines.run_files import write_whole
 
 
-class Figures(Options):
+class Figures(Record):
     """One model on the text of one set."""
 
     bits_per_byte: float
@@ -22,7 +22,7 @@ class Figures(Options):
     tokens_per_byte: float
 
 
-class SetFigures(Options):
+class SetFigures(Record):
     """Teacher and student, before and after training, on the same bytes."""
 
     text_bytes: int
@@ -32,7 +32,7 @@ class SetFigures(Options):
     student_after: Figures
 
 
-class Continuation(Options):
+class Continuation(Record):
     """A prompt and what each model wrote after it."""
 
     prompt: str
@@ -40,7 +40,7 @@ class Continuation(Options):
     student: str
 
 
-class Report(Options):
+class Report(Record):
     """A run. `run` names the training and the step that the figures belong to; `data` and below are of `ctd run`."""
 
     run: str

@@ -224,6 +224,12 @@ def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_student_made_from_its_teacher_reads_no_longer_windows(config, tmp_path):
+    longer = ["--set", "prepare.student_window_tokens=600", "--set", "train.batch_tokens=600"]
+    with pytest.raises(UsageError, match=r"which the student is made from: .* reads 512 tokens at most"):
+        ctd("run", "--config", written(config, tmp_path), "--dry-run", *longer)
+
+
 def test_a_dry_run_expects_what_then_comes(config, tmp_path):
     whole = config["prepare"] | {"part_bytes": 100_000}  # the corpus is small enough to be the sample
     file = written(config | {"prepare": whole}, tmp_path)
