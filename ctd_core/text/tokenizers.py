@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ctd_core.errors import TokenizerError
@@ -41,10 +41,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, `id == byte` for 0 to 255, and an end-of-text token that also begins texts."""
     vocabulary = {character: byte for character, byte in BYTE_OF_CHARACTER.items()}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_level(models.BPE(vocabulary, [])), bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    backend = _byte_level(models.BPE(vocabulary, []))
+    backend.add_special_tokens([END_OF_TEXT])
+    return _beginning_texts(backend)
 
 
 def from_byt5(tokenizer: object) -> PreTrainedTokenizerFast:
@@ -62,7 +61,8 @@ def from_byt5(tokenizer: object) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A new byte-level BPE tokenizer of `vocab_size` entries, the 256 bytes and an end-of-text token among them.
+    """A new byte-level BPE tokenizer of `vocab_size` entries, the 256 bytes and an end-of-text token among them, which
+    begins texts too.
 
     Raises TokenizerError where `vocab_size` has no room for those.
     """
@@ -77,6 +77,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(texts, trainer)
+    return _beginning_texts(backend)
+
+
+def _beginning_texts(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """`backend` with END_OF_TEXT before every text, as a student sees it in training, and in all the usual roles."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,

@@ -169,6 +169,7 @@ def test_the_fast_byt5_has_the_ids_of_the_slow_one():
 def test_the_bytes_tokenizer_is_bytes_and_survives_saving(tmp_path):
     bytes_tokenizer().save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
+    assert again("é\n")["input_ids"] == [256, *"é\n".encode()]  # as in training
     assert again("é\n", add_special_tokens=False)["input_ids"] == list("é\n".encode())
     assert again.eos_token_id == 256
 
