@@ -76,6 +76,8 @@ def ray_head(
             **{"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"},
             **{"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
         }
+    # A machine that is gone is missed after two seconds, and not after fifteen.
+    environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
     environment.pop("RAY_ADDRESS", None)
     command = [
         *(RAY, "start", "--head", "--block", "--disable-usage-stats", f"--include-dashboard={dashboard}"),
