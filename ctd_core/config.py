@@ -246,6 +246,11 @@ class RunConfig(Options):
             raise ValueError(f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0")
         if self.student.model is not None and (self.student.head != "as_teacher" or self.student.vocab_multiple != 1):
             raise ValueError("student.head and student.vocab_multiple are for a student made from its teacher")
+        if self.student.model is not None and isinstance(self.student.tokenizer, TrainedTokenizer):
+            raise ValueError(
+                "student.model has embeddings for a tokenizer of its own, not for one that is trained here: name it in "
+                "student.tokenizer: {kind: pretrained, name: …}, or leave student.model out"
+            )
         if not self.prepare.targets and self.evaluate.sets:
             raise ValueError("evaluate.sets are measured against the teacher, which needs prepare.targets: true")
         if self.train.batch_tokens < self.prepare.student_window_tokens:

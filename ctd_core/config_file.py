@@ -1,7 +1,9 @@
 """A run's YAML file: reading it, and telling what is wrong in it."""
 
+import copy
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +26,15 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
     values = parse_yaml(text, source)
     if not isinstance(values, dict):
         raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
-    for path, value in _parse_overrides(overrides).items():
-        _put(values, path, value, f"--set {path}")
-    return _validated(RunConfig, values, source)
+    changed = copy.deepcopy(values)
+    try:
+        for path, value in _parse_overrides(overrides).items():
+            _put(changed, path, value, f"--set {path}")
+        return _validated(RunConfig, changed, source)
+    except UsageError:
+        with suppress(UsageError):  # what is set may lie in a default, as train.objectives.0 does
+            return with_overrides(_validated(RunConfig, values, source), overrides)
+        raise
 
 
 def with_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
@@ -90,12 +98,18 @@ def parse_yaml(text: str, source: str) -> Any:
     """What `text` holds; raises UsageError, naming `source`, where it is not YAML."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own dates and numbers raise the second
         raise UsageError(f"{source}: not YAML ({error}).") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else."""
+    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else, and a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -123,7 +137,7 @@ def _put(values: dict[str, Any], path: str, value: Any, source: str) -> None:
 
 
 def _item(inner: Any, key: str, source: str) -> Any:
-    if not (isinstance(inner, list) and key.isdigit() and int(key) < len(inner)):
+    if not (isinstance(inner, list) and key.isascii() and key.isdigit() and int(key) < len(inner)):
         raise UsageError(f"{source}: there is no {key!r} to set there.")
     return inner[int(key)]
 

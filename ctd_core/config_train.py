@@ -1,8 +1,9 @@
 """What a user writes under `train` in a run's YAML file: every option once, with its only default."""
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ctd_core.config_objectives import Alm, AnyObjective, Live
 from ctd_core.options import Fraction, Options
@@ -59,6 +60,16 @@ class Train(Options):
     def live_objectives(self) -> list[str]:
         """The kinds of those objectives that ask the teacher at every step."""
         return [one.kind for one in self.objectives if isinstance(one, Live)]
+
+    @field_validator("freeze")
+    @classmethod
+    def _patterns(cls, patterns: list[str]) -> list[str]:
+        for one in patterns:
+            try:
+                re.compile(one)
+            except re.error as error:
+                raise ValueError(f"{one!r} is no regular expression ({error})") from error
+        return patterns
 
     @model_validator(mode="after")
     def _workers_share_a_step(self) -> "Train":

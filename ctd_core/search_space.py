@@ -78,8 +78,11 @@ def draw(space: Any, choose: Choose, name: str = "") -> Any:
 
 def settings(space: Any, everything: bool, random_state: random.Random) -> Iterator[Any]:
     """One setting for each combination of the grids, all else drawn at random; with `everything`, choices and whole
-    numbers are grids too. Raises UsageError where `everything` meets a continuous range.
+    numbers are grids too. Raises UsageError where `everything` meets a continuous range, and where a grid lies within a
+    choice, so that some draws alone would meet it.
     """
+    if not everything and _has_grid_in_choice(space):
+        raise UsageError("a grid within a choice is walked by searcher: grid alone. Write choice in its place.")
     taken: list[tuple[int, int]] = []  # for each grid met on the way, in order: which option, of how many
     while True:
         met = 0
@@ -101,6 +104,14 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
         if not taken:
             return
         taken[-1] = (taken[-1][0] + 1, taken[-1][1])
+
+
+def _has_grid_in_choice(space: Any, chosen: bool = False) -> bool:
+    if isinstance(space, Choice):
+        inside = chosen or not space.every
+        return (chosen and space.every) or any(_has_grid_in_choice(one, inside) for one in space.options)
+    within = space.values() if isinstance(space, Mapping) else space if isinstance(space, list) else ()
+    return any(_has_grid_in_choice(one, chosen) for one in within)
 
 
 def _draw_at_random(one: Choice | Numbers, random_state: random.Random) -> float:

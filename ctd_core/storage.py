@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import io
+import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pyarrow import fs
 from ctd_core.errors import CtdError, UsageError
 
 LOCAL = fs.LocalFileSystem()
+LISTINGS = 5  # tries to list folders, some of which vanish meanwhile
 
 
 def is_uri(location: str) -> bool:
@@ -46,8 +48,10 @@ def find_files(pattern: str) -> list[str]:
     not answer.
     """
     if not is_uri(pattern):
-        matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
-        return [match for match in matches if Path(match).is_file()]
+        pattern = os.path.expanduser(pattern)
+        if Path(pattern).is_file():  # also one whose name has brackets
+            return [pattern]
+        return [match for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
     parts = urlsplit(pattern)
     bare = pattern.removesuffix("?" + parts.query)
     fixed = bare[: next((n for n, one in enumerate(bare) if one in "*["), len(bare))]
@@ -110,12 +114,15 @@ def files_below(location: str | Path) -> dict[str, float]:
     Raises UsageError where there is no such folder, CtdError where it cannot be read.
     """
     files, path = file_system(str(location))
-    try:
-        found = files.get_file_info(fs.FileSelector(path, recursive=True))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{location}: no such folder ({error}).") from error
-    except OSError as error:
-        raise CtdError(f"{location}: cannot be read ({error}).") from error
+    for left in reversed(range(LISTINGS)):
+        try:
+            found = files.get_file_info(fs.FileSelector(path, recursive=True))
+            break
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not left or files.get_file_info(path).type != fs.FileType.Directory:
+                raise UsageError(f"{location}: no such folder ({error}).") from error
+        except OSError as error:
+            raise CtdError(f"{location}: cannot be read ({error}).") from error
     inside = [one for one in found if one.type == fs.FileType.File]
     return {posixpath.relpath(one.path, path): (one.mtime_ns or 0) / 1e9 for one in inside}
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from ctd_core.config_objectives import AnyChunks, AtWhitespace, Debiased, Finest, Groups
+from ctd_core.errors import UsageError
 from ctd_core.evaluation.chunking import Chunking, measure_chunking
 from ctd_core.shards.reading import ShardSet
 
@@ -16,11 +17,22 @@ RULES: list[AnyChunks] = [
 ]
 
 
-def measure_rules(location: str, rules: list[AnyChunks]) -> list[tuple[AnyChunks, Chunking]]:
-    """The figures of `rules` on the shards in `location`; those that ask the teacher only where it was asked."""
+def measure_rules(location: str, rules: list[AnyChunks] | None) -> list[tuple[AnyChunks, Chunking]]:
+    """The figures of `rules` on the shards in `location`, or of the usual ones that these allow.
+
+    Raises UsageError where a rule asks for what the shards do not hold.
+    """
     shards = ShardSet(location, verify=True)
-    usable = [rule for rule in rules if shards.has_targets or not isinstance(rule, Debiased)]
-    return [(rule, measure_chunking(shards, rule)) for rule in usable]
+    if rules is None:
+        rules = [rule for rule in RULES if shards.has_targets or not isinstance(rule, Debiased)]
+    check_rules(shards, rules)
+    return [(rule, measure_chunking(shards, rule)) for rule in rules]
+
+
+def check_rules(shards: ShardSet, rules: list[AnyChunks]) -> None:
+    """Raises UsageError where one of `rules` asks the teacher's numbers of shards without them."""
+    if not shards.has_targets and any(isinstance(rule, Debiased) for rule in rules):
+        raise UsageError(f"--rule debiased: {shards.name} holds no numbers of the teacher. Prepare with targets: true.")
 
 
 def rule_name(rule: AnyChunks) -> str:

@@ -295,9 +295,9 @@ def chunks(
 
     Example: ctd chunks --shards runs/demo/prepared/general-1a2b3c4d5e6f7a8b
     """
-    from pipelines.chunks import RULES, as_json, as_table, measure_rules
+    from pipelines.chunks import as_json, as_table, measure_rules
 
-    measured = measure_rules(shards, [read_rule(one) for one in rule] if rule else RULES)
+    measured = measure_rules(shards, [read_rule(one) for one in rule] if rule else None)
     if as_json_lines:
         for one in as_json(measured):
             print(json.dumps(one))

@@ -29,7 +29,7 @@ def connect(cpus: float, gpus: float, fields: str, dashboard: bool = False) -> N
     there = ray.cluster_resources()
     has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
     lacks = cpus > has[0] or gpus > has[1]
-    if lacks and "RAY_ADDRESS" not in os.environ:
+    if lacks and is_own():
         raise UsageError(
             f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once; this machine has {has[0]:g} and {has[1]:g}. "
             "Ask for less, or set RAY_ADDRESS to a cluster."
@@ -38,15 +38,23 @@ def connect(cpus: float, gpus: float, fields: str, dashboard: bool = False) -> N
 
 def let_go() -> None:
     """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
-    if ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+    if ray.is_initialized() and is_own():
         ray.shutdown()
+
+
+def is_own() -> bool:
+    """Whether Ray is, or would be, one that a command starts on this machine for itself."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def _join(dashboard: bool) -> None:
     if ray.is_initialized():
         return
-    options = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": dashboard}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    options = {"address": "local", "include_dashboard": dashboard} if is_own() else {}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error
     for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

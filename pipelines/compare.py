@@ -15,6 +15,7 @@ from ctd_core.config_file import read_options
 from ctd_core.errors import UsageError
 from ctd_core.options import Options
 from ctd_core.storage import delete_folder, names_in
+from pipelines.checks import check_inputs
 from pipelines.cluster import connect, own_errors
 from pipelines.comparison import Cost, Row, Trial, as_markdown, plot, row_of
 from pipelines.evaluate import measure
@@ -60,6 +61,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     gpus = any(places.config.train.use_gpu for places in trials.values())
     connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
     directory = base.directory / f"comparison-{file.stem}"
+    check_inputs(base.config, base)
     prepare(base)
     ensure_student(base)
     results = _run(trials, comparison.cpus_per_trial, float(gpus))
@@ -77,7 +79,9 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[
     files = {key: _trial_file(places) for key, places in trials.items()}
     for key, file in files.items():
         trials[key].files.bring(file)
-    done = {key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if file.exists()}
+    done = {
+        key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if trials[key].files.has(file)
+    }
     if done:
         say(f"compare: {len(done)} of {len(trials)} trials are done already")
     if len(done) == len(trials):
@@ -102,7 +106,7 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[
 def _trial(places: Places) -> str:
     cost = places.train / COST
     places.files.bring(cost)
-    if not cost.exists():  # what a killed trial left goes: a cost is that of a whole one
+    if not places.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one
         shutil.rmtree(places.train, ignore_errors=True)
         if names_in(places.checkpoints):
             delete_folder(places.checkpoints)

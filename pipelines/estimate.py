@@ -20,7 +20,7 @@ from ctd_core.models.scoring import score_rows
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
-from ctd_core.shards.manifest import Counts, Origin, build_manifest, tokenizer_fingerprint
+from ctd_core.shards.manifest import Counts, Origin, build_manifest, check_student, tokenizer_fingerprint
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.corpora import SourceText, is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side, plain_document
@@ -95,15 +95,15 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
 
 
 def _sample(places: Places) -> tuple[list[SourceText], float]:
-    """Some documents from the first part of the corpus, and the bytes of all that it will be trained on."""
+    """Some documents from the first part of the corpus with any, and the bytes of all that it will be trained on."""
     corpus, parts = places.config.corpus, places.datasets[TRAIN_SET].parts
 
     def texts(number: int) -> list[SourceText]:
         found = training_texts(corpus, read_part(corpus, parts[number]))
         return [one for one in found if not isinstance(one, DocumentError) and is_unicode(one.text)]
 
-    first, last = texts(0), texts(-1)
-    first_bytes, last_bytes = (sum(len(one.text.encode()) for one in part) for part in (first, last))
+    first = next((found for number in range(len(parts)) if (found := texts(number))), [])
+    first_bytes, last_bytes = (sum(len(one.text.encode()) for one in part) for part in (first, texts(-1)))
     every = max(1, first_bytes // SAMPLE_BYTES)
     return first[::every], first_bytes * (len(parts) - 1) + last_bytes
 
@@ -124,6 +124,7 @@ def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Si
     _reset_peak(device)
     model = adapted(places, make_student(places, student_side, teacher_side))
     student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken)
+    check_student(shards.manifest, "the sample", student_side, len(student.mask))
     live = live_teacher(places, student_side, student, device) if options.live_objectives else None
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})

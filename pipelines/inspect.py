@@ -20,6 +20,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
 from ctd_core.text.segments import make_side, plain_document
 from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.chunks import check_rules
 
 COLOURS = ("black on bright_cyan", "black on bright_yellow")
 WHOLE = 2**20  # tokens of a window that no text to look at reaches
@@ -70,6 +71,7 @@ def as_json(inspection: Inspection) -> dict[str, object]:
 def inspect_shards(student: str, location: str, row: int, rule: AnyChunks) -> list[MergedText]:
     """The merged chunks of a row of prepared shards. Raises UsageError where there is no such row."""
     shards = ShardSet(location, verify=True)
+    check_rules(shards, [rule])
     made_for = shards.manifest.origin.config.get("student", {"begin_token": None, "end_token": None})
     side = make_side(load_tokenizer(student), student, made_for["begin_token"], made_for["end_token"])
     check_student(shards.manifest, shards.name, side, len(side.encoder.spelling.token_bytes))
@@ -87,6 +89,9 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
     if not rows.num_rows:
         raise UsageError("the text is empty, so there is nothing to merge.")
     model = LogprobModel(load_model(teacher), sides[1].encoder.spelling.begins_pretoken)
+    longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and counts.teacher_tokens > longest:
+        raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
     with tempfile.TemporaryDirectory() as location:
         folder = Folder(location)
         entry = write_shard(folder, 0, shard_bytes(score_rows(model, rows, WHOLE)), counts)

@@ -1,6 +1,7 @@
 """What a worker of `ctd prepare` does to one part of a corpus. Light to import: it brings no torch into the worker."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from ctd_core.config import Corpus, Prepare
-from ctd_core.errors import DocumentError
+from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
 from ctd_core.shards.manifest import Counts
@@ -64,11 +65,38 @@ def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]
 
 def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
     """A part aligned, as a row for the teacher."""
-    rows, counts = align_part(pickle.loads(row["job"]), sides, options)
-    return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
+
+    def work() -> dict[str, Any]:
+        rows, counts = align_part(pickle.loads(row["job"]), sides, options)
+        return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
+
+    return outcome(row, work)
 
 
 def encode_and_write(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
     """A part aligned and written in one task, where no teacher is asked."""
-    job: Job = pickle.loads(row["job"])
-    return write_part(job, *align_part(job, sides, options))
+
+    def work() -> dict[str, Any]:
+        job: Job = pickle.loads(row["job"])
+        return write_part(job, *align_part(job, sides, options))
+
+    return outcome(row, work)
+
+
+def outcome(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row that `work` makes of `row`, or its error of ours in one: Ray Data would pass on its traceback alone.
+
+    A row with an error passes as it is.
+    """
+    if row.get("error"):
+        return row
+    try:
+        return work() | {"error": "", "is_usage": False}
+    except CtdError as error:
+        return {"error": str(error), "is_usage": isinstance(error, UsageError)}
+
+
+def raise_error_of(row: dict[str, Any]) -> None:
+    """Raise the error that `outcome` put into a row, if there is one."""
+    if row["error"]:
+        raise (UsageError if row["is_usage"] else CtdError)(row["error"])

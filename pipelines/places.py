@@ -41,6 +41,7 @@ from pipelines.run_files import RunFiles
 
 TRAIN_SET = "train"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
+READ_BYTES = 64 * 2**20  # a file of up to this is known by its content, so that a copy of it is the same corpus
 # Options that change how the work is done and not what comes out.
 PREPARE_RESOURCES = {
     "storage",
@@ -79,14 +80,10 @@ class Places:
     """The places of one run; what has to be read for a fingerprint is read once."""
 
     def __init__(self, config: RunConfig) -> None:
-        is_local = not is_uri(config.output)
-        if is_local and IN_JOB in os.environ and not Path(config.output).is_absolute():
-            raise UsageError(
-                f"output: {config.output} would lie in this job's own copy of the working directory, and be lost with "
-                "it. Name a directory that all machines share, or a URI such as s3://bucket/folder."
-            )
-        # The same on every worker.
-        self.config = config.model_copy(update={"output": str(Path(config.output).resolve())}) if is_local else config
+        storage = config.prepare.storage
+        prepare = config.prepare.model_copy(update={"storage": storage and _everywhere(storage, "prepare.storage")})
+        output = _everywhere(config.output, "output")
+        self.config = config.model_copy(update={"output": output, "prepare": prepare})
         self._weights: dict[tuple[str, str | None], str] = {}
 
     @property
@@ -224,7 +221,7 @@ class Places:
             SCHEMA_VERSION,
             self._tokenizer_fingerprint,
             [student.begin_token, student.end_token],
-            self._teacher_fingerprint(teacher) if self.config.prepare.targets else teacher.model_dump(mode="json"),
+            self._teacher_fingerprint(teacher),
             corpus.model_dump(mode="json"),
             held_out,
             _content(corpus, parts),
@@ -246,6 +243,19 @@ def variant(base: Places, values: Mapping[str, Any], source: str) -> Places:
     return base.with_train(config.train)
 
 
+def _everywhere(location: str, field: str) -> str:
+    """`location` as every worker has to call it; raises UsageError, naming `field`, where a job would lose it."""
+    if is_uri(location):
+        return location
+    path = Path(location).expanduser()
+    if IN_JOB in os.environ and not path.is_absolute():
+        raise UsageError(
+            f"{field}: {location} would lie in this job's own copy of the working directory, and be lost with it. Name "
+            "a directory that all machines share, or a URI such as s3://bucket/folder."
+        )
+    return str(path.resolve())
+
+
 def _kept() -> Path:
     """Where each machine keeps copies of what lies elsewhere."""
     return Path.home() / ".cache" / "ctd"
@@ -256,10 +266,15 @@ def _train_set(teacher: str) -> str:
 
 
 def _content(corpus: Corpus, parts: list[Part]) -> str:
-    """Stands for what the parts hold: names, sizes and times of files, the texts themselves where there are none."""
+    """Stands for what the parts hold: the files by name and content (large and remote ones by size and time), the texts
+    themselves where there are none.
+    """
     digest = hashlib.sha256()
     for file in corpus_files(corpus):
-        digest.update(repr((file, *size_and_time(file))).encode())
+        size, changed = size_and_time(file)
+        is_read = not is_uri(file) and size <= READ_BYTES
+        content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if is_read else changed
+        digest.update(repr((file, size, content)).encode())
     for part in parts:
         digest.update(repr((part.source, part.start, part.stop)).encode())
         for text in part.texts:

@@ -37,7 +37,7 @@ from ctd_core.text.corpora import is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
-from pipelines.parts import Job, encode, encode_and_write, shared_sides, write_part
+from pipelines.parts import Job, encode, encode_and_write, outcome, raise_error_of, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
 from pipelines.run_files import whole_directory
@@ -131,10 +131,19 @@ class Score:
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
         mine, theirs = shared_sides(sides)
-        self._teacher = make_teacher(teacher, theirs, device)
+        self._failure: CtdError | None = None
+        try:
+            self._teacher = make_teacher(teacher, theirs, device)
+        except CtdError as error:
+            self._failure = error  # told with the first row
         self._top = top_tokens(options, mine, theirs)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return outcome(row, lambda: self._score(row))
+
+    def _score(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
             rows = reader.get_batch(0)
         scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens, self._top)
@@ -173,6 +182,7 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     with own_errors(), progress(title, len(jobs)) as reporter:
         text_bytes = 0
         for done, row in enumerate(stream.iter_rows(), 1):
+            raise_error_of(row)
             text_bytes += row["text_bytes"]
             reporter.update(done, f"shards, {text_bytes / 1e6:.2f} MB of text")
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ class RunFiles:
     def within(self, path: Path) -> str:
         """The location of what this machine has, or would have, at `path`: in the store, where there is one."""
         return str(path) if self.store is None else below(self.store, *path.relative_to(self.directory).parts)
+
+    def has(self, path: Path) -> bool:
+        """Whether `path` is there whole: on this machine and, where there is a store, in it."""
+        return path.exists() and (
+            self.store is None or path.name + WHOLE_IN_STORE in names_in(self.within(path.parent))
+        )
 
     def bring(self, path: Path, anew: bool = False) -> None:
         """Copy what is in the store, and not at `path` on this machine; with `anew` also what is. Nothing without one.
@@ -89,8 +96,10 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     for left in directory.parent.glob(f".{directory.name}.*"):
-        shutil.rmtree(left)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        if not _is_filled(left):
+            shutil.rmtree(left, ignore_errors=True)
+    begun = f".{directory.name}.{platform.node()}.{os.getpid()}."
+    temporary = Path(tempfile.mkdtemp(prefix=begun, dir=directory.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -101,3 +110,17 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_filled(temporary: Path) -> bool:
+    """Whether another process of this machine is filling a directory of `whole_directory`'s."""
+    machine, _, pid = temporary.name.rpartition(".")[0].rpartition(".")
+    if not machine.endswith("." + platform.node()) or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True

@@ -67,13 +67,20 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
     steps = parse_metrics(_text(storage, name, newest["training"])) if "training" in newest else []
     last: dict[str, float] = {}
     if state == "measured":
-        gap_closed = json.loads(_text(storage, name, file))["gap_closed"]
-        last = {} if gap_closed is None else {"gap_closed": gap_closed}
+        last = _gap_closed(_text(storage, name, file))
     elif state == "training" and steps:
         distances = (step for step in reversed(steps) if any("teacher_distance" in figure for figure in step))
         measured = {figure: value for figure, value in next(distances, {}).items() if "teacher_distance" in figure}
         last = {"loss": steps[-1]["loss"], **measured}
     return RunState(name, state, int(steps[-1]["step"]) if steps else None, last, time.time() - files[file])
+
+
+def _gap_closed(report: str) -> dict[str, float]:
+    """By name, where a report has it: this one may be of another version."""
+    try:
+        return {"gap_closed": float(json.loads(report)["gap_closed"])}
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 def _text(storage: str, *names: str) -> str:

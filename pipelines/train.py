@@ -51,7 +51,8 @@ def train_student(
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
-    for one in places.training_sets.values():
+    measured = [places.datasets[name] for name in places.config.evaluate.sets] if options.evaluate_every else []
+    for one in (*places.training_sets.values(), *measured):
         ShardSet(one.location, verify=True, cache=places.cache)
     ensure_student(places)
     start = latest_checkpoint(places.checkpoints)

@@ -23,8 +23,9 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
 from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
 from ctd_core.storage import names_in
-from pipelines.cluster import connect, let_go, own_errors
-from pipelines.places import Places, variant
+from pipelines.checks import check_inputs
+from pipelines.cluster import connect, is_own, let_go, own_errors
+from pipelines.places import TRAIN_RESOURCES, Places, variant
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter, progress, say
 from pipelines.recipes import read_run
@@ -97,8 +98,6 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
     base = _with_evaluations(Places(with_overrides(run, overrides)), file)
     metric = _metric(options, base, file)
-    if "train.steps" in options.space:
-        raise UsageError(f"{file}: space.train.steps: trials of unlike length cannot be compared. Put it into changes.")
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     searched = options.model_dump(mode="json", exclude=NOT_DECISIVE)
     decides = fingerprint(searched, base.train.name, base.evaluation)
@@ -112,6 +111,7 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
         raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
     trackers = [tracker(one, base.config.name) for one in options.trackers]
     _check_room(options, base, file)
+    check_inputs(base.config, base)
     prepare(base)
     ensure_student(base)
     wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
@@ -165,7 +165,7 @@ def _check_room(options: Search, base: Places, file: Path) -> None:
     let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
     connect(workers, float(workers * train.use_gpu), "train.num_workers and train.use_gpu", dashboard=True)
     there, wanted = ray.cluster_resources().get("CPU", 0.0), (options.concurrent or 1) * workers
-    if "RAY_ADDRESS" not in os.environ and wanted > there:
+    if is_own() and wanted > there:
         raise UsageError(
             f"{file}: {options.concurrent} trials at once of {workers} CPUs each are {wanted}, and this machine has "
             f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
@@ -198,12 +198,23 @@ def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> l
     for _ in range(1 if everything else DRAWS_A_TRIAL * (wanted or 1)):
         for values in settings(space, everything, state):
             places = variant(base, values, f"{file}: {json.dumps(values)}")
+            _check_alike(base.config.train, places.config.train, file)
             found.setdefault(places.train, values)
             if len(found) == wanted:
                 return list(found.values())
     if wanted is not None and len(found) < wanted and options.searcher != "optuna":
         say(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
     return list(found.values())
+
+
+def _check_alike(base: Train, trial: Train, file: Path) -> None:
+    """Raises UsageError where a trial would be of another length, or ask for other resources, than all others."""
+    for field in ("steps", *sorted(TRAIN_RESOURCES)):
+        if getattr(base, field) != getattr(trial, field):
+            raise UsageError(
+                f"{file}: space: train.{field}: trials of unlike length or resources cannot be compared. Put it into "
+                "changes."
+            )
 
 
 class _Suggest:

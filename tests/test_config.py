@@ -65,6 +65,12 @@ def test_options_that_do_not_fit_together_are_refused(override, message):
         read_config(RUN, "here", [override])
 
 
+def test_what_is_set_may_lie_in_a_default():
+    without = RUN.replace(", objectives: [{kind: alm, temperature: .inf}]", "")
+    (objective,) = read_config(without, "here", ["train.objectives.0.temperature=2"]).train.objectives
+    assert (objective.kind, objective.temperature) == ("alm", 2.0)
+
+
 def test_the_run_in_the_readme_is_a_run():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     run = readme.split("A run is one YAML file:")[1].split("ctd run")[0]

@@ -85,6 +85,13 @@ def test_a_distribution_that_is_none_is_refused(space, message):
         parse_space(space, "x")
 
 
+def test_a_grid_that_only_some_draws_meet_is_refused():
+    space = {"x": {"choice": [0, {"grid": [1, 2, 3]}]}, "y": {"grid": ["a", "b"]}}
+    with pytest.raises(UsageError, match="a grid within a choice"):
+        drawn(space, 1)
+    assert len(drawn(space, 100, everything=True)) == 8
+
+
 def test_a_grid_search_over_a_range_is_refused():
     with pytest.raises(UsageError, match=r"chunks\[1\]\.gamma: a grid search cannot try every number"):
         drawn({"chunks": CHUNKS}, 100, everything=True)

@@ -81,14 +81,14 @@ def check_head(model: PreTrainedModel, name: str) -> None:
 
 
 def weights_fingerprint(name: str, revision: str | None) -> str:
-    """SHA-256 over the weights, config and tokenizer of a local directory; a hub id stands for itself."""
+    """SHA-256 over the weights, configs and tokenizer of a local directory; a hub id stands for itself."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{revision}"
     digest = hashlib.sha256()
-    patterns = ("*.safetensors", "*.bin", "config.json", "tokenizer*")
-    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
-        if file.is_file():
+    suffixes = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja"}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in suffixes:
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

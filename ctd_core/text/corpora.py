@@ -30,7 +30,7 @@ class SourceText:
 class Part:
     """A part of a corpus: `start` to `stop` of `source`, in bytes, row groups, rows or files, as its kind has it.
 
-    A corpus that lies in no files has its `texts` here.
+    A corpus that lies in no files has its `texts` here, one of whole files their names in `files`.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Part:
     start: int
     stop: int
     texts: tuple[SourceText, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def plan_parts(corpus: Corpus, part_bytes: int) -> list[Part]:
@@ -68,7 +69,8 @@ def corpus_files(corpus: Corpus) -> list[str]:
     if isinstance(corpus, JsonLines | Parquet | TextFiles):
         return _files(corpus.paths)
     folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
-    return [str(file) for file in sorted(folder.rglob("*.arrow"))] if folder is not None and folder.is_dir() else []
+    inside = sorted(folder.rglob("*")) if folder is not None and folder.is_dir() else []
+    return [str(file) for file in inside if file.is_file()]
 
 
 def training_texts(corpus: Corpus, texts: Iterable[SourceText | DocumentError]) -> Iterator[SourceText | DocumentError]:
@@ -104,7 +106,7 @@ def _files(patterns: list[str]) -> list[str]:
         if not files:
             raise UsageError(f"corpus.paths: {pattern}: no such file.")
         found += files
-    return found
+    return list(dict.fromkeys(found))  # patterns may overlap
 
 
 # --- JSON lines: a part is a range of bytes; a line belongs to the part in which it begins -----------------------
@@ -182,12 +184,14 @@ def _read_parquet(corpus: Parquet, part: Part) -> Iterator[SourceText | Document
 # --- Text files: a part is a range of files -----------------------------------------------------------------------
 
 
-def _plan_text_files(corpus: TextFiles, part_bytes: int) -> Iterator[tuple[str, int, int]]:
-    yield from _by_size([size_and_time(file)[0] for file in _files(corpus.paths)], part_bytes)
+def _plan_text_files(corpus: TextFiles, part_bytes: int) -> Iterator[tuple[Any, ...]]:
+    files = _files(corpus.paths)
+    for source, start, stop in _by_size([size_and_time(file)[0] for file in files], part_bytes):
+        yield source, start, stop, (), tuple(files[start:stop])
 
 
 def _read_text_files(corpus: TextFiles, part: Part) -> Iterator[SourceText]:
-    for file in _files(corpus.paths)[part.start : part.stop]:
+    for file in part.files:
         with _opened(file) as stream:
             content = stream.read()
         try:
@@ -273,7 +277,7 @@ def _general() -> tuple[SourceText, ...]:
     return tuple(SourceText(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines))
 
 
-PLANS: dict[type[Corpus], Callable[..., Iterator[tuple[str, int, int]]]] = {
+PLANS: dict[type[Corpus], Callable[..., Iterator[tuple[Any, ...]]]] = {
     JsonLines: _plan_json_lines,
     Parquet: _plan_parquet,
     TextFiles: _plan_text_files,

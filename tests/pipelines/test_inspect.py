@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
+from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerprint
+from ctd_core.text.segments import plain_document
 from ctd_core.text.tokenizers import train_tokenizer
 from tests.models.tiny import llama
 from tests.shards.sets import side, write_set
@@ -82,6 +86,23 @@ def test_a_rule_merges_the_chunks_and_shows_the_teachers_numbers(teacher_dir):
     assert all(0 < chunk["boundary_probability"] < 1 for chunk in chunks)
     shown = ctd(*arguments, "--rule", "{kind: groups, size: 2}")
     assert "boundary" in shown.stdout
+    longer = ctd(*arguments[:-1], "the fox " * 600, "--rule", "finest")
+    assert longer.returncode == 2
+    assert "reads 512 tokens at most" in longer.stderr
+
+
+def test_a_rule_that_asks_the_teacher_is_refused_on_shards_without_its_numbers(tmp_path):
+    sides = side("bytes"), side("byte-level BPE, 600")
+    rows, counts = build_rows(*sides, [plain_document("d", "the fox")], 96, 96)
+    folder = Folder(tmp_path)
+    prints = [tokenizer_fingerprint(one) for one in sides]
+    origin = Origin(student_tokenizer=prints[0], teacher_tokenizer=prints[1], teacher_model=None, config={})
+    write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(rows), counts)]))
+    for arguments in (("chunks",), ("inspect", "--student", "bytes")):
+        done = ctd(*arguments, "--shards", str(tmp_path), "--rule", "debiased")
+        assert done.returncode == 2
+        assert "holds no numbers of the teacher" in done.stderr
+    assert "debiased" not in ctd("chunks", "--shards", str(tmp_path)).stdout
 
 
 def test_rows_of_prepared_shards_are_shown(tmp_path):

@@ -1,7 +1,9 @@
 """Whole runs on a tiny model, through the command line."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from ctd_core.config import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
 from pipelines.cli import app
 from pipelines.metrics import read_metrics
+from pipelines.places import Places
 from tests.models.tiny import llama
 from tests.shards.sets import texts
 from tests.tokenizers import TEXTS, train_tokenizer
@@ -211,6 +215,9 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("teacher.begin_token=<s>", r"'<s>' is none of its special tokens"),
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
+        ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
+        ("train.freeze=['[']", r"train\.freeze: '\[' is no regular expression"),
+        ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of more_teachers"),
         ("more_teachers={second: {model: /no/such}}", r"no objective learns from more_teachers\.second"),
@@ -251,7 +258,8 @@ def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):
 
 
 def test_files_that_are_no_runs_are_refused(tmp_path):
-    for content, message in (("a: [", "not YAML"), ("- 1", "holds fields")):
+    twice = "name: a\ntrain: {steps: 1}\ntrain: {steps: 2}"
+    for content, message in (("a: [", "not YAML"), ("- 1", "holds fields"), (twice, "train is given twice")):
         (tmp_path / "run.yaml").write_text(content)
         with pytest.raises(UsageError, match=message):
             ctd("run", "--config", tmp_path / "run.yaml")
@@ -261,6 +269,44 @@ def test_files_that_are_no_runs_are_refused(tmp_path):
         ctd("run")
     with pytest.raises(UsageError, match=r"no such recipe; there is .*demo"):
         ctd("run", "--recipe", "nothing")
+
+
+def test_an_evaluation_set_that_is_not_prepared_is_missed_before_the_first_step(config, tmp_path):
+    ctd("prepare", "--config", written(config, tmp_path))
+    config["evaluate"]["sets"]["general"] = {"kind": "general"}
+    with pytest.raises(CtdError, match="ctd prepare"):
+        ctd("train", "--config", written(config, tmp_path), "--set", "train.evaluate_every=1")
+    assert not list(tmp_path.glob("runs/tiny/train-*/metrics.jsonl"))
+
+
+def test_a_teacher_that_cannot_be_loaded_is_told_as_itself(config, inputs, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(inputs / "teacher", teacher)
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"^\S+/teacher: no causal language model could be loaded"):
+        ctd("prepare", "--config", written(config, tmp_path, teacher={"model": str(teacher)}))
+
+
+def test_a_corpus_is_known_by_its_content_and_a_teacher_by_all_of_its_tokenizers_files(config, inputs, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(inputs / "teacher", teacher)
+    shutil.copy(config["corpus"]["paths"][0], tmp_path / "corpus.jsonl")
+    corpus = {"kind": "jsonl", "paths": [str(tmp_path / "corpus.jsonl")]}
+    config |= {"teacher": {"model": str(teacher)}, "corpus": corpus, "evaluate": {}}
+    config["train"]["objectives"] = [{"kind": "sft"}]
+    config["prepare"]["targets"] = False
+
+    def location():
+        return Places(RunConfig.model_validate(config)).datasets["train"].location
+
+    first = location()
+    os.utime(tmp_path / "corpus.jsonl")
+    assert location() == first
+    (teacher / "added_tokens.json").write_text("{}")
+    second = location()
+    (tmp_path / "corpus.jsonl").write_text('{"text": "another"}\n')
+    assert len({first, second, location()}) == 3
 
 
 def test_training_or_exporting_before_preparing_says_what_to_run(config, tmp_path):
@@ -285,7 +331,7 @@ def unprepared(config, tmp_path, lines):
 
 def test_an_error_on_a_worker_comes_out_as_itself(config, tmp_path):
     file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": \n')
-    with pytest.raises(CtdError, match=r"bad\.jsonl:byte 17: not a line of JSON"):
+    with pytest.raises(CtdError, match=r"^\S+/bad\.jsonl:byte 17: not a line of JSON"):
         ctd("prepare", "--config", file)
 
 

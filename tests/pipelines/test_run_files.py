@@ -1,5 +1,8 @@
 """Directories are there whole or not at all, whatever stops their writing."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ctd_core.errors import CtdError
@@ -31,6 +34,16 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with whole_directory(tmp_path / "step_00000002") as temporary:
         (temporary / ".metadata").write_text("whole")
     assert [one.name for one in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    with whole_directory(tmp_path / "model") as mine:
+        (mine / "a").write_text("mine")
+        other = "import pathlib; from pipelines.run_files import whole_directory\n"
+        other += f"with whole_directory(pathlib.Path({str(tmp_path / 'model')!r})) as temporary: pass"
+        subprocess.run([sys.executable, "-c", other], check=True)
+    assert (tmp_path / "model" / "a").read_text() == "mine"
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_error_of_the_work_is_not_taken_for_one_of_the_disk(tmp_path):

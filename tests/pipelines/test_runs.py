@@ -33,11 +33,12 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
         put(tmp_path / name / "train-1/metrics.jsonl", metrics([1, 2]), 3000)
         put(tmp_path / name / "train-2/metrics.jsonl", metrics([1, 2, 3]) + '{"step": 4', 2000)
     put(tmp_path / "d/report.json", json.dumps({"gap_closed": 0.25}), 1000)
+    put(tmp_path / "e/report.json", "{}", 20_000)  # of another version
     put(tmp_path / "tokenizers/tokenizer.json", "", 0)  # no run
 
     result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
     found = [json.loads(line) for line in result.output.splitlines()]
-    assert [one.pop("age_seconds") for one in found] == pytest.approx([1000, 2000, 5000, 10_000], abs=300)
+    assert [one.pop("age_seconds") for one in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
     assert found == [
         {"name": "d", "state": "measured", "step": 3, "last": {"gap_closed": 0.25}},
         {
@@ -48,6 +49,7 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
         },
         {"name": "b", "state": "prepared", "step": None, "last": {}},
         {"name": "a", "state": "preparing", "step": None, "last": {}},
+        {"name": "e", "state": "measured", "step": None, "last": {}},
     ]
     table = CliRunner().invoke(app, ["runs", str(tmp_path)]).output
     assert "3 hours ago" in table

@@ -39,6 +39,19 @@ def test_patterns_name_many_files(tmp_path):
     for name in ("a", "b"):
         json_lines(tmp_path / f"{name}.jsonl")
     assert read(JsonLines(kind="jsonl", paths=[f"{tmp_path}/*.jsonl"]), 10**6)[1] == TEXTS * 2
+    overlapping = [f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl"]
+    assert read(JsonLines(kind="jsonl", paths=overlapping), 10**6)[1] == TEXTS * 2
+    json_lines(tmp_path / "c[1].jsonl")
+    assert read(JsonLines(kind="jsonl", paths=[f"{tmp_path}/c[1].jsonl"]), 10**6)[1] == TEXTS
+
+
+def test_files_that_come_while_parts_are_read_change_none_of_them(tmp_path):
+    for n, text in enumerate(TEXTS[:4]):
+        (tmp_path / f"{n}.txt").write_text(text)
+    corpus = TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"])
+    parts = plan_parts(corpus, 1)
+    (tmp_path / "+.txt").write_text("later")
+    assert [one.text for part in parts for one in read_part(corpus, part)] == TEXTS[:4]
 
 
 @pytest.mark.parametrize("part_bytes", [1, 10**6])
