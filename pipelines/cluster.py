@@ -2,16 +2,19 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray._private.services import find_gcs_addresses
 from ray.exceptions import RayError
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
 
+ENDING_SECONDS = 10.0  # of a Ray that was let go
 # A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -40,6 +43,21 @@ def let_go() -> None:
     """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
     if ray.is_initialized() and is_own():
         ray.shutdown()
+
+
+def check_alone() -> None:
+    """Raises UsageError where a Ray of a command's own is not the only one on this machine.
+
+    Ray takes away what stopped trainings leave behind through its dashboard, and then does not know which one is meant.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while is_own() and len(find_gcs_addresses()) > 1:
+        if time.monotonic() > deadline:
+            raise UsageError(
+                "another Ray runs on this machine, beside which trials of several workers would wait for ever. Wait "
+                "for its end, or have one for all: `ray start --head`, and RAY_ADDRESS=auto for each command."
+            )
+        time.sleep(0.5)
 
 
 def is_own() -> bool:
