@@ -41,7 +41,7 @@ from pipelines.run_files import RunFiles
 
 TRAIN_SET = "train"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
-READ_BYTES = 64 * 2**20  # a file of up to this is known by its content, so that a copy of it is the same corpus
+READ_BYTES = 256 * 2**20  # a corpus of up to this is known by its content, so that a copy of it is the same one
 # Options that change how the work is done and not what comes out.
 PREPARE_RESOURCES = {
     "storage",
@@ -266,13 +266,14 @@ def _train_set(teacher: str) -> str:
 
 
 def _content(corpus: Corpus, parts: list[Part]) -> str:
-    """Stands for what the parts hold: the files by name and content (large and remote ones by size and time), the texts
-    themselves where there are none.
+    """Stands for what the parts hold: the files by name and content (those of a large corpus, and remote ones, by size
+    and time), the texts themselves where there are none.
     """
     digest = hashlib.sha256()
-    for file in corpus_files(corpus):
-        size, changed = size_and_time(file)
-        is_read = not is_uri(file) and size <= READ_BYTES
+    files = {file: size_and_time(file) for file in corpus_files(corpus)}
+    is_small = sum(size for size, _ in files.values()) <= READ_BYTES
+    for file, (size, changed) in files.items():
+        is_read = is_small and not is_uri(file)
         content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if is_read else changed
         digest.update(repr((file, size, content)).encode())
     for part in parts:
