@@ -72,7 +72,7 @@ class Folder:
             if self.is_local:
                 buffer = pa.memory_map(self.path(entry.file)).read_buffer()
             elif cache is not None:
-                buffer = cache.fetch(entry, lambda: self.read(entry.file), verify)
+                buffer, verify = cache.fetch(entry, lambda: self.read(entry.file), verify), False  # it has verified
             else:
                 buffer = pa.py_buffer(self.read(entry.file))
         except OSError as error:

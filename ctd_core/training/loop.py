@@ -98,12 +98,7 @@ def train(
                 wrapped, batches, objectives, live, autocast, balance=options.weighting == "gradient_magnitude"
             )
         except LossNotFinite as error:
-            bad = sources[error.source]
-            documents = sorted(set(bad.documents(np.array(error.rows))))
-            raise CtdError(
-                f"step {step + 1}: {error} ({bad.name}), from documents {', '.join(documents[:8])}. Lower "
-                "train.learning_rate or take these documents out; the last checkpoint is as it was."
-            ) from error
+            raise _lost(step, error, sources[error.source]) from error
         norm = clip(wrapped, options.clip_norm)
         if not torch.isfinite(norm):
             rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
@@ -122,6 +117,15 @@ def train(
             hooks.on_checkpoint(
                 metrics, partial(save_checkpoint, student=student, optimizer=optimizer, steps_done=step + 1)
             )
+
+
+def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> CtdError:
+    """What to tell of a loss that is not finite, with the documents whose rows it is of."""
+    documents = sorted(set(shards.documents(np.array(error.rows))))
+    return CtdError(
+        f"step {step + 1}: {error} ({shards.name}), from documents {', '.join(documents[:8])}. Lower "
+        "train.learning_rate or take these documents out; the last checkpoint is as it was."
+    )
 
 
 def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> None:
