@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 from ray._private.services import find_gcs_addresses
+from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import RayError
 
 from ctd_core.errors import CtdError, UsageError
@@ -61,8 +62,8 @@ def check_alone() -> None:
 
 
 def is_own() -> bool:
-    """Whether Ray is, or would be, one that a command starts on this machine for itself."""
-    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+    """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
 
 
 def _join(dashboard: bool) -> None:

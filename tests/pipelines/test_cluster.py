@@ -1,10 +1,31 @@
-"""The manifests of machines: cluster.yaml as Ray itself checks it, without a cloud, and the RayJob beside it."""
+"""Clusters: whose Ray it is; cluster.yaml as Ray itself checks it, without a cloud, and the RayJob beside it."""
 
 from pathlib import Path
 
+import pytest
+import ray
 import yaml
 
+from ctd_core.errors import UsageError
+from pipelines.cluster import connect, is_own, let_go
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_to_others(monkeypatch):
+    def ask_for_much():
+        connect(1000, 0, "train.num_workers")
+        return is_own()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    let_go()
+    try:
+        with pytest.raises(UsageError, match=r"train\.num_workers ask for 1000 CPUs"):
+            ask_for_much()
+        assert is_own()
+        assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
+    finally:
+        let_go()
 
 
 def test_cluster_yaml_is_what_ray_up_takes():
