@@ -201,6 +201,10 @@ class Places:
         return plan_parts(self.config.corpus, self.config.prepare.part_bytes)
 
     @cached_property
+    def _corpus_content(self) -> str:
+        return _content(self.config.corpus, self._corpus_parts)
+
+    @cached_property
     def _tokenizer_fingerprint(self) -> str:
         chosen = self.config.student.tokenizer
         options = chosen.model_dump(mode="json")
@@ -211,7 +215,7 @@ class Places:
         if not self._is_trained:
             return fingerprint(options)
         corpus = self.config.corpus.model_dump(mode="json", exclude={"sample_fraction"})
-        return fingerprint(options, corpus, _content(self.config.corpus, self._corpus_parts))
+        return fingerprint(options, corpus, self._corpus_content)
 
     def _dataset(self, name: str, teacher: Teacher, corpus: Corpus, held_out: float | None) -> DatasetPlan:
         own = corpus is self.config.corpus
@@ -224,7 +228,7 @@ class Places:
             self._teacher_fingerprint(teacher),
             corpus.model_dump(mode="json"),
             held_out,
-            _content(corpus, parts),
+            self._corpus_content if own else _content(corpus, parts),
             self.config.prepare.model_dump(mode="json", exclude=PREPARE_RESOURCES),
         )
         stamp, storage = f"{name}-{decides}", self.config.prepare.storage

@@ -31,9 +31,7 @@ class RunFiles:
 
     def has(self, path: Path) -> bool:
         """Whether `path` is there whole: on this machine and, where there is a store, in it."""
-        return path.exists() and (
-            self.store is None or path.name + WHOLE_IN_STORE in names_in(self.within(path.parent))
-        )
+        return path.exists() and (self.store is None or self._is_stored(path))
 
     def bring(self, path: Path, anew: bool = False) -> None:
         """Copy what is in the store, and not at `path` on this machine; with `anew` also what is. Nothing without one.
@@ -42,7 +40,7 @@ class RunFiles:
         """
         if self.store is None or (path.exists() and not anew):
             return
-        if path.name + WHOLE_IN_STORE not in names_in(self.within(path.parent)):
+        if not self._is_stored(path):
             return
         with alone_in(self.directory):  # workers of one machine want the same
             if anew or not path.exists():
@@ -53,6 +51,9 @@ class RunFiles:
                     if path.is_dir():
                         shutil.rmtree(path)
                     os.replace(copied, path)
+
+    def _is_stored(self, path: Path) -> bool:
+        return path.name + WHOLE_IN_STORE in names_in(self.within(path.parent))
 
     def share(self, path: Path, anew: bool = True) -> None:
         """Copy a file or directory to the store, where there is one; what is there is replaced, or kept if not `anew`.
