@@ -33,6 +33,7 @@ from ctd_core.config_file import with_values
 from ctd_core.config_train import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.loading import weights_fingerprint
+from ctd_core.models.transfer import TRANSFER_VERSION
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage import below, is_uri, size_and_time
@@ -142,7 +143,9 @@ class Places:
         options = self.config.student
         own = weights_fingerprint(options.model, options.revision) if options.model is not None else None
         teacher = self._teacher_fingerprint(self.config.teacher)
-        decides = fingerprint(options.model_dump(mode="json"), own, self._tokenizer_fingerprint, teacher)
+        decides = fingerprint(
+            TRANSFER_VERSION, options.model_dump(mode="json"), own, self._tokenizer_fingerprint, teacher
+        )
         return f"init-{decides}"
 
     @property
@@ -152,7 +155,9 @@ class Places:
 
     @cached_property
     def _train_name(self) -> str:
-        options = self.config.train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
+        train = self.config.train
+        options = train.model_dump(mode="json", exclude=TRAIN_RESOURCES)
+        options["autocast"] = train.use_gpu and train.autocast == "auto"  # losses in bfloat16 are others
         data = [one.stamp for one in self.training_sets.values()]
         return f"train-{fingerprint(options, data, self._init_name)}"
 

@@ -15,7 +15,7 @@ from ctd_core.text.segments import Document, Marker, Side, Text
 from ctd_core.text.spelling import PRETOKEN_STARTS
 
 # What chunk_kinds holds, as flags.
-SCORED, MARKER, BEFORE_WHITESPACE = 1, 2, 4
+SCORED, MARKER, BEFORE_WHITESPACE, ONE_TO_ONE = 1, 2, 4, 8
 KINDS_BY_FOLLOWING_BYTE = np.zeros(256, dtype=np.uint8)
 KINDS_BY_FOLLOWING_BYTE[list(b"".join(PRETOKEN_STARTS))] = BEFORE_WHITESPACE
 
@@ -27,7 +27,8 @@ class AlignedText:
     student_ids [S], teacher_ids [T]; student_chunk_ends, teacher_chunk_ends [C], the token index after each chunk;
     chunk_bytes [C], its length; all int32.
     chunk_kinds: [C] uint8, flags. SCORED: meant for training, with a token on both sides and context before it.
-    MARKER: special tokens rather than text. BEFORE_WHITESPACE: what follows is white space or no text.
+    MARKER: special tokens rather than text. BEFORE_WHITESPACE: what follows is white space or no text. ONE_TO_ONE: text
+    that is one token of both sides, of the same bytes: not where one of them alone invents a space before it.
     """
 
     document_id: str
@@ -72,7 +73,8 @@ def cut_windows(
     """The document in windows that fit both limits, each beginning with its begin marker; no text is lost.
 
     A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. A
-    window that is left with markers alone is not scored. A chunk that fits no window makes the whole document an error.
+    window that is left with markers alone is not scored, and left out where one side has none. A chunk that fits no
+    window makes the whole document an error.
     """
     fits = len(document.student_ids) <= student_window_tokens and len(document.teacher_ids) <= teacher_window_tokens
     if fits:
@@ -102,7 +104,7 @@ def cut_windows(
             stop = late + int(ends_words[-1]) + 1 if len(ends_words) else stop
         windows.append(_window(document, first, start, stop))
         start = stop
-    return windows
+    return [window for window in windows if len(window.student_ids) and len(window.teacher_ids)]
 
 
 class _Piece(NamedTuple):
@@ -114,19 +116,24 @@ class _Piece(NamedTuple):
     teacher_chunk_ends: npt.NDArray[np.int64]
     chunk_kinds: npt.NDArray[np.uint8]
     chunk_byte_ends: npt.NDArray[np.int64]
+    first_differs: bool  # one side's first token alone begins with an invented space
 
 
 def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
     following = np.frombuffer(pair.text_bytes + b" ", dtype=np.uint8)[chunks.byte_ends]
     kinds = KINDS_BY_FOLLOWING_BYTE[following]
-    return _Piece(pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, chunks.byte_ends)
+    first_differs = pair.student.invents_space != pair.teacher.invents_space
+    return _Piece(
+        pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, chunks.byte_ends,
+        first_differs,
+    )  # fmt: skip
 
 
 def _marker_piece(role: str, student: Side, teacher: Side) -> _Piece:
     mine, theirs = (np.array(side.markers.get(role, ()), dtype=np.int32) for side in (student, teacher))
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
     my_end, their_end = (np.array([len(ids)]) for ids in (mine, theirs))
-    return _Piece(mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int64))
+    return _Piece(mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int64), False)
 
 
 def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedText]:
@@ -139,6 +146,9 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     chunk_starts = _starts(chunk_counts)
     chunk_cuts = chunk_starts[first_pieces]
     scored = np.repeat([segment.scored for document, _ in documents for segment in document.segments], chunk_counts)
+    kinds = np.concatenate([piece.chunk_kinds for piece in pieces])
+    one_to_one = kinds & MARKER == 0
+    one_to_one[chunk_starts[:-1][[piece.first_differs for piece in pieces]]] = False
     ids, cuts, ends = [], [], []
     for my_ids, my_ends in (
         ([piece.student_ids for piece in pieces], [piece.student_chunk_ends for piece in pieces]),
@@ -150,10 +160,11 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
         begins = np.concatenate([[0], ends[-1][:-1]])
         begins[chunk_cuts[:-1]] = 0
         scored &= (begins > 0) & (ends[-1] > begins)  # context before it, and a token of its own
+        one_to_one &= ends[-1] - begins == 1
         ids.append(np.concatenate(my_ids))
         cuts.append(starts[first_pieces])
-    kinds = np.concatenate([piece.chunk_kinds for piece in pieces])
     kinds[scored] |= SCORED
+    kinds[one_to_one] |= ONE_TO_ONE
     byte_ends = np.concatenate([piece.chunk_byte_ends for piece in pieces])
     lengths = np.diff(byte_ends, prepend=0)
     lengths[chunk_starts[:-1]] = byte_ends[chunk_starts[:-1]]

@@ -44,9 +44,11 @@ def merged_text(shards: ShardSet, row: int, rule: AnyChunks, student: Spelling) 
     for last in merged.last:
         asked = shards.has_targets and teacher_ends[last] > teacher_start
         inside = ids[student_start : student_ends[last]]
+        spelled = b"".join(student.token_bytes[token] or b"" for token in inside)
+        num_bytes = int(chunks.num_bytes[first : last + 1].sum())
         result.append(
             MergedText(
-                text_bytes=b"".join(student.token_bytes[token] or b"" for token in inside),
+                text_bytes=spelled[len(spelled) - num_bytes :],  # without an invented space
                 student_tokens=int(student_ends[last] - student_start),
                 teacher_tokens=int(teacher_ends[last] - teacher_start),
                 scored=bool(chunks.scored[last]),

@@ -135,8 +135,9 @@ class _FusedLogprobs(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, []  # overwritten below: a second backward computes them again
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        # sums over blocks in float32: each addition in bfloat16 would be rounded to 8 bits
+        grad_weight = torch.zeros_like(weight, dtype=norm.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=norm.dtype) if needs_bias else None
         for number, (rows, tokens, edges) in enumerate(_blocks(len(hidden), weight, token_rows, boundary_rows)):
             logits = kept[number] if number < len(kept) else logits_of(hidden[rows], head)
             slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
@@ -160,9 +161,13 @@ class _FusedLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden[rows])
+                if grad_weight.dtype == grad.dtype:
+                    grad_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    grad_weight += grad.T @ hidden[rows]
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
+                grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+        grad_weight, grad_bias = (None if sums is None else sums.to(weight.dtype) for sums in (grad_weight, grad_bias))
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None, None
 
 

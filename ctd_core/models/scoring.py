@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ctd_core.align.documents import MARKER, SCORED
+from ctd_core.align.documents import ONE_TO_ONE, SCORED
 from ctd_core.errors import CtdError
 from ctd_core.models.loading import head_of
 from ctd_core.models.logprobs import top_logprobs
@@ -43,18 +43,15 @@ def score_rows(
     """`rows` with the teacher's log-likelihood of each finest chunk and log-probability of a boundary after it.
 
     A chunk's log-likelihood is the sum over its teacher tokens of log p(token | all before it); 0 where the chunk has
-    no token or no context. The boundary is 0 after markers of no tokens. With `top`, also what TOP_FIELDS say.
+    no token or no context. The boundary is 0 after a begin marker of no tokens. With `top`, also what TOP_FIELDS say.
     Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
     if top is not None:
         padding = np.full(max(0, len(teacher.mask) - len(top.student_ids)), -1, dtype=np.int32)
         top = replace(top, student_ids=np.append(top.student_ids, padding))
-    sides = [_lists(rows, column) for column in (schema.STUDENT_CHUNK_ENDS, schema.TEACHER_CHUNK_ENDS)]
-    ids, ends, kinds = _lists(rows, schema.TEACHER_IDS), sides[1], _lists(rows, schema.CHUNK_KINDS)
-    one_to_one = [
-        np.flatnonzero((kind & (SCORED | MARKER) == SCORED) & np.all([np.diff(one, prepend=0) == 1 for one in both], 0))
-        for kind, *both in zip(kinds, *sides, strict=True)
-    ]
+    ids, ends = _lists(rows, schema.TEACHER_IDS), _lists(rows, schema.TEACHER_CHUNK_ENDS)
+    both = SCORED | ONE_TO_ONE
+    one_to_one = [np.flatnonzero(kinds & both == both) for kinds in _lists(rows, schema.CHUNK_KINDS)]
     lengths = np.array([len(one) for one in ids], dtype=np.int64)
     largest = max((int(one.max(initial=-1)) for one in ids), default=-1)
     if largest >= len(teacher.mask):

@@ -13,6 +13,8 @@ from ctd_core.models.loading import train_every_row
 from ctd_core.text.segments import Side
 from ctd_core.text.spelling import ids_by_bytes
 
+TRANSFER_VERSION = 2  # of what transfer_model calculates
+
 
 def transfer_model(
     teacher: PreTrainedModel, student_side: Side, teacher_side: Side, untie: bool = False, vocab_multiple: int = 1
@@ -88,7 +90,7 @@ def spell_bytes(side: Side, spelled: list[bytes]) -> list[list[int]]:
     results = []
     for raw, encoding in zip(spelled, encodings, strict=True):
         ids = [] if isinstance(encoding, DocumentError) else encoding.ids[encoding.byte_ends > 0].tolist()
-        if not b"".join(side.encoder.spelling.token_bytes[one] or b"" for one in ids).endswith(raw):
+        if b"".join(side.encoder.spelling.token_bytes[one] or b"" for one in ids) != raw:
             ids, at = [], 0
             while at < len(raw):
                 end = next((end for end in range(min(len(raw), at + longest), at, -1) if raw[at:end] in exact), None)

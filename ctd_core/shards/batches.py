@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED
+from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, ONE_TO_ONE, SCORED
 from ctd_core.shards import schema
 from ctd_core.shards.reading import ShardSet
 
@@ -23,7 +23,7 @@ class Chunks:
 
     scored: meant for training. marker: special tokens rather than text. before_whitespace: the next begins with white
     space. breaks: a merged chunk has to end here. num_bytes, num_student_tokens, num_teacher_tokens: its length.
-    one_to_one: scored text that is one token of both sides.
+    one_to_one: scored text that is one token of both sides, of the same bytes.
     teacher_logprobs, teacher_boundary_logprobs: the targets, zeros where the shards have none.
     """
 
@@ -244,7 +244,7 @@ def _chunks(shards: ShardSet, rows: Rows) -> Chunks:
     return Chunks(
         scored=scored,
         marker=marker,
-        one_to_one=scored & ~marker & (student_tokens == 1) & (teacher_tokens == 1),
+        one_to_one=scored & (kinds & ONE_TO_ONE > 0),
         before_whitespace=kinds & BEFORE_WHITESPACE > 0,
         breaks=breaks,
         num_bytes=np.concatenate(shards.read(schema.CHUNK_BYTES, rows)).astype(np.int64),

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 STUDENT_IDS, TEACHER_IDS = "student_ids", "teacher_ids"
 STUDENT_CHUNK_ENDS, TEACHER_CHUNK_ENDS = "student_chunk_ends", "teacher_chunk_ends"
@@ -32,7 +32,7 @@ TARGET_FIELDS = [
     pa.field(TEACHER_CHUNK_LOGPROBS, pa.list_(pa.float32())),
     pa.field(TEACHER_BOUNDARY_LOGPROBS, pa.list_(pa.float32())),
 ]
-# For each finest chunk how many tokens are stored, 0 where it is not one token of both sides; then all of them: student
+# For each finest chunk how many tokens are stored, 0 where it is not scored and ONE_TO_ONE; then all of them: student
 # ids, and log-probabilities with a relative error of at most 0.4% in the probability of any that is above e⁻¹⁶.
 TOP_FIELDS = [
     pa.field(TEACHER_TOP_COUNTS, pa.list_(pa.uint8())),

@@ -19,11 +19,13 @@ from ctd_core.text.spelling import spell, spell_vocabulary
 class EncodedText:
     """One side of a text: `ids` [S] int32, `byte_ends` [S] int64, the position in the text after each token.
 
-    A leading space that the tokenizer invented lies before the text: a token that is nothing else ends at 0.
+    A leading space that the tokenizer invented (`invents_space`) lies before the text: a token that is nothing else
+    ends at 0.
     """
 
     ids: npt.NDArray[np.int32]
     byte_ends: npt.NDArray[np.int64]
+    invents_space: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class TextEncoder:
         if spelled == text_bytes:
             return encoded
         if self._invents_space and spelled == b" " + text_bytes:
-            return EncodedText(encoded.ids, encoded.byte_ends - 1)
+            return EncodedText(encoded.ids, encoded.byte_ends - 1, invents_space=True)
         return self._misspelled(text_bytes, spelled, encoded.ids)
 
     def _misspelled(self, text_bytes: bytes, spelled: bytes, ids: npt.NDArray[np.int32]) -> DocumentError:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, SCORED, AlignedText, align_documents, cut_windows
+from ctd_core.align.documents import (
+    BEFORE_WHITESPACE,
+    MARKER,
+    ONE_TO_ONE,
+    SCORED,
+    AlignedText,
+    align_documents,
+    cut_windows,
+)
 from ctd_core.errors import DocumentError
 from ctd_core.text.segments import Document, Marker, Side, Text, plain_document
 from tests.strategies import TEXT
@@ -55,6 +63,40 @@ def test_windows_keep_every_byte_within_both_limits(student, teacher):
     promises()
 
 
+@pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
+def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, teacher):
+    sides = side(student), side(teacher)
+
+    @given(st.lists(TEXT, min_size=1, max_size=4))
+    def promises(texts):
+        documents = [plain_document(str(n), text) for n, text in enumerate(texts)]
+        for aligned in align_documents(*sides, documents):
+            if isinstance(aligned, DocumentError):
+                continue
+            cuts = [
+                np.split(ids, ends[:-1])
+                for ids, ends in (
+                    (aligned.student_ids, aligned.student_chunk_ends),
+                    (aligned.teacher_ids, aligned.teacher_chunk_ends),
+                )
+            ]
+            for kind, mine, theirs in zip(aligned.chunk_kinds, *cuts, strict=True):
+                alike = len(mine) == len(theirs) == 1 and spelled(sides[0], mine) == spelled(sides[1], theirs)
+                assert bool(kind & ONE_TO_ONE) == (alike and not kind & MARKER)
+
+    promises()
+
+
+def test_the_first_token_is_not_one_to_one_where_one_side_alone_invents_a_space():
+    invents = side("SentencePiece BPE with a leading space")
+    letter = next(one for one in "abcdefghijklmnopqrstuvwxyz" if len(invents.encoder.encode_batch([one])[0].ids) == 1)
+    document = plain_document("d", letter)
+    for pair, expected in (((side("bytes"), invents), False), ((invents, invents), True)):
+        (aligned,) = align_documents(*pair, [document])
+        assert aligned.chunk_bytes.tolist() == [0, 1, 0]
+        assert [bool(kind & ONE_TO_ONE) for kind in aligned.chunk_kinds] == [False, expected, False]
+
+
 def test_a_marker_without_a_token_on_one_side_aligns_and_is_not_scored():
     (aligned,) = align_documents(side("bytes"), side("bytes", begin=(1, 3), end=()), [plain_document("d", "ab c")])
     assert aligned.student_chunk_ends.tolist() == [1, 2, 3, 4, 5, 6]
@@ -70,6 +112,14 @@ def test_without_a_token_before_it_the_first_chunk_is_not_scored():
     assert [bool(kind & SCORED) for kind in aligned.chunk_kinds[:3]] == [False, False, True]
     for window in cut_windows(aligned, 6, 6):
         assert [bool(kind & SCORED) for kind in window.chunk_kinds[:3]] == [False, False, True]
+
+
+def test_no_window_is_without_a_token_of_one_side():
+    (aligned,) = align_documents(
+        side("bytes", begin=(), end=()), side("bytes", begin=()), [plain_document("d", "abcd")]
+    )
+    windows = cut_windows(aligned, 2, 2)
+    assert [window.student_ids.tolist() for window in windows] == [[97, 98], [99, 100]]
 
 
 def test_only_segments_meant_for_training_are_scored():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tokenizers.processors import ByteLevel
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from ctd_core.config import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
+from ctd_core.text.tokenizers import END_OF_TEXT
 from pipelines.cli import app
 from pipelines.metrics import read_metrics
 from pipelines.places import Places
@@ -255,6 +257,26 @@ def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):
     assert printed["train"]["objectives"] == [{"kind": "sft", "weight": 1.0}]
     assert printed["prepare"]["max_dropped_fraction"] == 0.01
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_file_without_its_special_tokens_is_told(config, inputs, tmp_path):
+    alone = tmp_path / "tokenizer.json"
+    backend = train_tokenizer(TEXTS, 600).backend_tokenizer
+    backend.post_processor = ByteLevel()
+    backend.save(str(alone))
+    pretrained = {"kind": "pretrained", "name": str(alone)}
+    for more, roles in (({}, ["begin", "end"]), ({"begin_token": END_OF_TEXT, "end_token": END_OF_TEXT}, [])):
+        file = written(config | {"student": {"tokenizer": pretrained} | more}, tmp_path)
+        told = CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run"]).stderr
+        assert re.findall(r"Name one: student\.(\w+)_token", told) == roles
+
+
+def test_the_type_of_a_training_s_sums_is_in_its_name(config):
+    def train(**more):
+        return Places(RunConfig.model_validate(config | {"train": config["train"] | more})).train
+
+    assert train() == train(autocast="off") == train(use_gpu=True, autocast="off")
+    assert train() != train(use_gpu=True)
 
 
 def test_files_that_are_no_runs_are_refused(tmp_path):
