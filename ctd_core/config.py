@@ -192,6 +192,10 @@ class Prepare(Options):
     scoring_batch_tokens: int = Field(default=4096, gt=0, description="padded teacher tokens in a forward pass")
     scoring_actors: int = Field(default=1, ge=1)
     scoring_gpus: float = Field(default=0, ge=0, description="GPUs for each scoring actor")
+    scoring_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="what else of a cluster's own resources, such as {teacher: 1}, which certain machines have",
+    )
 
 
 # --- A run ---------------------------------------------------------------------------------------------------------

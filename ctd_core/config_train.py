@@ -1,7 +1,7 @@
 """What a user writes under `train` in a run's YAML file: every option once, with its only default."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,10 @@ class Train(Options):
         default=None, ge=1, description="go on with as few as this where machines are lost, until others join"
     )
     use_gpu: bool = Field(default=False, description="a GPU for each worker")
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="what else of a cluster's own resources, such as {train: 1}, which certain machines have",
+    )
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
     )

@@ -1,5 +1,6 @@
 """The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage or config."""
 
+import errno
 import json
 import os
 import sys
@@ -226,7 +227,8 @@ def tune(
 ) -> None:
     """Search the settings of a run's training, on Ray Tune: all trials learn from the same shards.
 
-    No trial runs a tokenizer or the teacher. The best one's run is written as a file for `ctd train --config`.
+    No trial runs a tokenizer, or the teacher unless an objective asks it live. The best one's run is written as a file
+    for `ctd train --config`.
     """
     from pipelines.search_results import BEST, as_table
     from pipelines.tune import search
@@ -313,3 +315,8 @@ def main() -> None:
     except CtdError as error:
         print(f"ctd: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"ctd: a disk is full ({error}). Free some space and run it again: it goes on.", file=sys.stderr)
+        sys.exit(1)

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -23,15 +23,21 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
-def connect(cpus: float, gpus: float, fields: str, dashboard: bool = False) -> None:
+def connect(
+    cpus: float, gpus: float, fields: str, others: Mapping[str, float] | None = None, dashboard: bool = False
+) -> None:
     """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine, with its dashboard where asked.
 
     Raises UsageError, naming `fields`, where a cluster of this machine alone could never hold `cpus` and `gpus` at
-    once; one that was joined may grow.
+    once, or has none of `others`, resources by the name that a cluster gives them; one that was joined may grow.
     """
     _join(dashboard)
     there = ray.cluster_resources()
     has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
+    if others and is_own():
+        raise UsageError(
+            f"{', '.join(others)}: this machine has no such resource. Ask for none, or set RAY_ADDRESS to a cluster."
+        )
     lacks = cpus > has[0] or gpus > has[1]
     if lacks and is_own():
         raise UsageError(
@@ -98,6 +104,8 @@ def own_errors() -> Iterator[None]:
         if found:
             first = next((one for one in found if not isinstance(one, FailedElsewhere)), found[0])
             raise (UsageError if isinstance(first, UsageError) else CtdError)(str(first)) from error
-        if isinstance(error, RayError):
+        from ray.train import TrainingFailedError  # takes seconds, and only trainings need it
+
+        if isinstance(error, (RayError, TrainingFailedError)):
             raise CtdError(f"the work on the cluster failed: {error}") from error
         raise

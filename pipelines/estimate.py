@@ -72,11 +72,10 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
         del model
     if "prepare" in stages:
         expected |= _data(counts, scale, rows_bytes=shard_bytes(rows).size, whole_bytes=whole_bytes)
-        expected["encoding"] = f"{_span(seconds['encode'] * scale)} of one CPU; {os.cpu_count()} are here"
+        expected["encoding"] = f"{_span(seconds['encode on one CPU'] * scale)} of one CPU; {os.cpu_count()} are here"
         if "score" in seconds:
-            expected["scoring"] = _span(seconds["score"] * scale / options.scoring_actors) + _each(
-                options.scoring_actors, "scoring actors"
-            )
+            actors = options.scoring_actors if options.scoring_gpus else 1  # without GPUs they share the CPUs
+            expected["scoring"] = _span(seconds["score"] * scale / actors) + _each(actors, "scoring actors")
     if "train" in stages:
         with tempfile.TemporaryDirectory(prefix="ctd-estimate-") as folder:
             origin = Origin(
@@ -180,9 +179,10 @@ def _each(count: int, what: str) -> str:
 
 @contextmanager
 def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    start = time.monotonic()
+    start, of_cpus = time.monotonic(), time.process_time()
     yield
     seconds[name] = time.monotonic() - start
+    seconds[f"{name} on one CPU"] = time.process_time() - of_cpus
 
 
 def _span(seconds: float) -> str:

@@ -5,35 +5,47 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from ctd_core.training.loop import Metrics
 from pipelines.run_files import write_whole
 
 METRICS = "metrics.jsonl"
+EVALUATION = "evaluation"  # stands for the evaluation sets, where a line has figures of them
+FLUSH_SECONDS = 10.0  # between writes of what TensorBoard reads
 
 
 class MetricsLog:
     """metrics.jsonl: one line a step. A run starts after `done` steps: the lines after these are taken away first.
 
-    Each figure goes to TensorBoard's events in the same directory too, under the same name.
+    Each figure goes to TensorBoard's events in the same directory too, under the same name. (tensorboardX's
+    SummaryWriter blocks for ever once its thread met a full disk, so events are written here, without one.)
     """
 
     def __init__(self, file: Path, done: int) -> None:
         kept = [line for line in read_metrics(file) if line["step"] <= done]
         write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._file, self._last = file, time.monotonic()
-        self._events = SummaryWriter(str(file.parent), purge_step=done + 1, flush_secs=10)
+        self._events = EventsWriter(str(file.parent / "events"), filename_suffix=f".{done}")
+        begins = SessionLog(status=SessionLog.START)  # TensorBoard forgets what it saw from this step on
+        self._events.write_event(Event(step=done + 1, wall_time=time.time(), session_log=begins))
+        self._flushed = self._last
 
-    def add(self, metrics: Metrics) -> str:
-        """Append a step; the words that tell of it."""
+    def add(self, metrics: Metrics, evaluation: str | None = None) -> str:
+        """Append a step; the words that tell of it. `evaluation` stands for the sets it was measured on, if any."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
         with self._file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        for name, value in line.items():
-            self._events.add_scalar(name, value, int(metrics["step"]))
+            stream.write(json.dumps(line if evaluation is None else line | {EVALUATION: evaluation}) + "\n")
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in line.items()]
+        event = Event(step=int(metrics["step"]), wall_time=time.time(), summary=Summary(value=values))
+        self._events.write_event(event)
+        if now - self._flushed > FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = now
         return step_words(line)
 
     def close(self) -> None:

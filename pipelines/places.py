@@ -51,9 +51,11 @@ PREPARE_RESOURCES = {
     "scoring_batch_tokens",
     "scoring_actors",
     "scoring_gpus",
+    "scoring_resources",
 }
 TRAIN_RESOURCES = {
     "num_workers",
+    "worker_resources",
     "min_workers",
     "use_gpu",
     "strategy",

@@ -164,7 +164,8 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     options = places.config.prepare
     actors = options.scoring_actors if options.targets else 1
     gpus = actors * options.scoring_gpus if options.targets else 0
-    connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus")
+    others = options.scoring_resources if options.targets else None
+    connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus", others)
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
     alike = {"sides": ray.put(sides), "options": options}
     if options.targets:
@@ -174,6 +175,7 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
             Score,
             fn_constructor_kwargs={"teacher": teacher, **alike},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
+            resources=options.scoring_resources,
             **resources,
         )
     else:

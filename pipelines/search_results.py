@@ -151,6 +151,7 @@ def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
     names = _varied(trials) or [""]
     shown = [one for one in trials if one.lines]
+    whole = max((one.steps for one in shown), default=0)
 
     def draw(pyplot: Any) -> Any:
         rows = math.ceil(len(names) / 3)
@@ -161,7 +162,6 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
             points = [(_leaves(one.values)[name], one) for one in shown if name in _leaves(one.values)]
             numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
             xs = [x if numeric else str(x) for x, _ in points]
-            whole = max(one.steps for _, one in points) if points else 0
             colors = ["C0" if one.steps == whole else "C7" for _, one in points]  # grey: stopped early
             axis.scatter(xs, [one.lines[-1][metric] for _, one in points], c=colors)
             if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):

@@ -1,6 +1,7 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 TRIAL_WORKER_CPUS = 0.9  # what is left of a CPU is room for the trial that waits for its workers
+SHARE_SECONDS = 30.0  # between copies of the metrics to a store
 RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
 
@@ -162,17 +164,22 @@ def run_worker(
     student = student_to_train(places, side)
     for one in sources.values():
         check_student(one.manifest, one.name, side, len(student.mask))
-    log = None
+    log, shared, measured = None, time.monotonic(), places.config.evaluate.sets
     if worker.rank == 0:
         places.train.mkdir(parents=True, exist_ok=True)
         places.files.bring(places.train / METRICS, anew=True)
         log = MetricsLog(places.train / METRICS, steps_done(start))
 
     def on_step(metrics: Metrics) -> None:
+        nonlocal shared
         if log is not None:
-            words = log.add(metrics)
+            is_measured = any(figure in metrics for name in measured for figure in figure_names(name))
+            words = log.add(metrics, places.evaluation if is_measured else None)
             if reporter is not None:
                 reporter.update(int(metrics["step"]), words)
+            if time.monotonic() - shared > SHARE_SECONDS:  # who watches from another machine reads the store
+                shared_metrics(places)
+                shared = time.monotonic()
 
     def evaluate(model: LogprobModel) -> Metrics:
         return measure_sets(places, model)
@@ -225,14 +232,15 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
 
     options = places.config.train
     most, least = options.num_workers, options.min_workers or options.num_workers
-    connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu")
+    connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu", options.worker_resources)
+    resources = {"GPU": 1.0} if options.use_gpu else {"CPU": TRIAL_WORKER_CPUS if callbacks else 1.0}
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"places": places},  # with what it has computed: no worker reads the corpus again
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=options.use_gpu,
-            resources_per_worker={"CPU": TRIAL_WORKER_CPUS} if callbacks and not options.use_gpu else None,
+            resources_per_worker=resources | options.worker_resources,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
@@ -258,7 +266,7 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 
 @contextmanager
 def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
-    """Report the last line of the metrics for as long as workers write them; in a store, at each checkpoint."""
+    """Report the last line of the metrics for as long as workers write them; in a store, every half a minute."""
     stop = threading.Event()
 
     def watch() -> None:

@@ -13,10 +13,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ctd_core.errors import CtdError
 from ctd_core.training.loop import Metrics
 from pipelines.checkpoints import latest_checkpoint, steps_done
-from pipelines.metrics import METRICS, read_metrics
+from pipelines.metrics import EVALUATION, METRICS, read_metrics
 from pipelines.places import Places, variant
 from pipelines.prepare import student_side
-from pipelines.run_files import alone_in, write_whole
+from pipelines.run_files import alone_in
 from pipelines.train import load_student, measure_sets, train_student
 
 
@@ -35,24 +35,13 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
     with alone_in(places.train):  # Optuna may draw the same settings twice
         done = steps_done(latest_checkpoint(places.checkpoints))
         places.files.bring(places.train / METRICS, anew=True)
-        first = _measured_after(places, done)
         for line in read_metrics(places.train / METRICS):
-            if first < line["step"] <= done:
+            if line.pop(EVALUATION, None) == places.evaluation and line["step"] <= done:
                 report(line)
         train_student(places, report, on_ray=TuneReportCallback)
         if done == places.config.train.steps not in told:  # it was measured on other sets before, or on none
             student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
             report({"step": float(places.config.train.steps)} | measure_sets(places, student))
-
-
-def _measured_after(places: Places, done: int) -> int:
-    """The step after which the lines of a training tell of the sets that the trial is compared on."""
-    file = places.train / f"measured-{places.evaluation}"
-    places.files.bring(file)
-    if not file.exists():
-        write_whole(file, str(done))
-        places.files.share(file)
-    return int(file.read_text())
 
 
 def reported(trial: Trial) -> list[dict[str, Any]]:

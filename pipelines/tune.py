@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -123,11 +124,16 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     if ended < wanted:
         raise CtdError(
             f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: "
-            f"ctd tune --config {file} --resume."
+            + shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
         )
     results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'}")
+    if results[0].steps < base.config.train.steps:
+        say(
+            f"tune: the best trial was stopped after {results[0].steps} of {base.config.train.steps} steps, since "
+            "those that went further failed; ctd train with its best.yaml trains it to the end"
+        )
     best = variant(base, results[0].values, f"{file}: the best trial").config
     directory.mkdir(parents=True, exist_ok=True)
     write_results(file.stem, results, metric, best, directory)
@@ -163,13 +169,19 @@ def _check_room(options: Search, base: Places, file: Path) -> None:
         connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
         return
     let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
-    connect(workers, float(workers * train.use_gpu), "train.num_workers and train.use_gpu", dashboard=True)
+    fields = "train.num_workers and train.use_gpu"
+    connect(workers, float(workers * train.use_gpu), fields, train.worker_resources, dashboard=True)
     check_alone()
-    there, wanted = ray.cluster_resources().get("CPU", 0.0), (options.concurrent or 1) * workers
+    unit = "GPU" if train.use_gpu else "CPU"
+    there, wanted = ray.cluster_resources().get(unit, 0.0), (options.concurrent or 1) * workers
     if is_own() and wanted > there:
         raise UsageError(
-            f"{file}: {options.concurrent} trials at once of {workers} CPUs each are {wanted}, and this machine has "
+            f"{file}: {options.concurrent} trials at once of {workers} {unit}s each are {wanted}, and this machine has "
             f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
+        )
+    if not is_own() and options.concurrent is None:
+        say(
+            f"tune: {_at_once(options, train)} trials at once, for which there is room now; `concurrent` says otherwise"
         )
 
 

@@ -12,6 +12,8 @@ from tests.pipelines.test_submit import submit
 
 NODE_TYPES = {
     "tokenize": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    "teacher": {"resources": {"CPU": 2, "teacher": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    "train": {"resources": {"CPU": 2, "train": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
 }
 
@@ -23,23 +25,27 @@ def head(tmp_path):
 
 
 def worker_nodes(head):
-    """The state of every worker machine that there is or was, and whether it has a GPU."""
+    """The state of every worker machine that there is or was, and its resources."""
     command = [RAY, "list", "nodes", "--detail", "--format", "json"]
     found = subprocess.run(command, env=head, capture_output=True, text=True, check=True).stdout
     nodes = json.loads(found) if found.startswith("[") else []  # in words where there is none
-    return [(one["state"], one["resources_total"].get("GPU", 0)) for one in nodes if not one["is_head_node"]]
+    return [(one["state"], one["resources_total"]) for one in nodes if not one["is_head_node"]]
 
 
-def test_machines_come_for_a_run_and_go_after_it(head, config, tmp_path):  # noqa: F811
+def test_the_machines_that_each_stage_asks_for_come_and_go(head, config, tmp_path):  # noqa: F811
     assert worker_nodes(head) == []
-    train = config["train"] | {"num_workers": 2}
-    file = written(config | {"train": train, "sample": {}}, tmp_path)
+    changes = {
+        "prepare": config["prepare"] | {"scoring_resources": {"teacher": 1}},
+        "train": config["train"] | {"num_workers": 2, "worker_resources": {"train": 1}},
+        "sample": {},
+    }
+    file = written(config | changes, tmp_path)
     done = submit(head, "--", "run", "--config", file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gap closed" in done.stdout
     came = worker_nodes(head)
-    assert came
-    assert {gpus for _, gpus in came} == {0}  # nothing asked for a GPU
+    kinds = {kind for _, resources in came for kind in ("teacher", "train", "GPU") if kind in resources}
+    assert kinds == {"teacher", "train"}  # nothing asked for a GPU
     deadline = time.monotonic() + 60
     while any(state != "DEAD" for state, _ in worker_nodes(head)):
         assert time.monotonic() < deadline

@@ -271,6 +271,22 @@ def test_a_tokenizer_file_without_its_special_tokens_is_told(config, inputs, tmp
         assert re.findall(r"Name one: student\.(\w+)_token", told) == roles
 
 
+def test_a_full_disk_is_told_in_a_line_and_what_was_done_is_kept(config, tmp_path):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    training = Places(RunConfig.model_validate(config)).train
+    training.mkdir()
+    (training / "metrics.partial").symlink_to("/dev/full")  # becomes metrics.jsonl
+    command = [sys.executable, "-m", "pipelines", "train", "--config", file]
+    full = subprocess.run(command, capture_output=True, text=True)
+    assert full.returncode == 1
+    assert "ctd: a disk is full" in full.stderr
+    assert "Traceback" not in full.stderr
+    (training / "metrics.jsonl").unlink()
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(read_metrics(training / "metrics.jsonl")) == 4
+
+
 def test_the_type_of_a_training_s_sums_is_in_its_name(config):
     def train(**more):
         return Places(RunConfig.model_validate(config | {"train": config["train"] | more})).train

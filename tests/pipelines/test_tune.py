@@ -1,5 +1,6 @@
 """Searches: every trial on the same shards, stopped early where it lags, resumed where the search was interrupted."""
 
+import random
 import re
 import shutil
 import signal
@@ -12,14 +13,21 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from pyarrow import parquet
+from ray import tune
 from ray.tune import Callback
+from tensorboardX.proto.event_pb2 import SessionLog
 
 import pipelines.places
 from ctd_core.errors import UsageError
 from ctd_core.search_space import parse_space
 from pipelines.metrics import read_metrics
+from pipelines.places import Places
+from pipelines.recipes import read_run
 from pipelines.trackers import Tracker
+from pipelines.trial import trial_training
 from pipelines.tune import Search, optuna_searcher
+from tests.chaos.harness import Chaos, kill_below
+from tests.pipelines.test_metrics import events
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 SPACE = {
@@ -81,17 +89,59 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
 def test_a_trial_may_have_several_workers(searched, config, tmp_path):  # noqa: F811
     scheduler = {"kind": "asha", "grace_steps": 2, "reduction_factor": 2}
     rates = {"train.learning_rate": {"grid": [1e-3, 1e-9]}}
-    file = searched(space=rates, searcher="grid", scheduler=scheduler, changes={"train.num_workers": 2}, trials=2)
+    changes = {"train.num_workers": 2, "train.steps": 60}
+    file = searched(space=rates, searcher="grid", scheduler=scheduler, changes=changes, trials=2)
     output = ctd("tune", "--config", file)
     best = Path(output.split()[-1])
     assert yaml.safe_load(best.read_text())["train"]["learning_rate"] == 1e-3
     steps = {}
     for row in parquet.read_table(best.parent / "trials.parquet").to_pylist():
         steps.setdefault(row["train.learning_rate"], []).append(row["step"])
-    assert steps[1e-3] == [2, 4, 6]
-    assert steps[1e-9] == [2, 4, 6][: len(steps[1e-9])]  # it goes on until the word to stop comes
+    assert steps[1e-3] == list(range(2, 61, 2))
+    assert steps[1e-9] == steps[1e-3][: len(steps[1e-9])] != steps[1e-3]  # it goes on until the word to stop comes
     for file in tmp_path.glob("runs/tiny/train-*/metrics.jsonl"):
         assert {line["workers"] for line in read_metrics(file)} == {2}
+
+
+def test_a_trial_that_dies_goes_on_from_its_checkpoint(searched, tmp_path, faults):
+    rate = {"train.learning_rate": {"choice": [1e-3]}}
+    changes = {"train.steps": 300, "train.evaluate_every": 30}
+    file = searched(space=rate, searcher="grid", trials=None, scheduler={"kind": "none"}, changes=changes)
+    chaos = Chaos(random.Random(0), faults)
+    status, said = chaos.run(
+        "tune", "--config", file,
+        when=lambda: any(tmp_path.glob("runs/tiny/train-*/step_00000030/.metadata")),
+        strike=kill_below("ray::ImplicitFunc"),
+    )  # fmt: skip
+    assert status == 0, said
+    assert len(chaos.injected) == 1
+    training = only(tmp_path / "runs" / "tiny", "train-*")
+    assert [line["step"] for line in read_metrics(training / "metrics.jsonl")] == list(range(1, 301))
+    begins = [event.step for event in events(training) if event.session_log.status == SessionLog.START]
+    assert begins[0] == 1
+    assert begins[1] > 30
+
+
+def test_a_trial_tells_no_figures_that_were_measured_on_other_sets(config, tmp_path, monkeypatch):  # noqa: F811
+    told = []
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def trial(share):
+        sets = {"held-out": {"kind": "held_out", "sample_fraction": share}}
+        train = config["train"] | {"steps": 6, "evaluate_every": 2}
+        file = written(config | {"train": train, "evaluate": {"sets": sets, "gap_set": "held-out"}}, tmp_path)
+        ctd("prepare", "--config", file)
+        told.clear()
+        distance = "held-out_teacher_distance_bits_per_byte"
+        trial_training({"values": {}}, Places(read_run(str(file), "a test", [])), distance, cpus=1)
+        return [(line["step"], line[distance]) for line in told]
+
+    whole = trial(1.0)
+    assert [step for step, _ in whole] == [2, 4, 6]
+    ((step, distance),) = trial(0.5)  # of the same training, which is done: measured again
+    assert step == 6
+    assert distance != whole[-1][1]
+    assert trial(1.0) == whole
 
 
 def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, tmp_path, monkeypatch):
