@@ -22,6 +22,8 @@ def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_
     try:
         with pytest.raises(UsageError, match=r"train\.num_workers ask for 1000 CPUs"):
             ask_for_much()
+        with pytest.raises(UsageError, match="teacher: this machine has no such resource"):
+            connect(1, 0, "prepare.scoring_actors", {"teacher": 1})
         assert is_own()
         assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
     finally:
