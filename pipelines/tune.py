@@ -128,7 +128,10 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
         )
     results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
     if results[0].error is not None or not results[0].has_finite(metric):
-        raise CtdError(f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'}")
+        raise CtdError(
+            f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'} To search again, delete "
+            f"{kept}."
+        )
     if results[0].steps < base.config.train.steps:
         say(
             f"tune: the best trial was stopped after {results[0].steps} of {base.config.train.steps} steps, since "
