@@ -49,7 +49,7 @@ def _tell_missing(field: str, side: Side) -> None:
     """Say which ends of a text `side` has no token for, as where a tokenizer.json comes without its special tokens."""
     for role, tokens in side.markers.items():
         if not tokens:
-            loss = "the first chunk of every text" if role == BEGIN else "the end of every text"
+            loss = "the first chunk of every window" if role == BEGIN else "the end of every text"
             say(
                 f"{side.encoder.name}: no token of it is known to {role} a text, so {loss} is not learned. Name one: "
                 f"{field}.{role}_token."

@@ -129,8 +129,8 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(
-            f"no trial came to a figure; one of them: {results[0].error or 'not a finite one'} To search again, delete "
-            f"{kept}."
+            f"no trial came to a figure; to search again, delete {kept}. One of them: "
+            f"{results[0].error or 'not a finite one'}"
         )
     if results[0].steps < base.config.train.steps:
         say(
@@ -175,8 +175,8 @@ def _check_room(options: Search, base: Places, file: Path) -> None:
     fields = "train.num_workers and train.use_gpu"
     connect(workers, float(workers * train.use_gpu), fields, train.worker_resources, dashboard=True)
     check_alone()
-    unit = "GPU" if train.use_gpu else "CPU"
-    there, wanted = ray.cluster_resources().get(unit, 0.0), (options.concurrent or 1) * workers
+    unit, there = _room(train)
+    wanted = (options.concurrent or 1) * workers
     if is_own() and wanted > there:
         raise UsageError(
             f"{file}: {options.concurrent} trials at once of {workers} {unit}s each are {wanted}, and this machine has "
@@ -192,9 +192,14 @@ def _at_once(options: Search, train: Train) -> int | None:
     """How many trials may run: of several workers each, so many that all of them find room."""
     if options.concurrent is not None or not train.num_workers:
         return options.concurrent
-    there = ray.cluster_resources()
-    room = there.get("GPU" if train.use_gpu else "CPU", 0.0)
-    return max(1, int(room // train.num_workers))
+    _, there = _room(train)
+    return max(1, int(there // train.num_workers))
+
+
+def _room(train: Train) -> tuple[str, float]:
+    """What a worker takes one of, and how many of these the cluster has now."""
+    unit = "GPU" if train.use_gpu else "CPU"
+    return unit, ray.cluster_resources().get(unit, 0.0)
 
 
 def _metric(options: Search, base: Places, file: Path) -> str:

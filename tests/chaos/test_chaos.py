@@ -64,7 +64,12 @@ def prepared(quiet, folder):
 
 def shards_made(run, least):
     """Whether at least so many shards are there."""
-    return lambda: len(list(run.glob("prepared/*/*.arrow.json"))) >= least
+    return lambda: num_shards(run) >= least
+
+
+def num_shards(run):
+    """How many shards are there whole."""
+    return len(list(run.glob("prepared/*/*.arrow.json")))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -75,7 +80,7 @@ def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, c
     some = shards_made(run, chaos.random.randrange(1, 8))
     chaos.run("prepare", "--config", path, when=some, strike=kill_command)
     assert shards(run).items() <= expected.items()
-    more = shards_made(run, len(list(run.glob("prepared/*/*.arrow.json"))) + chaos.random.randrange(4))
+    more = shards_made(run, num_shards(run) + chaos.random.randrange(4))
     status, said = chaos.run("prepare", "--config", path, when=more, strike=kill_below("ray::MapWorker"))
     assert status == 0, said
     assert shards(run) == expected
