@@ -58,6 +58,7 @@ class Student(Options):
     tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
     model: str | None = None
     revision: str | None = None
+    trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     head: Literal["as_teacher", "untied"] = Field(
         default="as_teacher", description="whether a tied output matrix stays tied"
     )
@@ -82,6 +83,7 @@ class Teacher(Options):
 
     model: str
     revision: str | None = None
+    trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     dtype: Dtype = "float32"
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"

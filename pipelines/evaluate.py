@@ -24,7 +24,8 @@ def evaluate(places: Places) -> Report:
 def measure(places: Places) -> Report:
     """The student before training and at its latest checkpoint; raises CtdError where there is none."""
     checkpoint, side = trained_checkpoint(places), student_side(places)
-    sets, gap_set = places.config.evaluate.sets, places.config.evaluate.gap_set
+    teacher, options = places.config.teacher, places.config.evaluate
+    sets, gap_set = options.sets, options.gap_set
     with progress("evaluate", 2 * len(sets)) as reporter:
         before = _measure(places, load_student(places, side, None), reporter, 0, "before training")
         student = load_student(places, side, checkpoint)
@@ -33,7 +34,7 @@ def measure(places: Places) -> Report:
         run=run_stamp(places),
         sets={name: _set_figures(before[name], after[name]) for name in sets},
         gap_closed=gap_closed(before[gap_set], after[gap_set]) if gap_set is not None else None,
-        teacher_parameters=count_parameters(places.config.teacher.model, places.config.teacher.revision),
+        teacher_parameters=count_parameters(teacher.model, teacher.revision, teacher.trust_remote_code),
         student_parameters=parameters(student.model),
     )
 

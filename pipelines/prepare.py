@@ -14,7 +14,7 @@ from pyarrow import ipc
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config import BytesTokenizer, Prepare, Teacher, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.models.loading import load_model
+from ctd_core.models.loading import load_model, num_embeddings
 from ctd_core.models.scoring import TopTokens, score_rows
 from ctd_core.models.student import LogprobModel
 from ctd_core.shards.files import (
@@ -35,7 +35,7 @@ from ctd_core.shards.manifest import (
 )
 from ctd_core.text.corpora import is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side
-from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
+from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
 from pipelines.parts import Job, encode, encode_and_write, outcome, raise_error_of, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places
@@ -72,7 +72,7 @@ def ensure_tokenizer(places: Places) -> None:
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
     with whole_directory(places.tokenizer) as temporary:
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
     places.files.share(places.tokenizer)
 
 
@@ -100,18 +100,22 @@ def student_side(places: Places) -> Side:
         name, revision = "bytes", None
     else:
         name, revision = options.tokenizer.name, options.tokenizer.revision
-    return make_side(load_tokenizer(name, revision), name, options.begin_token, options.end_token)
+    rows = None
+    if options.model is not None:
+        rows = num_embeddings(options.model, options.revision, options.trust_remote_code)
+    return make_side(load_tokenizer(name, revision), name, options.begin_token, options.end_token, rows)
 
 
 def teacher_side(teacher: Teacher) -> Side:
     """A teacher's tokenizer, made ready."""
+    rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
     tokenizer = load_tokenizer(teacher.model, teacher.revision)
-    return make_side(tokenizer, teacher.model, teacher.begin_token, teacher.end_token)
+    return make_side(tokenizer, teacher.model, teacher.begin_token, teacher.end_token, rows)
 
 
 def make_teacher(teacher: Teacher, side: Side, device: torch.device) -> LogprobModel:
     """A teacher, whose tokenizer is `side`, ready to score."""
-    model = load_model(teacher.model, teacher.revision, teacher.dtype).to(device)
+    model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code).to(device)
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 

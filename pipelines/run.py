@@ -4,7 +4,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ctd_core.config import Sample
 from ctd_core.models.export import continue_text
+from ctd_core.models.loading import load_model
+from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.cluster import let_go
 from pipelines.evaluate import evaluate
 from pipelines.export import export
@@ -46,7 +49,13 @@ def _samples(places: Places) -> list[Continuation]:
     options, teacher = places.config.sample, places.config.teacher
     if not options.prompts:
         return []
-    theirs = continue_text(teacher.model, teacher.revision, options.prompts, options.max_new_tokens)
-    mine = continue_text(str(places.model), None, options.prompts, options.max_new_tokens)
-    texts = zip(options.prompts, theirs, mine, strict=True)
-    return [Continuation(prompt=prompt, teacher=their, student=my) for prompt, their, my in texts]
+    trust = teacher.trust_remote_code, places.config.student.trust_remote_code or teacher.trust_remote_code
+    teacher_texts = _continuations(teacher.model, teacher.revision, trust[0], options)
+    student_texts = _continuations(str(places.model), None, trust[1], options)
+    texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
+    return [Continuation(prompt=prompt, teacher=teacher, student=student) for prompt, teacher, student in texts]
+
+
+def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> list[str]:
+    model = load_model(name, revision, trust_remote_code=trust_remote_code)
+    return continue_text(model, load_tokenizer(name, revision), options.prompts, options.max_new_tokens)

@@ -97,9 +97,9 @@ def make_student(places: Places, side: Side, teacher_side: Side) -> PreTrainedMo
     """The student before training: a model of its own, or the teacher under the student's tokenizer, `side`."""
     options, teacher = places.config.student, places.config.teacher
     if options.model is not None:
-        return load_model(options.model, options.revision)
+        return load_model(options.model, options.revision, trust_remote_code=options.trust_remote_code)
     return transfer_model(
-        load_model(teacher.model, teacher.revision),
+        load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code),
         side,
         teacher_side,
         untie=options.head == "untied",
@@ -120,7 +120,9 @@ def load_student(places: Places, side: Side, checkpoint: str | None) -> LogprobM
 def student_to_train(places: Places, side: Side) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
     places.files.bring(places.init)
-    model = adapted(places, load_model(str(places.init)))
+    student, teacher = places.config.student, places.config.teacher
+    trust = student.trust_remote_code if student.model is not None else teacher.trust_remote_code
+    model = adapted(places, load_model(str(places.init), trust_remote_code=trust))
     return LogprobModel(model, side.encoder.spelling.begins_pretoken)
 
 
@@ -140,9 +142,9 @@ def live_teacher(places: Places, side: Side, student: LogprobModel, device: torc
     hidden_size = student.model.config.get_text_config().hidden_size
     both, maps = (side, teacher_side(options)), places.output / "maps"
     if not places.config.student.is_its_own_teacher:
-        model = load_model(options.model, options.revision, options.dtype).to(device)
+        model = load_model(options.model, options.revision, options.dtype, options.trust_remote_code).to(device)
         return LiveTeacher(hidden_size, model, *both, maps)
-    model = load_model(options.model, options.revision)  # as the student was made from it
+    model = load_model(options.model, options.revision, trust_remote_code=options.trust_remote_code)  # as it was made
     ends = (one.to(device) for one in (model.get_input_embeddings(), model.get_output_embeddings()))
     return OwnTeacher(hidden_size, student.model, *both, maps, *ends)
 

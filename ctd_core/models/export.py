@@ -3,21 +3,31 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ctd_core.errors import CtdError
+from ctd_core.text.tokenizers import save_tokenizer
 
 
 def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, card: str, directory: Path) -> None:
-    """Write model, tokenizer, generation config and model card into `directory`."""
+    """Write model, tokenizer, generation config and model card into `directory`.
+
+    Raises:
+        CtdError: a weight is not finite.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 @torch.no_grad()
-def continue_text(name: str, revision: str | None, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """The greedy continuation of each prompt by the model and tokenizer in `name`, without the prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32).eval()
+def continue_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
+) -> list[str]:
+    """The greedy continuation of each prompt, without the prompt."""
     continuations = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)

@@ -1,13 +1,15 @@
 """Language models and their output matrices."""
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ctd_core.config import Dtype
 from ctd_core.errors import CtdError, UsageError
@@ -16,22 +18,75 @@ from ctd_core.models.logprobs import Head
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(name: str, revision: str | None = None, dtype: Dtype = "float32") -> PreTrainedModel:
+def load_model(
+    name: str, revision: str | None = None, dtype: Dtype = "float32", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The causal language model in a directory or of a hub id, in evaluation mode.
 
-    Raises UsageError where there is none, CtdError where its logits are not what its output matrix gives (see Head).
+    Its config says whether its two matrices are tied as the weights have it, which may not be what the file says.
+
+    Raises:
+        UsageError: there is no model, or one with code of its own that is not trusted.
+        CtdError: its logits are not what its output matrix gives (see Head).
     """
+    config = read_model_config(name, revision, trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=DTYPES[dtype])
-    except Exception as error:  # OSError, ValueError, errors of safetensors …
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=config, revision=revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"{name}: no causal language model could be loaded. Give a directory written by save_pretrained, or a hub "
-            f"id. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            f"id. ({_first_line(error)})"
         ) from error
     model.eval()
     check_head(model, name)
     train_every_row(model)
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        for part in (model.config, model.config.get_text_config()):
+            part.tie_word_embeddings = False
     return model
+
+
+def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of the model in a directory or of a hub id.
+
+    Raises:
+        UsageError: there is no model, it is a directory of adapters, or its code is its own and not trusted.
+    """
+    folder = Path(name)
+    if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise UsageError(
+            f"{name}: these are LoRA adapters of {base}, not a model. Merge them first: `from peft import "
+            f"AutoPeftModelForCausalLM as Adapted; Adapted.from_pretrained({name!r}).merge_and_unload()"
+            ".save_pretrained('merged')`, and copy the tokenizer's files there."
+        )
+    if _is_missing_path(name):
+        raise UsageError(f"{name}: there is no such directory. Name one that exists, or a hub id such as org/model.")
+    try:
+        values, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+            raise UsageError(
+                f"{name}: this model brings code of its own, which is not run unless you trust it: read it, then set "
+                "trust_remote_code: true beside the model's name."
+            )
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no model is there ({_first_line(error)}).") from error
+    return config
+
+
+def _is_missing_path(name: str) -> bool:
+    """Whether `name` can only be a path, and nothing is there: hub ids are `name` or `owner/name`."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_path and not Path(name).expanduser().exists()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
 def train_every_row(model: PreTrainedModel) -> None:
@@ -95,15 +150,21 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
-def count_parameters(name: str, revision: str | None) -> int:
+def num_embeddings(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """The rows of the embedding of the model in `name`, from its config alone."""
+    return int(read_model_config(name, revision, trust_remote_code).get_text_config().vocab_size)
+
+
+def count_parameters(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """The number of parameters of the model in `name`, from its config alone."""
-    return parameters(skeleton(name, revision))
+    return parameters(skeleton(name, revision, trust_remote_code))
 
 
-def skeleton(name: str, revision: str | None) -> PreTrainedModel:
+def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model in `name` without its weights."""
+    config = read_model_config(name, revision, trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, revision=revision))
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def parameters(model: nn.Module) -> int:

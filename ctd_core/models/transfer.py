@@ -1,6 +1,7 @@
 """A student made from its teacher under a new tokenizer."""
 
 import copy
+import logging
 from collections import defaultdict
 
 import numpy as np
@@ -8,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctd_core.errors import CtdError, DocumentError
+from ctd_core.errors import DocumentError, UsageError
 from ctd_core.models.loading import train_every_row
-from ctd_core.text.segments import Side
+from ctd_core.models.token_ids import ids_with_student, renumber
+from ctd_core.text.segments import Side, check_embedding
 from ctd_core.text.spelling import ids_by_bytes
 
-TRANSFER_VERSION = 2  # of what transfer_model calculates
+TRANSFER_VERSION = 3  # of what transfer_model calculates
+
+logger = logging.getLogger(__name__)
 
 
 def transfer_model(
@@ -22,31 +26,39 @@ def transfer_model(
     """A copy of `teacher` with embeddings for the student's tokenizer.
 
     Each new embedding is the mean of the old ones that spell its token (FVT): the old one itself where a token of the
-    same bytes exists; special tokens take the embedding of the token with their role or name. Rows that pad the
-    vocabulary to a multiple of `vocab_multiple` are the mean of all. `untie` gives a tied model an output matrix of its
-    own.
+    same bytes exists; special tokens take the embedding of the token with their role or name. Under the teacher's own
+    vocabulary the student is the teacher, rows that no token uses included. Rows that pad the vocabulary to a multiple
+    of `vocab_multiple` are the mean of all; they stay in the softmax, as they are in the exported model, and the
+    student learns to leave them out. Rows that are not finite are in no mean. `untie` gives a tied model an output
+    matrix of its own; a model counts as tied where its two matrices are one, whatever its config says.
+
+    Raises:
+        UsageError: the teacher's vocabulary does not fit its embedding, or its architecture holds further tables of
+            the vocabulary's size.
     """
-    sources = old_tokens(student_side, teacher_side)
-    size = -(-len(sources) // vocab_multiple) * vocab_multiple
     old_input = teacher.get_input_embeddings().weight
     old_output = teacher.get_output_embeddings()
-    largest = max(max(ids) for ids in sources if ids)
-    if largest >= len(old_input):
-        raise CtdError(
-            f"{teacher_side.encoder.name}: its token ids reach {largest}, and the teacher's embedding has "
-            f"{len(old_input)} entries. Take the tokenizer that belongs to the model."
-        )
+    check_embedding(teacher_side.encoder.tokenizer, teacher_side.encoder.name, len(old_input))
+    _refuse_further_tables(teacher)
+    sources, size = _rows(student_side, teacher_side, len(old_input))
+    size = -(-size // vocab_multiple) * vocab_multiple
+    is_tied = old_output.weight is old_input
+    tied = is_tied and not untie
     config = copy.deepcopy(teacher.config)
     text_config = config.get_text_config()
-    tied = bool(text_config.tie_word_embeddings) and not untie
     text_config.vocab_size = config.vocab_size = size
     text_config.tie_word_embeddings = config.tie_word_embeddings = tied
-    tokenizer = student_side.encoder.tokenizer
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, getattr(tokenizer, name))
+    generation_config = copy.deepcopy(teacher.generation_config)
+    new_ids = ids_with_student(student_side, teacher_side)
+    lost = renumber(config, student_side, new_ids, "config")
+    if generation_config is not None:
+        lost += renumber(generation_config, student_side, new_ids, "generation_config")
+    if lost:
+        logger.warning("token ids without a token in the student's tokenizer are taken out: %s", "; ".join(lost))
     student = type(teacher)._from_config(config, dtype=teacher.dtype)
     state = teacher.state_dict()
     input_name, output_name = _name_of(teacher, old_input), _output_names(teacher)
+    _warn_of_rows_not_finite(teacher_side, old_input, old_output.weight)
     state[input_name] = average_rows(old_input.detach(), sources, size)
     state[output_name[0]] = state[input_name] if tied else average_rows(old_output.weight.detach(), sources, size)
     if len(output_name) > 1:
@@ -54,11 +66,41 @@ def transfer_model(
     student.load_state_dict(state)
     if tied:
         student.tie_weights()
-    student.generation_config = copy.deepcopy(teacher.generation_config)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(student.generation_config, name, getattr(tokenizer, name))
+    student.generation_config = generation_config
     train_every_row(student)
     return student.eval()
+
+
+def _refuse_further_tables(teacher: PreTrainedModel) -> None:
+    text_config = teacher.config.get_text_config().to_dict()
+    if further := [name for name, size in text_config.items() if name.startswith("vocab_size_") and size]:
+        raise UsageError(
+            f"{type(teacher).__name__} has tables of its vocabulary's size beside embeddings and output matrix "
+            f"({', '.join(further)}), so no student can be made from it under another tokenizer: name one in "
+            "student.model."
+        )
+
+
+def _rows(student: Side, teacher: Side, old_size: int) -> tuple[list[list[int]], int]:
+    """For each row of the new embedding the old rows that it is the mean of, and how many rows there are.
+
+    Tokens that lie beyond the old embedding have no row there.
+    """
+    if student.encoder.tokenizer.get_vocab() == teacher.encoder.tokenizer.get_vocab():
+        size = max(len(student.encoder.spelling.token_bytes), old_size)
+        return [[row] if row < old_size else [] for row in range(size)], size
+    sources = [[one for one in ids if one < old_size] for ids in old_tokens(student, teacher)]
+    return sources, len(sources)
+
+
+def _warn_of_rows_not_finite(side: Side, *tables: Tensor) -> None:
+    rows = sorted({row for one in tables for row in (~one.detach().isfinite().all(1)).nonzero()[:, 0].tolist()})
+    if rows:
+        names = side.encoder.tokenizer.convert_ids_to_tokens([row for row in rows[:8]])
+        logger.warning(
+            "%d rows of the teacher's embeddings are not finite and are left out: %s",
+            len(rows), ", ".join(f"{row} ({name})" for row, name in zip(rows[:8], names, strict=True)),
+        )  # fmt: skip
 
 
 def old_tokens(student: Side, teacher: Side) -> list[list[int]]:
@@ -102,8 +144,14 @@ def spell_bytes(side: Side, spelled: list[bytes]) -> list[list[int]]:
 
 
 def average_rows(old: Tensor, sources: list[list[int]], size: int) -> Tensor:
-    """[size, H]: for each row the mean of `old` [U, H] over its sources; the mean of all where it has none."""
-    new = old.float().mean(0).repeat(size, 1)
+    """[size, H]: for each row the mean of `old` [U, H] over its sources; the mean of all where it has none.
+
+    Rows of `old` that are not finite count nowhere.
+    """
+    finite = old.isfinite().all(1)
+    used = finite.tolist()
+    sources = [[one for one in ids if used[one]] for ids in sources]
+    new = old[finite].float().mean(0).repeat(size, 1)
     lengths = np.array([len(ids) for ids in sources])
     filled = torch.from_numpy(np.flatnonzero(lengths))
     owner = torch.from_numpy(np.repeat(np.arange(len(sources)), lengths))

@@ -42,11 +42,13 @@ class TextEncoder:
 
     The names of special tokens are encoded as the text that they are, and drop it where the tokenizer cannot do so
     (Unigram, whose vocabulary holds them); no special token is added.
+    A text with a token beyond `num_embeddings`, the rows of its model's embedding, has no encoding.
     Raises TokenizerError, naming the tokenizer by `name`, where it cannot spell its input.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int | None = None) -> None:
         self.name = name
+        self._num_embeddings = num_embeddings
         self.tokenizer = tokenizer
         self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
         self.spelling = spell_vocabulary(tokenizer.backend_tokenizer, name)
@@ -83,6 +85,13 @@ class TextEncoder:
         return results
 
     def _checked(self, text_bytes: bytes, spelled: bytes, encoded: EncodedText) -> EncodedText | DocumentError:
+        if self._num_embeddings is not None and encoded.ids.max(initial=-1) >= self._num_embeddings:
+            token = int(encoded.ids.max())
+            return DocumentError(
+                "a token beyond the model's embedding",
+                f"{self.name}: the token {self.tokenizer.convert_ids_to_tokens(token)!r} is {token}, and the embedding "
+                f"has {self._num_embeddings} entries",
+            )
         if spelled == text_bytes:
             return encoded
         if self._invents_space and spelled == b" " + text_bytes:

@@ -1,10 +1,12 @@
 """Finding a tokenizer by what a user calls it, and making new ones."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
 from ctd_core.errors import TokenizerError
 from ctd_core.text.spelling import BYTE_OF_CHARACTER
@@ -15,18 +17,22 @@ END_OF_TEXT = "<|endoftext|>"
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The fast tokenizer that `name` stands for: a directory, a hub id, a tokenizer.json file, or `bytes`.
 
-    Raises TokenizerError where there is none, or only a slow one that is not made of plain bytes.
+    Where there is a tokenizer.json, the tokenizer gives the ids that this file gives, whatever class
+    tokenizer_config.json names: such a class brings a pre-tokenizer and a normaliser of its own.
+
+    Raises:
+        TokenizerError: there is no tokenizer, or only a slow one that is not made of plain bytes.
     """
     if name == "bytes":
         return bytes_tokenizer()
     if Path(name).is_file():
-        try:
-            return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(name))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise TokenizerError(f"{name}: not a tokenizer.json file ({error}).") from error
+        return PreTrainedTokenizerFast(tokenizer_object=_read_file(Path(name)))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except Exception as error:  # OSError, ValueError and more, by where the files are
+        file = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            return _as_file_says(Path(file), name, revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:  # by where and what the files are
         raise TokenizerError(
             f"{name}: no tokenizer could be loaded. Give a directory that holds one, a hub id, a tokenizer.json file "
             f"or `bytes`. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
@@ -36,6 +42,67 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if not tokenizer.is_fast:
         raise TokenizerError(f"{name}: {type(tokenizer).__name__} has no fast backend. Convert it to a tokenizer.json.")
     return tokenizer
+
+
+def _read_file(file: Path) -> Tokenizer:
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises bare Exception
+            raise
+        raise TokenizerError(f"{file}: not a tokenizer.json file ({error}).") from error
+    _refuse_endless(backend, str(file))
+    return backend
+
+
+def _refuse_endless(backend: Tokenizer, name: str) -> None:
+    """Raises TokenizerError where an added token is normalised to nothing: encoding looks for it for ever."""
+    normaliser = backend.normalizer
+    for token in backend.get_added_tokens_decoder().values():
+        if token.normalized and normaliser is not None and not normaliser.normalize_str(token.content):
+            raise TokenizerError(
+                f"{name}: its normaliser turns the added token {token.content!r} into nothing, which encoding would "
+                "look for without end. Take this token out, or set its `normalized` to false."
+            )
+
+
+def _as_file_says(file: Path, name: str, revision: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of `file` with the roles of special tokens and the chat template that lie beside it."""
+    backend = _read_file(file)
+    beside = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
+    for token_id, token in sorted(beside.added_tokens_decoder.items()):
+        if backend.token_to_id(token.content) is None:  # tokenizer_config.json may add tokens to the file's
+            backend.add_tokens([AddedToken(
+                token.content, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
+                normalized=token.normalized, special=token.special,
+            )])  # fmt: skip
+        if backend.token_to_id(token.content) != token_id:
+            raise TokenizerError(
+                f"{name}: {token.content!r} has the id {token_id} by its tokenizer_config.json, and "
+                f"{backend.token_to_id(token.content)} by its tokenizer.json. Make the two agree."
+            )
+    roles = {role: token for role, token in beside.special_tokens_map.items() if isinstance(token, str)}
+    extra = [token for token in beside.all_special_tokens if token not in roles.values()]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **roles, extra_special_tokens=extra, chat_template=beside.chat_template,
+        model_max_length=beside.model_max_length, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write `tokenizer` so that AutoTokenizer gives the same ids from it, in transformers 4.56 and newer.
+
+    Its class is the one that takes tokenizer.json as it is; fields of transformers 5 alone get their older names.
+    """
+    tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for name in ("backend", "is_local", "local_files_only", "name_or_path", "add_bos_token", "add_eos_token"):
+        config.pop(name, None)
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,96 @@
+"""The token ids that a model's config and generation config hold, under another tokenizer."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig
+
+from ctd_core.text.segments import Side
+from ctd_core.text.spelling import ids_by_bytes
+
+IDS = re.compile(
+    r"(.*_)?token_(id|ids|index)|token_ids|bad_words_ids|force_words_ids|suppress_tokens|begin_suppress_tokens"
+    r"|forced_(bos|eos|decoder)_.*ids?|sequence_bias|eos_ids|eoi_token.*|boi_token.*"
+)
+ROLES = ("bos", "eos", "pad")
+
+
+def renumber(
+    config: PretrainedConfig | GenerationConfig, student: Side, new_ids: dict[int, int], source: str
+) -> list[str]:
+    """Turn every token id in `config` into the student's, in place; what has none there is taken out.
+
+    The ids of bos, eos and pad are those of the student's tokenizer; further ids of a list of eos are kept where the
+    student has them.
+
+    Args:
+        new_ids: the student's id of each of the teacher's that it has.
+        source: what messages call `config`.
+
+    Returns:
+        What was taken out, in words.
+    """
+    lost: list[str] = []
+    tokenizer = student.encoder.tokenizer
+    for holder, name, value in list(_ids(config)):
+        role = name.removesuffix("_token_id")
+        own = getattr(tokenizer, name) if role in ROLES and name.endswith("_token_id") else None
+        kept, missing = _renumbered(value, new_ids.get)
+        if missing and not (own is not None and isinstance(value, int)):
+            lost.append(f"{source}.{name}: {', '.join(map(str, missing))}")
+        elif kept is None and not missing:
+            lost.append(f"{source}.{name}: {value}")
+        if isinstance(value, list) and own is not None:
+            kept = list(dict.fromkeys([own, *(kept or [])]))
+            kept = kept[0] if len(kept) == 1 else kept
+        elif role in ROLES and name.endswith("_token_id"):
+            kept = own
+        setattr(holder, name, kept)
+    for role in ROLES:  # also where the teacher's config has none
+        if getattr(config, f"{role}_token_id", None) is None:
+            setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
+    return lost
+
+
+def ids_with_student(student: Side, teacher: Side) -> dict[int, int]:
+    """The student's id for each teacher id of which it has the same token: by bytes, or special ones by their name."""
+    own = ids_by_bytes(student.encoder.spelling)
+    found = {
+        token_id: own[raw] for token_id, raw in enumerate(teacher.encoder.spelling.token_bytes) if raw and raw in own
+    }
+    named = {token.content: one for one, token in _special(student)}
+    for role in ROLES:
+        old, new = (getattr(side.encoder.tokenizer, f"{role}_token_id") for side in (teacher, student))
+        if old is not None and new is not None:
+            found[old] = new
+    return found | {one: named[token.content] for one, token in _special(teacher) if token.content in named}
+
+
+def _special(side: Side) -> Iterator[tuple[int, Any]]:
+    return ((one, token) for one, token in side.encoder.tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def _ids(config: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Every attribute of a config, and of the configs in it, that holds token ids: its owner, name and value."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield from _ids(value)
+        elif value is not None and IDS.fullmatch(name):
+            yield config, name, value
+
+
+def _renumbered(value: Any, new_id: Callable[[int], int | None]) -> tuple[Any, list[int]]:
+    """`value` with new ids, None where it loses all of them, and the old ids that have no new one.
+
+    A list inside a list is a sequence of tokens: it goes as a whole.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        return None, []
+    if isinstance(value, int):
+        return (value, []) if value < 0 else (new_id(value), [value] if new_id(value) is None else [])
+    parts = [_renumbered(one, new_id) for one in value]
+    missing = [old for _, olds in parts for old in olds]
+    is_nested = any(isinstance(one, list | tuple) for one in value)
+    sequences = [new for new, olds in parts if new is not None and not (is_nested and olds)]
+    return sequences or None, missing
