@@ -8,7 +8,7 @@ import torch
 
 from ctd_core.errors import CtdError
 from ctd_core.storage import below, delete_folder, is_uri, names_in
-from ctd_core.training.checkpoint import WHOLE
+from ctd_core.training.checkpoint_storage import is_complete
 from ctd_core.training.loop import Metrics
 from ctd_core.training.workers import ALONE, Worker
 from pipelines.places import Places
@@ -35,7 +35,7 @@ def name_of(checkpoint: str) -> str:
 
 def checkpoints(training: str) -> list[str]:
     """The whole checkpoints of a training, the fewest steps first."""
-    return [one for one in _begun(training) if WHOLE in names_in(one)]
+    return [one for one in _begun(training) if is_complete(names_in(one), one)]
 
 
 def _begun(training: str) -> list[str]:

@@ -109,7 +109,7 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
     run, training = prepared(quiet, tmp_path)
 
     def checkpoint(least):
-        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/.metadata"))
+        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/checkpoint.json"))
 
     chaos.run("train", "--config", path, when=checkpoint(5), strike=kill_command)
     assert losses(run) == expected[: len(losses(run))]
@@ -180,14 +180,14 @@ def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbe
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     whole = losses(run)
     last = max(run.glob("train-*/step_*"))
-    state = last / "__0_0.distcp"
+    state = last / "tensors-00000.safetensors"
     state.write_bytes(state.read_bytes()[: chaos.random.randrange(state.stat().st_size)])
     chaos.injected.append("a truncated checkpoint")
     exporting = [sys.executable, "-m", "pipelines", "export", "--config", str(path)]
     torn = subprocess.run(exporting, cwd=ROOT, capture_output=True, text=True)
     assert torn.returncode == 1
-    assert "not a whole checkpoint" in torn.stderr
-    assert "delete this directory" in torn.stderr
+    assert "differs from its checksum" in torn.stderr
+    assert "aside and run the same command again" in torn.stderr
     shutil.rmtree(last)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert losses(run) == whole

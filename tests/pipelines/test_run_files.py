@@ -30,9 +30,9 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_one_before(tmp_path):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".step_00000002.abc").mkdir()
-    (tmp_path / ".step_00000002.abc" / ".metadata").write_text("half")
+    (tmp_path / ".step_00000002.abc" / "checkpoint.json").write_text("half")
     with whole_directory(tmp_path / "step_00000002") as temporary:
-        (temporary / ".metadata").write_text("whole")
+        (temporary / "checkpoint.json").write_text("whole")
     assert [one.name for one in tmp_path.iterdir()] == ["step_00000002"]
 
 

@@ -104,7 +104,7 @@ def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store,
         "step_00000003",
         "step_00000004",
     ]
-    files.delete_file(f"{training}/step_00000004/.metadata")  # as if killed while it was written
+    files.delete_file(f"{training}/step_00000004/checkpoint.json")  # as if killed while it was written
     whole = losses(tmp_path)
     assert losses(first, "*/tiny") == pytest.approx(whole, rel=1e-5)
 

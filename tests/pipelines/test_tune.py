@@ -110,7 +110,7 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(searched, tmp_path, fault
     chaos = Chaos(random.Random(0), faults)
     status, said = chaos.run(
         "tune", "--config", file,
-        when=lambda: any(tmp_path.glob("runs/tiny/train-*/step_00000030/.metadata")),
+        when=lambda: any(tmp_path.glob("runs/tiny/train-*/step_00000030/checkpoint.json")),
         strike=kill_below("ray::ImplicitFunc"),
     )  # fmt: skip
     assert status == 0, said
@@ -203,7 +203,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
     )
     command = [sys.executable, "-m", "pipelines", "tune", "--config", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    done = "train-*/step_00000006/.metadata"
+    done = "train-*/step_00000006/checkpoint.json"
     while process.poll() is None and not list((tmp_path / "runs" / "tiny").glob(done)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

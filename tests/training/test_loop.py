@@ -123,8 +123,8 @@ def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_p
 
 
 def test_a_broken_checkpoint_is_an_error_that_names_it(shards, tmp_path):
-    (tmp_path / ".metadata").write_bytes(b"nothing")
-    with pytest.raises(CtdError, match=f"{tmp_path}: not a whole checkpoint"):
+    (tmp_path / "checkpoint.json").write_bytes(b"nothing")
+    with pytest.raises(CtdError, match=f"{tmp_path}: no checkpoint.json"):
         run(Train(steps=1), shards, start=tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that
     uninterrupted = lines(started(shards, tmp_path / "whole").communicate()[0])
     assert len(uninterrupted) == 40
     process = started(shards, tmp_path / "killed")
-    while not list((tmp_path / "killed").glob("step_*/.metadata")):
+    while not list((tmp_path / "killed").glob("step_*/checkpoint.json")):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     before = lines(process.communicate()[0])

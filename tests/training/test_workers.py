@@ -148,7 +148,7 @@ def test_shares_and_layers_computed_twice_serve_objectives_with_a_live_teacher(f
 
 def test_checkpoints_of_shares_are_resumed_exactly_and_by_any_number_of_workers(folder):
     whole = metrics(folder, "fsdp")
-    assert len(list((folder / "fsdp" / "step_00000004").glob("*.distcp"))) == 2  # each worker wrote its own
+    assert len(list((folder / "fsdp" / "step_00000004").glob("*.safetensors"))) == 2  # each worker wrote its own
     assert metrics(folder, "fsdp, resumed") == whole[4:]
     assert_close(whole[4:], metrics(folder, "ddp, resumed"))
     assert_close(whole[4:], metrics(folder, "alone, resumed"))
