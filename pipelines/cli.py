@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -307,9 +308,27 @@ def chunks(
         Console().print(as_table(measured))
 
 
+class _Lines(logging.Handler):
+    """What is logged, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from pipelines.progress import say
+
+        say(record.getMessage())
+
+
+def _show_log() -> None:
+    for name in ("ctd_core", "pipelines"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(_Lines())
+        logger.propagate = False
+
+
 def main() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
+    _show_log()
     try:
         app()
     except CtdError as error:

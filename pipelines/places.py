@@ -13,6 +13,7 @@ Where `output` is a URI, checkpoints and shards lie there, and all else both the
 
 import copy
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from ctd_core.storage import below, is_uri, size_and_time
 from ctd_core.text.corpora import Part, corpus_files, plan_parts
 from pipelines.run_files import RunFiles
 
+logger = logging.getLogger(__name__)
 TRAIN_SET = "train"
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 READ_BYTES = 256 * 2**20  # a corpus of up to this is known by its content, so that a copy of it is the same one
@@ -283,6 +285,8 @@ def _content(corpus: Corpus, parts: list[Part]) -> str:
     digest = hashlib.sha256()
     files = {file: size_and_time(file) for file in corpus_files(corpus)}
     is_small = sum(size for size, _ in files.values()) <= READ_BYTES
+    if files and (not is_small or any(map(is_uri, files))):
+        logger.info("corpus: %d files are known by size and time of change: their content is not compared", len(files))
     for file, (size, changed) in files.items():
         is_read = is_small and not is_uri(file)
         content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if is_read else changed

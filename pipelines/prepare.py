@@ -23,6 +23,7 @@ from ctd_core.shards.files import (
     is_finished,
     read_manifest,
     shard_file,
+    verify_shards,
     write_manifest,
 )
 from ctd_core.shards.manifest import (
@@ -47,7 +48,7 @@ def prepare(places: Places) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
     ensure_tokenizer(places)
     datasets = places.datasets
-    open_sets = [one for one in datasets.values() if not is_finished(Folder(one.location))]
+    open_sets = [one for one in datasets.values() if not is_finished(Folder(one.location), places.cache)]
     for one in datasets.values():
         if one not in open_sets:
             say(f"prepare: {one.name} is there already, in {one.location}")
@@ -157,7 +158,7 @@ class Score:
 def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], datasets: list[DatasetPlan]) -> None:
     jobs = []
     for one in datasets:
-        finished = finished_shards(Folder(one.location))
+        finished = verify_shards(Folder(one.location), places.cache)
         if finished:
             say(f"prepare: {one.name}: {len(finished)} of {len(one.parts)} shards are there already")
         todo = [part for part in one.parts if shard_file(part.number) not in finished]
@@ -193,6 +194,18 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
             reporter.update(done, f"shards, {text_bytes / 1e6:.2f} MB of text")
 
 
+def _report_documents(name: str, counts: Counts) -> None:
+    """Report which documents were dropped, and which hold what may have been meant as special tokens."""
+    for reason, dropped in counts.dropped.items():
+        say(f"prepare: {name}: {dropped.documents} documents dropped: {reason}, such as {dropped.example}")
+    if counts.with_special_tokens:
+        say(
+            f"prepare: {name}: {counts.with_special_tokens} of {counts.documents} documents hold names of special "
+            f"tokens, such as {counts.special_token_example}: they are learned as plain text. If a chat template was "
+            "applied to them, give the messages without it."
+        )
+
+
 def _close(places: Places, dataset: DatasetPlan, sides: tuple[Side, Side]) -> None:
     """Check what was dropped and write the manifest."""
     folder = Folder(dataset.location)
@@ -209,6 +222,7 @@ def _close(places: Places, dataset: DatasetPlan, sides: tuple[Side, Side]) -> No
     manifest = build_manifest(origin, [shards[shard_file(part.number)] for part in dataset.parts])
     counts = manifest.counts
     check_dropped(counts, config.prepare.max_dropped_fraction)
+    _report_documents(dataset.name, counts)
     if not counts.scored_chunks:
         raise CtdError(
             f"the set {dataset.name} holds no text to learn from or measure ({counts.documents} documents, "

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.adapters import add_adapters, merge_adapters
-from ctd_core.models.loading import load_model
+from ctd_core.models.loading import load_model, num_embeddings
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
-from ctd_core.shards.manifest import check_student
+from ctd_core.shards.manifest import check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.storage import open_to_read
 from ctd_core.text.segments import Side
@@ -55,7 +55,10 @@ def train_student(
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
     measured = [places.datasets[name] for name in places.config.evaluate.sets] if options.evaluate_every else []
     for one in (*places.training_sets.values(), *measured):
-        ShardSet(one.location, verify=True, cache=places.cache)
+        shards = ShardSet(one.location, verify=True, cache=places.cache)
+        teacher = one.teacher
+        rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
+        check_teacher(shards.manifest, shards.name, places.teacher_weights(teacher), rows)
     ensure_student(places)
     start = latest_checkpoint(places.checkpoints)
     done = steps_done(start)
@@ -76,6 +79,15 @@ def train_student(
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
             run_worker(places, after_checkpoint, Worker(device=device), reporter)
+    _warn_of_idle_objectives(places)
+
+
+def _warn_of_idle_objectives(places: Places) -> None:
+    """Report each objective that found nothing to compare in any step."""
+    lines = _lines_so_far(places)
+    for number, objective in enumerate(places.config.train.objectives):
+        if lines and not any(line.get(f"count_{number}_{objective.kind}", 1.0) for line in lines):
+            say(f"train: objectives.{number}, {objective.kind}, found nothing to compare: it taught nothing")
 
 
 def ensure_student(places: Places) -> None:

@@ -1,5 +1,6 @@
 """From documents to the content of a shard."""
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -25,17 +26,21 @@ def build_rows(
 ) -> tuple[pa.RecordBatch, Counts]:
     """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
 
-    Documents without text make no rows. Those that cannot be read or aligned are counted by reason. A `split_fraction`
+    Documents without text make no rows. Those that cannot be read or aligned are counted by reason, and so are those
+    that hold names of special tokens, which are plain text here. A `split_fraction`
     below 1 leaves out windows, see align.selection.
     """
     rows: list[AlignedText] = []
     errors: list[DocumentError] = []
+    names = _special_names(student, teacher)
+    named: list[str] = []
     count = empty = 0
     for batch in _batches(documents):
         errors += [one for one in batch if isinstance(one, DocumentError)]
         given = [one for one in batch if isinstance(one, Document)]
         full = [document for document in given if any(isinstance(s, Text) and s.text for s in document.segments)]
         count, empty = count + len(batch), empty + len(given) - len(full)
+        named += [found for document in full if (found := _find_name(document, names))]
         for document, aligned in zip(full, align_documents(student, teacher, full), strict=True):
             made: list[AlignedText] | DocumentError = (
                 aligned
@@ -47,10 +52,24 @@ def build_rows(
             else:
                 rows += made
     kept = most_split(rows, split_fraction)
-    return rows_batch(kept), count_rows(count, empty, errors, kept, len(rows) - len(kept))
+    return rows_batch(kept), count_rows(count, empty, errors, kept, len(rows) - len(kept), named)
 
 
 def _batches(documents: Iterable[Document | DocumentError]) -> Iterator[list[Document | DocumentError]]:
     remaining = iter(documents)
     while batch := list(islice(remaining, DOCUMENTS_A_BATCH)):
         yield batch
+
+
+def _special_names(*sides: Side) -> re.Pattern[str] | None:
+    """Finds names of special tokens in a text; those of one or two characters are left out, since texts hold them."""
+    tokens = [token for side in sides for token in side.encoder.tokenizer.added_tokens_decoder.values()]
+    names = sorted({token.content for token in tokens if token.special and len(token.content) > 2})
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def _find_name(document: Document, names: re.Pattern[str] | None) -> str | None:
+    """The first special token named in a document's text, and where; None where there is none."""
+    texts = (segment.text for segment in document.segments if isinstance(segment, Text))
+    found = next((match for text in texts if names is not None and (match := names.search(text))), None)
+    return f"{found[0]} in document {document.id}" if found else None

@@ -3,17 +3,27 @@
 import hashlib
 import json
 import posixpath
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs, ipc
+from pydantic import ValidationError
 
 from ctd_core.errors import CtdError
+from ctd_core.shards import schema
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
 from ctd_core.storage import file_system
 
 MANIFEST = "manifest.json"
+ENTRY_SUFFIX = ".arrow.json"
+PER_CHUNK = {schema.CHUNK_BYTES, schema.TEACHER_TOP_COUNTS, *(field.name for field in schema.TARGET_FIELDS)}
+
+
+class ShardDamaged(CtdError):
+    """A shard that is missing, or not what was written."""
 
 
 class Folder:
@@ -61,13 +71,20 @@ class Folder:
                 "command again: what is finished is kept."
             ) from error
 
+    def set_aside(self, file: str) -> None:
+        """Give a file another name, under which nothing looks for it; raises CtdError where that cannot be done."""
+        try:
+            self._files.move(self.path(file), self.path(f"{file}.aside"))
+        except OSError as error:
+            raise CtdError(f"{self.name}/{file}: cannot be moved aside ({error}). Move it yourself.") from error
+
     def open_batch(self, entry: ShardEntry, verify: bool, cache: Cache | None = None) -> pa.RecordBatch:
         """The one record batch of a shard, memory-mapped where the folder is local or there is a `cache`.
 
-        Raises CtdError where the file is missing, truncated or, with `verify`, differs from its checksum.
+        Raises ShardDamaged where the file is missing, truncated or, with `verify`, differs from its checksum.
         """
         source = f"{self.name}/{entry.file}"
-        way_out = "Delete it and prepare again: only this shard is made anew."
+        way_out = "Prepare again: only this shard is made anew."
         try:
             if self.is_local:
                 buffer = pa.memory_map(self.path(entry.file)).read_buffer()
@@ -76,16 +93,16 @@ class Folder:
             else:
                 buffer = pa.py_buffer(self.read(entry.file))
         except OSError as error:
-            raise CtdError(f"{source}: the shard cannot be read ({error}). {way_out}") from error
+            raise ShardDamaged(f"{source}: the shard cannot be read ({error}). {way_out}") from error
         if buffer.size != entry.size_bytes:
-            raise CtdError(f"{source}: {buffer.size} bytes where the manifest has {entry.size_bytes}. {way_out}")
+            raise ShardDamaged(f"{source}: {buffer.size} bytes where the manifest has {entry.size_bytes}. {way_out}")
         if verify and hashlib.sha256(buffer).hexdigest() != entry.sha256:
-            raise CtdError(f"{source}: its content differs from its checksum. {way_out}")
+            raise ShardDamaged(f"{source}: its content differs from its checksum. {way_out}")
         try:
             with ipc.open_file(buffer) as reader:
                 return reader.get_batch(0)
         except (pa.ArrowInvalid, OSError) as error:
-            raise CtdError(f"{source}: not a shard ({error}). {way_out}") from error
+            raise ShardDamaged(f"{source}: not a shard ({error}). {way_out}") from error
 
 
 def shard_file(part: int) -> str:
@@ -112,17 +129,84 @@ def write_shard(folder: Folder, part: int, content: bytes | pa.Buffer, counts: C
 
 
 def finished_shards(folder: Folder) -> dict[str, ShardEntry]:
-    """The shards of `folder` that are whole, by file name: those with an entry, and of the size that it tells."""
+    """The shards of `folder` that are complete, by file name: those with an entry, and of the size that it gives."""
     sizes = folder.sizes_bytes()
-    beside = [file for file in sorted(sizes) if file.endswith(".arrow.json")]
-    entries = [ShardEntry.model_validate_json(folder.read(file)) for file in beside]
-    return {entry.file: entry for entry in entries if sizes.get(entry.file) == entry.size_bytes}
+    entries = [_read_entry(folder, file) for file in sorted(sizes) if file.endswith(ENTRY_SUFFIX)]
+    return {entry.file: entry for entry in entries if entry is not None and sizes.get(entry.file) == entry.size_bytes}
 
 
-def is_finished(folder: Folder) -> bool:
-    """Whether the manifest is there and every shard that it names, of the size that it tells."""
+def verify_shards(folder: Folder, cache: Cache | None = None) -> dict[str, ShardEntry]:
+    """The shards of `folder` whose content is what was written, by file name.
+
+    What is not is moved aside, under its name with `.aside` behind it: it is made again, and nothing is deleted.
+    Remote shards are verified in `cache`, where there is one.
+    """
+    good: dict[str, ShardEntry] = {}
     sizes = folder.sizes_bytes()
-    return MANIFEST in sizes and all(sizes.get(one.file) == one.size_bytes for one in read_manifest(folder).shards)
+    for file in sorted(file for file in sizes if file.endswith(ENTRY_SUFFIX)):
+        entry = _read_entry(folder, file)
+        if entry is not None and sizes.get(entry.file) == entry.size_bytes:
+            with suppress(ShardDamaged):
+                check_columns(folder.open_batch(entry, verify=True, cache=cache), entry.counts, entry.file)
+                good[entry.file] = entry
+                continue
+        for bad in (file, file.removesuffix(".json")):
+            if bad in sizes:
+                folder.set_aside(bad)
+    return good
+
+
+def is_finished(folder: Folder, cache: Cache | None = None) -> bool:
+    """Whether the manifest is there and every shard that it names, unchanged.
+
+    A manifest that cannot be read, or is of another version, is moved aside, and so are damaged shards.
+    """
+    if MANIFEST not in folder.sizes_bytes():
+        return False
+    try:
+        manifest = read_manifest(folder)
+    except CtdError:
+        folder.set_aside(MANIFEST)
+        return False
+    good = verify_shards(folder, cache)
+    return all(good.get(one.file) == one for one in manifest.shards)
+
+
+def _read_entry(folder: Folder, file: str) -> ShardEntry | None:
+    try:
+        entry = ShardEntry.model_validate_json(folder.read(file))
+    except ValidationError:
+        return None
+    return entry if entry.file + ".json" == file else None
+
+
+def check_columns(batch: pa.RecordBatch, counts: Counts, source: str) -> None:
+    """Raises ShardDamaged where the columns of a shard do not fit each other: token and chunk numbers out of range."""
+    names = [field.name for field in schema.ALIGNMENT_FIELDS]
+    if batch.schema.names[: len(names)] != names or batch.num_rows != counts.rows:
+        raise ShardDamaged(f"{source}: other columns or rows than a shard of this version has.")
+    offsets, _ = schema.list_parts(batch.column(schema.CHUNK_KINDS))
+    filled = np.flatnonzero(np.diff(offsets))
+    for ids, ends, largest in (
+        (schema.STUDENT_IDS, schema.STUDENT_CHUNK_ENDS, counts.max_student_id),
+        (schema.TEACHER_IDS, schema.TEACHER_CHUNK_ENDS, counts.max_teacher_id),
+    ):
+        token_offsets, tokens = schema.list_parts(batch.column(ids))
+        end_offsets, chunk_ends = schema.list_parts(batch.column(ends))
+        lengths = np.diff(token_offsets)
+        steps = np.diff(chunk_ends, prepend=0)
+        steps[offsets[:-1][filled]] = chunk_ends[offsets[:-1][filled]]  # a row's first chunk begins at 0
+        if (
+            not np.array_equal(end_offsets, offsets)
+            or not np.array_equal(chunk_ends[offsets[1:][filled] - 1], lengths[filled])
+            or steps.min(initial=0) < 0
+            or tokens.min(initial=0) < 0
+            or tokens.max(initial=-1) > largest
+        ):
+            raise ShardDamaged(f"{source}: {ends} do not fit {ids}, or these lie outside of their vocabulary.")
+    for field in batch.schema:
+        if field.name in PER_CHUNK and not np.array_equal(schema.list_parts(batch.column(field.name))[0], offsets):
+            raise ShardDamaged(f"{source}: {field.name} has not a value for each chunk.")
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:

@@ -29,6 +29,8 @@ class Counts(Record):
     documents: int = 0
     empty_documents: int = 0
     dropped: dict[str, Dropped] = Field({}, description="by reason")
+    with_special_tokens: int = Field(0, description="documents whose text holds names of special tokens")
+    special_token_example: str = ""
     rows: int = 0
     left_out_rows: int = Field(0, description="windows that prepare.split_fraction left out")
     student_tokens: int = 0
@@ -73,11 +75,17 @@ class Manifest(Record):
 
 
 def count_rows(
-    documents: int, empty: int, errors: Sequence[DocumentError], rows: Sequence[AlignedText], left_out: int
+    documents: int,
+    empty: int,
+    errors: Sequence[DocumentError],
+    rows: Sequence[AlignedText],
+    left_out: int,
+    with_special_tokens: Sequence[str] = (),
 ) -> Counts:
     """The counts of the rows made of `documents`, of which `empty` had no text and `errors` tells the dropped ones.
 
-    left_out: the number of rows that were made and are none of `rows`.
+    left_out: the number of rows that were made and are none of `rows`. with_special_tokens: for each document whose
+    text holds the name of a special token, which and where.
     """
     by_reason: dict[str, list[str]] = defaultdict(list)
     for error in errors:
@@ -86,6 +94,8 @@ def count_rows(
         documents=documents,
         empty_documents=empty,
         dropped={reason: Dropped(documents=len(all_), example=all_[0]) for reason, all_ in by_reason.items()},
+        with_special_tokens=len(with_special_tokens),
+        special_token_example=next(iter(with_special_tokens), ""),
         rows=len(rows),
         left_out_rows=left_out,
         student_tokens=sum(len(row.student_ids) for row in rows),
@@ -111,10 +121,11 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     sums = {
         name: sum(getattr(part, name) for part in parts)
         for name in Counts.model_fields
-        if name not in {"dropped", "max_student_id", "max_teacher_id"}
+        if name not in {"dropped", "special_token_example", "max_student_id", "max_teacher_id"}
     }
     return Counts(
         **sums,
+        special_token_example=next((one.special_token_example for one in parts if one.special_token_example), ""),
         dropped=dropped,
         max_student_id=max((part.max_student_id for part in parts), default=-1),
         max_teacher_id=max((part.max_teacher_id for part in parts), default=-1),
@@ -158,7 +169,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     if manifest.schema_version != SCHEMA_VERSION:
         raise CtdError(
             f"{source}: shards of schema {manifest.schema_version}, and this version reads {SCHEMA_VERSION}. "
-            "Prepare them again into another place."
+            "Prepare again: `ctd prepare` keeps what it can use and moves the rest aside."
         )
     return manifest
 
@@ -176,4 +187,23 @@ def check_student(manifest: Manifest, source: str, student: Side, vocab_size: in
         raise CtdError(
             f"{source}: token ids reach {manifest.counts.max_student_id}, and the student's embedding has "
             f"{vocab_size} entries. Take the tokenizer that belongs to the model, or a model made for this tokenizer."
+        )
+
+
+def check_teacher(manifest: Manifest, source: str, weights: str, num_embeddings: int) -> None:
+    """Raises CtdError where the shards were made with a teacher other than the one whose weights have this fingerprint.
+
+    Args:
+        num_embeddings: the rows of the teacher's embedding.
+    """
+    made_with = manifest.origin.teacher_model
+    if made_with is not None and made_with != weights:
+        raise CtdError(
+            f"{source}: these targets were computed by a teacher of fingerprint {made_with[:12]}, and the run's "
+            f"teacher has {weights[:12]}. Prepare again with this teacher, or name the one before."
+        )
+    if manifest.counts.max_teacher_id >= num_embeddings:
+        raise CtdError(
+            f"{source}: the teacher's token ids reach {manifest.counts.max_teacher_id}, and its embedding has "
+            f"{num_embeddings} entries. Prepare again."
         )

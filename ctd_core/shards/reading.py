@@ -8,15 +8,19 @@ import numpy.typing as npt
 
 from ctd_core.errors import CtdError
 from ctd_core.shards.cache import Cache
-from ctd_core.shards.files import Folder, read_manifest
+from ctd_core.shards.files import Folder, check_columns, read_manifest
+from ctd_core.shards.manifest import add_counts
 from ctd_core.shards.schema import STUDENT_IDS, TARGET_FIELDS, TOP_FIELDS, list_parts
 
 
 class ShardSet:
     """All rows of a folder of shards, numbered through in the order of the manifest.
 
-    Raises CtdError where the folder is not finished or a shard is not whole. `verify` reads every byte once to
-    compare checksums. Shards that are not local are kept in `cache`, or read into memory where there is none.
+    `verify` reads every byte once to compare checksums, and checks that the columns fit each other. Shards that are not
+    local are kept in `cache`, or read into memory where there is none.
+
+    Raises:
+        CtdError: the folder is not finished, or a shard is not what was written.
     """
 
     def __init__(self, location: str | Path, verify: bool, cache: Cache | None = None) -> None:
@@ -27,6 +31,11 @@ class ShardSet:
         if not filled:
             raise CtdError(f"{self.name}: the shards hold no rows.")
         batches = [folder.open_batch(entry, verify, cache) for entry in filled]
+        if verify:
+            if add_counts([entry.counts for entry in self.manifest.shards]) != self.manifest.counts:
+                raise CtdError(f"{self.name}: the manifest's counts are not those of its shards. Prepare again.")
+            for entry, batch in zip(filled, batches, strict=True):
+                check_columns(batch, entry.counts, f"{self.name}/{entry.file}")
         self.has_targets, self.has_top = (
             all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
         )

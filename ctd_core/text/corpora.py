@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from ctd_core.config import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
 from ctd_core.errors import CtdError, DocumentError, UsageError
-from ctd_core.storage import find_files, open_to_read, size_and_time
+from ctd_core.storage import file_system, find_files, open_to_read, size_and_time
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
 
@@ -106,7 +106,8 @@ def _files(patterns: list[str]) -> list[str]:
         if not files:
             raise UsageError(f"corpus.paths: {pattern}: no such file.")
         found += files
-    return list(dict.fromkeys(found))  # patterns may overlap
+    by_path = {file_system(file)[1]: file for file in reversed(found)}  # patterns may overlap, and paths be links
+    return [file for file in dict.fromkeys(found) if by_path[file_system(file)[1]] == file]
 
 
 # --- JSON lines: a part is a range of bytes; a line belongs to the part in which it begins -----------------------

@@ -23,6 +23,7 @@ from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective
 from ctd_core.training.workers import ALONE, Worker, distribute
 
 Metrics = dict[str, float]
+EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,8 @@ def train(
     is initialised, the workers are its members, and each hands in the whole student. The last step always makes a
     checkpoint. `live` lies on the worker's device; it has to be there where an objective is a live one. `more_shards`
     are those of further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
-    Raises CtdError, with the step and the rows, where the loss is not finite.
+    Raises CtdError, with the step and the rows, where the loss is not finite, and where no objective finds anything to
+    compare.
     """
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
     sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
@@ -84,6 +86,7 @@ def train(
         )
         for name, one in sources.items()
     }
+    compared = 0.0
     for step in range(done, options.steps):
         batches = [
             dataclasses.replace(collate(sources[name], rows), source=name).to(device)
@@ -99,6 +102,9 @@ def train(
             )
         except LossNotFinite as error:
             raise _lost(step, error, sources[error.source]) from error
+        compared += sum(measured.counts)
+        if not compared and step + 1 in (done + EMPTY_STEPS, options.steps):
+            raise CtdError(_nothing_compared(options, step + 1))
         norm = clip(wrapped, options.clip_norm)
         if not torch.isfinite(norm):
             rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
@@ -128,6 +134,15 @@ def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> CtdError:
     )
 
 
+def _nothing_compared(options: Train, steps: int) -> str:
+    kinds = ", ".join(one.kind for one in options.objectives)
+    return (
+        f"in {steps} steps there was nothing that {kinds} could compare: nothing was learned. Look at the shards with "
+        "`ctd chunks --shards …`, and take an objective such as alm, or a tokenizer that shares tokens with the "
+        "teacher's."
+    )
+
+
 def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> None:
     """Raises CtdError where an objective asks for what the shards of its teacher do not hold."""
     for name in {one.teacher for one in options.objectives if isinstance(one, Alm)}:
@@ -144,9 +159,9 @@ def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> No
 
 
 def _figures(options: Train, measured: StepMetrics) -> Metrics:
-    """What a step measured by name, each objective's loss and weight by its number and kind."""
+    """What a step measured by name, each objective's loss, weight and count by its number and kind."""
     figures = {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
-    for name, values in (("loss", measured.losses), ("weight", measured.weights)):
+    for name, values in (("loss", measured.losses), ("weight", measured.weights), ("count", measured.counts)):
         figures |= {f"{name}_{n}_{one.kind}": values[n] for n, one in enumerate(options.objectives)}
     return figures
 

@@ -53,12 +53,14 @@ class LossNotFinite(CtdError):
 class StepMetrics:
     """Sums and means over the whole step, all workers together.
 
-    losses: each objective's sum divided by its count; weights: what each was weighted by. chunks: scored finest chunks.
+    losses: each objective's sum divided by its count; counts: what it was divided by; weights: what each was weighted
+    by. chunks: scored finest chunks.
     tokens: tokens that are not padding. mean_chunk_bytes and the mean log-likelihoods are over scored finest chunks.
     """
 
     loss: float
     losses: list[float]
+    counts: list[float]
     weights: list[float]
     chunks: int
     tokens: int
@@ -115,6 +117,7 @@ def accumulate_gradients(
     return StepMetrics(
         loss=sum(weight * loss for weight, loss in zip(weights, losses, strict=True)),
         losses=losses,
+        counts=counts.tolist(),
         weights=weights,
         chunks=int(chunks),
         tokens=int(tokens),

@@ -1,4 +1,4 @@
-"""Ratios of checkpoints against torch's own format, which has no checksums: SmolLM2-135M-Instruct with its optimizer."""
+"""Ratios of checkpoints against torch's own format, which has no checksums: SmolLM2 with its optimizer."""
 
 import shutil
 import tempfile

@@ -39,5 +39,5 @@ def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_
         files.delete_file(f"{path}/checkpoint.json")
         assert [steps_done(one) for one in checkpoints(training)] == [2]
         files.delete_file(f"{path.replace('3', '2')}/tensors-00000.safetensors")
-        with pytest.raises(CtdError, match="differs from its checksum|not a complete checkpoint|cannot be read"):
+        with pytest.raises(CtdError, match=r"differs from its checksum|not a complete checkpoint|cannot be read"):
             load_weights(latest_checkpoint(training), other)

@@ -6,6 +6,7 @@ from itertools import islice
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,17 @@ from hypothesis import strategies as st
 from ctd_core.errors import CtdError
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.building import build_rows
-from ctd_core.shards.files import Folder, finished_shards, read_manifest
-from ctd_core.shards.manifest import check_dropped, check_student
+from ctd_core.shards.files import (
+    Folder,
+    finished_shards,
+    is_finished,
+    read_manifest,
+    shard_bytes,
+    verify_shards,
+    write_manifest,
+    write_shard,
+)
+from ctd_core.shards.manifest import add_counts, build_manifest, check_dropped, check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.segments import plain_document
 from tests.disks import files_of_at_most
@@ -100,7 +110,7 @@ def test_length_buckets_keep_padding_small():
 def test_a_shard_cut_short_is_an_error_that_names_it(made):
     file = next(made.glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CtdError, match=rf"{file.name}.*prepare again"):
+    with pytest.raises(CtdError, match=rf"{file.name}.*Prepare again"):
         ShardSet(made, verify=False)
     assert file.name not in finished_shards(Folder(made))
 
@@ -131,6 +141,75 @@ def test_a_manifest_of_another_version_or_of_nothing_is_an_error(made):
     (made / "manifest.json").write_text("{}")
     with pytest.raises(CtdError, match="not a manifest"):
         ShardSet(made, verify=False)
+
+
+def test_what_a_killed_or_damaged_preparation_left_is_moved_aside_and_the_rest_kept(made):
+    folder = Folder(made)
+    assert is_finished(folder)
+    first, second = sorted(made.glob("*.arrow"))
+    content = bytearray(first.read_bytes())
+    content[-200] ^= 1
+    first.write_bytes(bytes(content))
+    assert not is_finished(folder)
+    assert list(verify_shards(folder)) == [second.name]
+    assert (made / f"{first.name}.aside").read_bytes() == bytes(content)
+    assert (made / f"{first.name}.json.aside").exists()
+    (made / f"{second.name}.json").write_text("")
+    assert verify_shards(folder) == finished_shards(folder) == {}
+
+
+@pytest.mark.parametrize("written", ["", "{}", '{"schema_version": 99}'])
+def test_a_manifest_that_cannot_be_read_is_moved_aside_so_that_preparing_is_the_way_out(made, written):
+    (made / "manifest.json").write_text(written)
+    assert not is_finished(Folder(made))
+    assert (made / "manifest.json.aside").read_text() == written
+    assert len(verify_shards(Folder(made))) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("student_chunk_ends", lambda row: row[::-1]),
+        ("teacher_chunk_ends", lambda row: [*row[:-1], row[-1] + 1]),
+        ("student_chunk_ends", lambda row: [*row[:-1], row[-1] - 1]),
+        ("teacher_chunk_ends", lambda row: row[:-1]),
+        ("student_ids", lambda row: [*row[:-1], 10_000]),
+        ("teacher_ids", lambda row: [-1, *row[1:]]),
+        ("chunk_bytes", lambda row: [*row, 1]),
+    ],
+)
+def test_columns_that_do_not_fit_each_other_are_an_error_though_every_checksum_is_right(made, column, change):
+    folder = Folder(made)
+    manifest = read_manifest(folder)
+    entry = manifest.shards[0]
+    rows = folder.open_batch(entry, verify=True)
+    lists = rows.column(column).to_pylist()
+    lists[3] = change(lists[3])
+    number = rows.schema.get_field_index(column)
+    changed = rows.set_column(number, rows.schema.field(number), pa.array(lists, rows.schema.field(number).type))
+    planted = write_shard(folder, 0, shard_bytes(changed), entry.counts)
+    write_manifest(folder, build_manifest(manifest.origin, [planted, *manifest.shards[1:]]))
+    with pytest.raises(CtdError, match=entry.file):
+        ShardSet(made, verify=True)
+
+
+def test_targets_of_another_teacher_are_refused(made):
+    manifest = read_manifest(Folder(made))
+    of_one = manifest.model_copy(update={"origin": manifest.origin.model_copy(update={"teacher_model": "one"})})
+    check_teacher(of_one, "here", "one", 600)
+    with pytest.raises(CtdError, match="computed by a teacher of fingerprint one"):
+        check_teacher(of_one, "here", "other", 600)
+    with pytest.raises(CtdError, match="embedding has 20 entries"):
+        check_teacher(of_one, "here", "one", 20)
+
+
+def test_documents_that_hold_names_of_special_tokens_are_counted_with_an_example():
+    texts = ["fine", "a template's <|endoftext|> within", "fine too"]
+    documents = [plain_document(f"d{n}", text) for n, text in enumerate(texts)]
+    _, counts = build_rows(side(STUDENT), side(TEACHER), documents, 96, 96)
+    assert (counts.with_special_tokens, counts.special_token_example) == (1, "<|endoftext|> in document d1")
+    both = add_counts([counts, counts])
+    assert (both.with_special_tokens, both.special_token_example) == (2, "<|endoftext|> in document d1")
 
 
 def test_shards_of_another_tokenizer_or_a_smaller_vocabulary_are_refused(made):

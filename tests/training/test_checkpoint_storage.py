@@ -100,6 +100,6 @@ def test_errors_that_say_nothing_of_the_checkpoint_pass_through(checkpoint, monk
 
 def test_a_checkpoint_of_another_student_is_an_error_that_is_not_called_damage(checkpoint):
     other = LogprobModel(llama(41), np.zeros(41, dtype=bool))
-    with pytest.raises(Exception, match="[Ss]ize") as found:
+    with pytest.raises(Exception, match=r"[Ss]ize") as found:
         load_weights(checkpoint, other)
     assert "aside" not in str(found.value)
