@@ -225,6 +225,7 @@ def tune(
     config: Annotated[Path, typer.Option("--config", help="A search, such as tune_configs/chunking.yaml.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: failed trials too.")] = False,
 ) -> None:
     """Search the settings of a run's training, on Ray Tune: all trials learn from the same shards.
 
@@ -234,7 +235,7 @@ def tune(
     from pipelines.search_results import BEST, as_table
     from pipelines.tune import search
 
-    found = search(config, overrides or [], resume)
+    found = search(config, overrides or [], resume, retry_failed)
     Console().print(as_table(found.trials, found.metric))
     print(found.directory / BEST)
 

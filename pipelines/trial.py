@@ -1,16 +1,11 @@
 """One trial of a search: a training that tells Ray Tune of every evaluation."""
 
-import json
-import posixpath
 from typing import Any
 
 import torch
 from ray import tune
-from ray.air.constants import EXPR_RESULT_FILE
-from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from ctd_core.errors import CtdError
 from ctd_core.training.loop import Metrics
 from pipelines.checkpoints import latest_checkpoint, steps_done
 from pipelines.metrics import EVALUATION, METRICS, read_metrics
@@ -42,19 +37,3 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
         if done == places.config.train.steps not in told:  # it was measured on other sets before, or on none
             student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
             report({"step": float(places.config.train.steps)} | measure_sets(places, student))
-
-
-def reported(trial: Trial) -> list[dict[str, Any]]:
-    """What a trial reported, each step once."""
-    if trial.storage.trial_dir_name is None:  # it has not begun
-        return []
-    file = posixpath.join(trial.storage.trial_fs_path, EXPR_RESULT_FILE)
-    try:
-        with trial.storage.storage_filesystem.open_input_stream(file) as stream:
-            lines = stream.read().decode().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CtdError(f"{file}: cannot be read ({error}). Go on with the search: --resume.") from error
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return list({line["step"]: line for line in whole}.values())

@@ -6,15 +6,16 @@ import os
 import random
 import re
 import shlex
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import ray
 from pydantic import Field
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from ctd_core.config import fingerprint
@@ -22,7 +23,7 @@ from ctd_core.config_file import read_options, with_overrides, with_values
 from ctd_core.config_train import Train
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.options import Options
-from ctd_core.search_space import Choice, Numbers, draw, parse_space, settings
+from ctd_core.search_space import parse_space, settings
 from ctd_core.storage import names_in
 from pipelines.checks import check_inputs
 from pipelines.cluster import check_alone, connect, is_own, let_go, own_errors
@@ -30,10 +31,14 @@ from pipelines.places import TRAIN_RESOURCES, Places, variant
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter, progress, say
 from pipelines.recipes import read_run
+from pipelines.search_record import RECORD, TrialRecord, numbers_of, read_record, same_values, write_record
 from pipelines.search_results import TrialResult, order, write_results
 from pipelines.trackers import tracker
-from pipelines.train import ensure_student, figure_names
-from pipelines.trial import reported, trial_training
+from pipelines.train import SHARE_SECONDS, ensure_student, figure_names
+from pipelines.trial import trial_training
+
+if TYPE_CHECKING:
+    from pipelines.optuna_search import OptunaSearcher
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
@@ -90,7 +95,7 @@ class Found:
     directory: Path
 
 
-def search(file: Path, overrides: list[str], resume: bool) -> Found:
+def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = False) -> Found:
     """Run the search that `file` describes.
 
     Raises UsageError for a search that cannot be run, CtdError where it was interrupted or no trial came to its end.
@@ -104,7 +109,9 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     decides = fingerprint(searched, base.train.name, base.evaluation)
     directory = base.directory / f"search-{file.stem}-{decides}"
     kept = base.files.within(directory)
-    begun = names_in(kept)
+    base.files.bring(directory / RECORD, anew=True)
+    past = read_record(directory).trials
+    begun = bool(past) or bool(names_in(kept))
     drawn = _draw(options, space, base, file)  # for optuna a check alone: it chooses while it searches
     if begun and not resume:
         raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
@@ -116,17 +123,26 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     prepare(base)
     ensure_student(base)
     wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
+    if retry_failed:
+        past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
-        watch = Watch(metric, options.mode, reporter)
-        is_kept = any(name.startswith("experiment_state-") for name in begun)
-        trials = _run(options, base, metric, space, drawn, directory, resume and is_kept, [watch, *trackers])
-    ended = watch.ended if watch.ended is not None else sum(one.is_finished() for one in trials)
+        watch = Watch(metric, options.mode, reporter, base, directory, past)
+        _run(options, base, metric, space, drawn, directory, watch, trackers)
+    trials = watch.trials
+    ended = sum(one.state != "running" for one in trials)
     if ended < wanted:
         raise CtdError(
             f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: "
             + shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
         )
-    results = order([_result(number, one) for number, one in enumerate(trials)], metric, options.mode)
+    results = order(
+        [TrialResult(number, one.values, one.lines, one.error) for number, one in enumerate(trials)],
+        metric,
+        options.mode,
+    )
+    again = shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
+    if any(one.state == "failed" for one in trials):
+        say(f"tune: to try the trials that failed again: {again} --retry-failed")
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(
             f"no trial came to a figure; to search again, delete {kept}. One of them: "
@@ -146,13 +162,11 @@ def search(file: Path, overrides: list[str], resume: bool) -> Found:
     return Found(results, metric, directory)
 
 
-def _result(number: int, trial: Trial) -> TrialResult:
-    error = None
-    if trial.status == Trial.ERROR:
-        told = str(trial.get_error() or f"it failed; {trial.path} may tell why").strip()
-        named = list(re.finditer(r"^[\w.]+(Error|Exception): ", told, re.MULTILINE))  # a traceback's last lines
-        error = told[named[-1].end() :] if named else told.splitlines()[-1]
-    return TrialResult(number, trial.config["values"], reported(trial), error)
+def _error_of(trial: Trial) -> str:
+    """Why a trial failed, in a line."""
+    text = str(trial.get_error() or f"it failed; {trial.path} may tell why").strip()
+    named = list(re.finditer(r"^[\w.]+(Error|Exception): ", text, re.MULTILINE))  # a traceback's last lines
+    return text[named[-1].end() :] if named else text.splitlines()[-1]
 
 
 def _with_evaluations(base: Places, file: Path) -> Places:
@@ -238,30 +252,15 @@ def _check_alike(base: Train, trial: Train, file: Path) -> None:
             )
 
 
-class _Suggest:
-    """Asks a trial of Optuna's for all that is chosen; Ray pickles it with the searcher."""
-
-    def __init__(self, space: dict[str, Any]) -> None:
-        self._space = space
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        def choose(name: str, one: Choice | Numbers) -> float:
-            if isinstance(one, Choice):
-                return trial.suggest_categorical(name, list(range(len(one.options))))
-            if one.whole:
-                return trial.suggest_int(name, one.low, one.high)
-            return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
-
-        return {"values": draw(self._space, choose)}
-
-
-def optuna_searcher(options: Search, space: dict[str, Any], metric: str) -> Any:
-    """Optuna's sampler over `space`; raises UsageError where it is not installed."""
+def optuna_searcher(
+    options: Search, space: dict[str, Any], metric: str, past: Sequence[TrialRecord] = ()
+) -> "OptunaSearcher":
+    """Optuna's sampler over `space`, told of `past` trials; raises UsageError where it is not installed."""
     try:
-        from ray.tune.search.optuna import OptunaSearch
+        from pipelines.optuna_search import OptunaSearcher
     except ImportError as error:
         raise UsageError("searcher: optuna needs the package optuna: pip install 'ctd-ray[optuna]'.") from error
-    return OptunaSearch(space=_Suggest(space), metric=metric, mode=options.mode, seed=options.seed)
+    return OptunaSearcher(space, metric, options.mode, options.seed, past)
 
 
 def _run(
@@ -271,17 +270,25 @@ def _run(
     space: dict[str, Any],
     drawn: list[dict[str, Any]],
     directory: Path,
-    resume: bool,
-    callbacks: list[tune.Callback],
-) -> list[Trial]:
+    watch: "Watch",
+    trackers: list[tune.Callback],
+) -> None:
+    """Run the trials that have not ended, in a new experiment of Ray Tune's: nothing of its own state is read."""
     train = base.config.train
-    searched: dict[str, Any] = (
-        {"search_alg": optuna_searcher(options, space, metric), "num_samples": options.trials or DEFAULT_TRIALS}
-        if options.searcher == "optuna"
-        else {"config": {"values": tune.grid_search(drawn)}}
-    )
+    ended = [one for one in watch.trials if one.state != "running"]
+    if options.searcher == "optuna":
+        searcher = optuna_searcher(options, space, metric, watch.trials)
+        watch.searcher = searcher
+        left = (options.trials or DEFAULT_TRIALS) - len(ended)
+        searched: dict[str, Any] = {"search_alg": searcher, "num_samples": left}
+    else:
+        todo = [values for values in drawn if not any(same_values(values, one.values) for one in ended)]
+        left = len(todo)
+        searched = {"config": {"values": tune.grid_search(todo)}}
+    if left <= 0:
+        return
     scheduler = options.scheduler
-    return tune.run(
+    tune.run(
         tune.with_resources(
             tune.with_parameters(trial_training, base=base, metric=metric, cpus=options.cpus_per_trial),
             {"CPU": WAITING_CPUS} if train.num_workers else {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
@@ -290,47 +297,108 @@ def _run(
         storage_path=base.files.store or str(base.directory),
         metric=metric,
         mode=options.mode,
-        scheduler=_asha(scheduler, train.steps) if isinstance(scheduler, Asha) else None,
+        scheduler=_asha(scheduler, train.steps, ended) if isinstance(scheduler, Asha) else None,
         max_concurrent_trials=_at_once(options, train),
         max_failures=options.max_failures,
         raise_on_failed_trial=False,
-        resume=resume,
         verbose=0,
-        callbacks=[*callbacks, JsonLoggerCallback()],
+        callbacks=[watch, *trackers],
         trial_dirname_creator=lambda trial: trial.trial_id,
         **searched,
-    ).trials
+    )
 
 
-def _asha(options: Asha, steps: int) -> "Rungs":
+def _asha(options: Asha, steps: int, ended: list[TrialRecord]) -> "Rungs":
     grace = min(options.grace_steps or max(1, steps // EVALUATIONS), steps)
-    return Rungs(time_attr="step", max_t=steps, grace_period=grace, reduction_factor=options.reduction_factor)
+    rungs = Rungs(time_attr="step", max_t=steps, grace_period=grace, reduction_factor=options.reduction_factor)
+    rungs.ended = ended
+    return rungs
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A trial of an earlier try, as far as a scheduler looks at one."""
+
+    trial_id: str
 
 
 class Rungs(ASHAScheduler):
-    """ASHA whose rungs hold what an interrupted search has seen: Ray keeps a search's trials, not its scheduler."""
+    """ASHA whose rungs hold what an interrupted search has seen: `ended`, the trials that need not run again."""
+
+    ended: Sequence[TrialRecord] = ()
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        ended, self.ended = self.ended, ()
+        for number, one in enumerate(ended):
+            past = _Past(f"past {number}")
+            super().on_trial_add(tune_controller, past)
+            for line in one.lines:
+                self.on_trial_result(tune_controller, past, line)
         super().on_trial_add(tune_controller, trial)
-        for result in reported(trial):
-            self.on_trial_result(tune_controller, trial, result)
 
 
 class Watch(tune.Callback):
-    """Tells how far a search is. An interrupted one has fewer trials `ended` than it should; Ray ends them all."""
+    """Tells how far a search is, and writes down what its trials reported.
 
-    def __init__(self, metric: str, mode: str, reporter: Reporter) -> None:
+    trials: all of the search, those of an earlier try first. An interrupted search has trials that are `running`: Ray
+    ends them all, and is not asked again.
+    """
+
+    def __init__(
+        self, metric: str, mode: str, reporter: Reporter, base: Places, directory: Path, past: Sequence[TrialRecord]
+    ) -> None:
         self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
-        self.ended: int | None = None
+        self._base, self._directory = base, directory
+        self.trials = list(past)
+        self.searcher: OptunaSearcher | None = None
+        self._numbers: dict[str, int] = {}
         self._said = "", 0
+        self._shared = -math.inf
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
+        number = self._number(trial)
+        lines = {line["step"]: line for line in self.trials[number].lines} | {result["step"]: numbers_of(result)}
+        self._change(number, lines=[lines[step] for step in sorted(lines)])
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        values = [one.last_result.get(self._metric, math.nan) for one in trials]
+        for one in trials:
+            number = self._number(one)
+            if one.is_finished() and self.trials[number].state == "running":
+                failed = one.status == Trial.ERROR
+                self._change(number, state="failed" if failed else "ended", error=_error_of(one) if failed else None)
+        values = [one.lines[-1].get(self._metric, math.nan) for one in self.trials if one.lines]
         values = [one for one in values if math.isfinite(one)]
         best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
         running = sum(one.status == Trial.RUNNING for one in trials)
-        self.ended = sum(one.is_finished() for one in trials)
+        ended = sum(one.state != "running" for one in self.trials)
         words = f"ended, {running} running{best}"
-        if (words, self.ended) != self._said:
-            self._said = words, self.ended
-            self._reporter.update(self.ended, words)
+        if (words, ended) != self._said:
+            self._said = words, ended
+            self._reporter.update(ended, words)
+
+    def _number(self, trial: Trial) -> int:
+        """Which of `trials` one of Ray's is: one that an earlier try began, or a new one."""
+        if trial.trial_id not in self._numbers:
+            values, taken = trial.config["values"], set(self._numbers.values())
+            unfinished = (
+                n for n, one in enumerate(self.trials)
+                if n not in taken and one.state == "running" and same_values(one.values, values)
+            )  # fmt: skip
+            number = next(unfinished, len(self.trials))
+            if number == len(self.trials):
+                choices = self.searcher.choices.get(trial.trial_id, {}) if self.searcher is not None else {}
+                self.trials.append(TrialRecord(values=values, choices=choices))
+            self._numbers[trial.trial_id] = number
+            self._write()
+        return self._numbers[trial.trial_id]
+
+    def _change(self, number: int, **changes: Any) -> None:
+        self.trials[number] = self.trials[number].model_copy(update=changes)
+        self._write()
+
+    def _write(self) -> None:
+        write_record(self._directory, self.trials)
+        is_over = all(one.state != "running" for one in self.trials)
+        if self._base.files.store is not None and (is_over or time.monotonic() - self._shared > SHARE_SECONDS):
+            self._base.files.share(self._directory / RECORD)
+            self._shared = time.monotonic()

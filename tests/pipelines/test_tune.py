@@ -1,5 +1,7 @@
 """Searches: every trial on the same shards, stopped early where it lags, resumed where the search was interrupted."""
 
+import json
+import pickle
 import random
 import re
 import shutil
@@ -23,6 +25,7 @@ from ctd_core.search_space import parse_space
 from pipelines.metrics import read_metrics
 from pipelines.places import Places
 from pipelines.recipes import read_run
+from pipelines.search_record import TrialRecord
 from pipelines.trackers import Tracker
 from pipelines.trial import trial_training
 from pipelines.tune import Search, optuna_searcher
@@ -214,6 +217,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
 
     first = only(tmp_path / "runs" / "tiny", done).parents[1] / "metrics.jsonl"
     content = first.read_text()
+    trace = plant(only(tmp_path / "runs" / "tiny", "search-*"), tmp_path)
     best = Path(ctd("tune", "--config", file, "--resume").split()[-1])
     assert first.read_text() == content  # a trial that was finished is not run again
     table = parquet.read_table(best.parent / "trials.parquet").to_pylist()
@@ -222,6 +226,43 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
     (failed,) = [row for row in table if row["train.learning_rate"] == 1e30]
     assert re.search(r"Lower train\.learning_rate", failed["error"])
     assert yaml.safe_load(best.read_text())["train"]["learning_rate"] == 1e-3
+    assert not trace.exists()  # no state of Ray's is read, which is a pickle
+
+
+class Planted:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def plant(search, folder):
+    """Put code where Ray keeps a search's state; a file that is there once it ran."""
+    trace = folder / "it ran"
+    code = pickle.dumps(Planted(str(trace)))
+    state = {"_type": "CLOUDPICKLE_FALLBACK", "value": code.hex()}
+    content = json.dumps({"trial_data": [], "runner_data": state, "stats": state})
+    for file in [*search.glob("experiment_state-*"), search / "experiment_state-2099-01-01_00-00-00.json"]:
+        file.write_text(content)
+    for name in ("searcher-state-2099-01-01.pkl", "search_gen_state-2099-01-01.json"):
+        (search / name).write_bytes(code)
+    return trace
+
+
+def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_ones_again():
+    space = {path: parse_space(value, path) for path, value in SPACE.items()}
+    options = Search(recipe="small", space=SPACE, searcher="optuna", seed=3)
+    first = optuna_searcher(options, space, "distance")
+    past = []
+    for number in range(4):
+        values = first.suggest(f"trial {number}")["values"]
+        result = {"step": 4.0, "distance": 1.0 / (number + 1)}
+        state = "running" if number == 3 else "ended"
+        past.append(TrialRecord(values=values, choices=first.choices[f"trial {number}"], state=state, lines=[result]))
+    again = optuna_searcher(options, space, "distance", past)
+    assert again.suggest("first")["values"] == past[3].values
+    assert [one.value for one in again._study.get_trials()][:3] == [1.0, 0.5, 1 / 3]
 
 
 @pytest.mark.parametrize(
