@@ -4,13 +4,13 @@ import hashlib
 import json
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
 from ctd_core.config_objectives import Alm, OneToOneKl
 from ctd_core.config_train import Train
 from ctd_core.options import Fraction, Options
+from ctd_core.secrets import fields_with_secrets
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -276,11 +276,10 @@ class RunConfig(Options):
             raise ValueError(
                 f"no objective learns from {who}: alm learns from the one that it names, others from teacher"
             )
-        locations = [self.output, self.prepare.storage or "", *getattr(self.corpus, "paths", [])]
-        if any("://" in one and "@" in urlsplit(one).netloc for one in locations):
+        if secrets := list(fields_with_secrets(self.model_dump(mode="json"))):
             raise ValueError(
-                "a URI with a key in it would be shown in messages and in the card of the exported model: leave the "
-                "part before @ out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+                f"{', '.join(secrets)}: a URI with a key in it would be shown in messages and stored with the run: "
+                "leave the key out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
             )
         if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.live_objectives:
             raise ValueError(

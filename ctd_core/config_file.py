@@ -1,21 +1,25 @@
 """A run's YAML file: reading it, and telling what is wrong in it."""
 
 import copy
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from ctd_core.config import RunConfig
 from ctd_core.config_objectives import AnyChunks
 from ctd_core.errors import UsageError
 from ctd_core.options import Options
+from ctd_core.secrets import redact
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
+_NO_KIND = FieldInfo()
 
 
 def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
@@ -47,8 +51,8 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         path, equals, written = override.partition("=")
         if not equals:
-            raise UsageError(f"--set {override}: write --set dotted.path=value.")
-        values[path] = parse_yaml(written, f"--set {override}")
+            raise UsageError(f"--set {redact(override)}: write --set dotted.path=value.")
+        values[path] = parse_yaml(written, f"--set {redact(override)}")
     return values
 
 
@@ -79,7 +83,7 @@ def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(_explain(one) for one in error.errors())) from error
+        raise UsageError(f"{source}: " + "\n".join(_explain(one, kind) for one in error.errors())) from error
 
 
 def read_rule(text: str) -> AnyChunks:
@@ -142,12 +146,37 @@ def _item(inner: Any, key: str, source: str) -> Any:
     return inner[int(key)]
 
 
-def _explain(error: Any) -> str:
-    """One of pydantic's errors in words: the field, what is wrong, the value."""
+def _fields_beside(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The names of the fields of the group of options in which the last part of `path` was looked for."""
+    kinds = [kind]
+    for part in path[:-1]:
+        inner = [one.model_fields[part].annotation for one in kinds if str(part) in getattr(one, "model_fields", {})]
+        kinds = [leaf for one in inner for leaf in _models_in(one)] or kinds  # a number, a key or a tag stays within
+        tagged = [one for one in kinds if part in get_args(one.model_fields.get("kind", _NO_KIND).annotation)]
+        kinds = tagged or kinds
+    return [name for one in kinds for name in getattr(one, "model_fields", {})]
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """Every group of options that an annotation such as `dict[str, A | B] | None` names."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [leaf for one in get_args(annotation) for leaf in _models_in(one)]
+
+
+def _explain(error: Any, kind: Any = None) -> str:
+    """One of pydantic's errors in words: the field, what is wrong, the value; `kind` is the model that it is of."""
     where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field. The README tells where the fields are described."
+        near = difflib.get_close_matches(str(error["loc"][-1]), _fields_beside(kind, error["loc"]), n=1)
+        hint = f" Did you mean {near[0]}?" if near else " The README tells where the fields are described."
+        return f"{where}: there is no such field.{hint}"
+    if error["type"] in {"literal_error", "union_tag_invalid"}:
+        allowed = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
+        given = error["ctx"].get("tag") or error["input"]
+        if near := difflib.get_close_matches(str(given), allowed, n=1):
+            return f"{where}: {error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
     if error["type"] == "union_tag_not_found":
-        return f"{where}: give its kind (it is {error['input']!r})."
-    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {error['input']!r})"
+        return f"{where}: give its kind (it is {redact(repr(error['input']))})."
+    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {redact(repr(error['input']))})"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

@@ -65,6 +65,12 @@ class Train(Options):
         """The kinds of those objectives that ask the teacher at every step."""
         return [one.kind for one in self.objectives if isinstance(one, Live)]
 
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def _yaml_word(cls, value: object) -> object:
+        """YAML 1.1 reads the word `off` as false."""
+        return {False: "off", True: "auto"}.get(value, value) if isinstance(value, bool) else value
+
     @field_validator("freeze")
     @classmethod
     def _patterns(cls, patterns: list[str]) -> list[str]:

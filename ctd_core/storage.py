@@ -51,7 +51,7 @@ def find_files(pattern: str) -> list[str]:
         pattern = os.path.expanduser(pattern)
         if Path(pattern).is_file():  # also one whose name has brackets
             return [pattern]
-        return [match for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+        return [match for match in sorted(_glob(pattern)) if Path(match).is_file()]
     parts = urlsplit(pattern)
     bare = pattern.removesuffix("?" + parts.query)
     fixed = bare[: next((n for n, one in enumerate(bare) if one in "*["), len(bare))]
@@ -68,6 +68,17 @@ def find_files(pattern: str) -> list[str]:
     steps = wanted.split("/")
     inside = [one.path for one in found if one.type == fs.FileType.File and _matches(one.path.split("/"), steps)]
     return [folder + path.removeprefix(root) + query for path in sorted(inside)]
+
+
+def _glob(pattern: str) -> list[str]:
+    """What a local pattern matches; the folders at its beginning that are there by this very name are no pattern."""
+    folder, steps = Path(), Path(pattern).parts
+    for number, step in enumerate(steps):
+        if not (folder / step).is_dir():
+            rest = "/".join(steps[number:]) + ("/" if pattern.endswith("/") else "")
+            return glob.glob(os.path.join(glob.escape(str(folder)), rest) if number else rest, recursive=True)
+        folder /= step
+    return []
 
 
 def _matches(path: list[str], pattern: list[str]) -> bool:

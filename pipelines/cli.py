@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ctd_core.config_file import read_config, read_rule, read_text
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.secrets import redact
 from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from pipelines.progress import say
 
-        say(record.getMessage())
+        say(redact(record.getMessage()))
 
 
 def _show_log() -> None:
@@ -333,7 +334,7 @@ def main() -> None:
     try:
         app()
     except CtdError as error:
-        print(f"ctd: {error}", file=sys.stderr)
+        print(f"ctd: {redact(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

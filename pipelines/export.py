@@ -1,7 +1,9 @@
 """`ctd export`: the trained student as a directory for Hugging Face transformers, with a model card."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,17 +40,30 @@ def _card(places: Places, checkpoint: str, report: Report | None) -> str:
         if rows
         else "Nothing was measured."
     )
-    recipe = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
+    base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
+    head = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {} if Path(base).exists() else {"base_model": base}
+    head |= {"license": licence} if (licence := _licence(base)) else {}
+    head["tags"] = ["distillation", "cross-tokenizer"]
     return f"""---
-library_name: transformers
-base_model: {config.student.model or config.teacher.model}
-tags: [distillation, cross-tokenizer]
----
+{yaml.safe_dump(head, sort_keys=False)}---
 # {config.name}
 
-A student of `{config.teacher.model}` under another tokenizer ({config.student.tokenizer.kind}), trained with
+{model_name(base)} as a student of {teacher} under another tokenizer ({config.student.tokenizer.kind}), trained with
 cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083) for
-{steps_done(checkpoint)} steps on {config.corpus.kind}.
+{steps_done(checkpoint)} steps on {config.corpus.kind}. {_licence_words(licence, base)}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL")
+model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL")
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
 
 ## Measured
 
@@ -62,3 +77,35 @@ bits per byte.
 ```yaml
 {recipe}```
 """
+
+
+def model_name(name: str) -> str:
+    """What to call a model where others read it: its hub id, or the name of its directory."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def without_paths(values: Any) -> Any:
+    """`values` with the last part alone of every path that tells of this machine: absolute ones and those of a home."""
+    if isinstance(values, str):
+        is_path = values.startswith(("/", "~", "file:", "../"))
+        return "…/" + values.rstrip("/").rpartition("/")[2] if is_path else values
+    if isinstance(values, dict):
+        return {key: without_paths(value) for key, value in values.items()}
+    return [without_paths(value) for value in values] if isinstance(values, list) else values
+
+
+def _licence(base: str) -> str | None:
+    """The licence that the card of a local model names, None where there is none."""
+    card = Path(base) / "README.md"
+    if not card.is_file():
+        return None
+    match = re.match(
+        r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return match[1] if match else None
+
+
+def _licence_words(licence: str | None, base: str) -> str:
+    if licence is not None:
+        return f"The licence, {licence}, is that of {model_name(base)}."
+    return f"The licence of {model_name(base)} holds for it too."

@@ -10,6 +10,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.secrets import has_secret
 from pipelines.progress import say
 
 SECONDS_OF_SILENCE = 60
@@ -32,6 +33,11 @@ def submit(
     """
     for module in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(module).setLevel(logging.ERROR)
+    if any(has_secret(word) for word in command):
+        raise UsageError(
+            "the command holds a URI with a key in it, which the cluster would keep and show: leave it out, and give "
+            "the machines what your store reads, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     client = _client(address)
     entrypoint = shlex.join(["python", "-m", "pipelines", *command]) if command else None
     try:

@@ -56,8 +56,8 @@ def test_every_recipe_is_a_run(name):
         ("train.seed=-1", r"train.seed: .*greater than or equal to 0"),
         ("name=a/b", "name: "),
         ("name=..", "name: "),
-        ("output=s3://key:secret@bucket/runs", "leave the part before @ out"),
-        ("prepare.storage=s3://key:secret@bucket/runs", "leave the part before @ out"),
+        ("output=s3://key:secret@bucket/runs", "leave the key out"),
+        ("prepare.storage=s3://key:secret@bucket/runs", "leave the key out"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(override, message):

@@ -1,9 +1,13 @@
 """Corpora in numbered parts, each of which a worker can read by itself."""
 
 import ast
+import gzip
 import hashlib
 import json
+import re
+import sys
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ctd_core.config import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
 from ctd_core.errors import CtdError, DocumentError, UsageError
-from ctd_core.storage import file_system, find_files, open_to_read, size_and_time
+from ctd_core.storage import file_system, find_files, is_uri, open_to_read, size_and_time
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
 
@@ -104,10 +108,23 @@ def _files(patterns: list[str]) -> list[str]:
     for pattern in patterns:
         files = find_files(pattern)
         if not files:
-            raise UsageError(f"corpus.paths: {pattern}: no such file.")
+            raise UsageError(_no_file(pattern))
         found += files
     by_path = {file_system(file)[1]: file for file in reversed(found)}  # patterns may overlap, and paths be links
     return [file for file in dict.fromkeys(found) if by_path[file_system(file)[1]] == file]
+
+
+def _no_file(pattern: str) -> str:
+    if not is_uri(pattern):
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            return f"corpus.paths: {pattern} is a directory. Say which files in it: {pattern.rstrip('/')}/*.jsonl"
+        fixed = next(one for one in (path, *path.parents) if not re.search(r"[*?\[]", str(one)))
+        if fixed != path and not fixed.exists():
+            return f"corpus.paths: {pattern}: there is no directory {fixed}."
+        if fixed == path and not path.parent.exists():
+            return f"corpus.paths: {pattern}: there is no directory {path.parent}."
+    return f"corpus.paths: {pattern}: no such file."
 
 
 # --- JSON lines: a part is a range of bytes; a line belongs to the part in which it begins -----------------------
@@ -116,15 +133,20 @@ def _files(patterns: list[str]) -> list[str]:
 def _plan_json_lines(corpus: JsonLines, part_bytes: int) -> Iterator[tuple[str, int, int]]:
     for file in _files(corpus.paths):
         size, _ = size_and_time(file)
+        if is_gzip(file):  # cannot be entered in its middle
+            yield file, 0, size
+            continue
         yield from ((file, start, min(start + part_bytes, size)) for start in range(0, size, part_bytes))
 
 
 def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText | DocumentError]:
-    with _opened(part.source) as stream:
+    with _opened(part.source) as compressed:
+        stream: Any = gzip.GzipFile(fileobj=compressed) if is_gzip(part.source) else compressed
+        stop = sys.maxsize if stream is not compressed else part.stop
         if part.start:
             stream.seek(part.start - 1)
             stream.readline()
-        while (at := stream.tell()) < part.stop and (line := stream.readline()):
+        while (at := stream.tell()) < stop and (line := _line(stream, part.source)):
             if not line.strip():
                 continue
             place = f"{part.source}:byte {at}"
@@ -135,6 +157,18 @@ def _read_json_lines(corpus: JsonLines, part: Part) -> Iterator[SourceText | Doc
             yield _text(value, corpus.field, place)
 
 
+def is_gzip(file: str) -> bool:
+    """Whether a file is compressed, by its name; a URI's query is not part of it."""
+    return file.partition("?")[0].endswith(".gz") if is_uri(file) else file.endswith(".gz")
+
+
+def _line(stream: Any, file: str) -> bytes:
+    try:
+        return bytes(stream.readline())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CtdError(f"{file}: not a complete gzip file ({error}). Copy it again.") from error
+
+
 def _opened(file: str) -> BinaryIO:
     try:
         return open_to_read(file)
@@ -143,8 +177,14 @@ def _opened(file: str) -> BinaryIO:
 
 
 def _text(value: Any, field: str, place: str) -> SourceText | DocumentError:
-    if isinstance(value, dict) and isinstance(value.get(field), str):
-        return SourceText(place, value[field])
+    found = value.get(field) if isinstance(value, dict) else None
+    if isinstance(found, str):
+        return SourceText(place, found)
+    if isinstance(found, bytes):  # a Parquet column of type binary
+        try:
+            return SourceText(place, found.decode())
+        except UnicodeDecodeError as error:
+            return DocumentError("not UTF-8 text", f"{place}: {error.reason} at byte {error.start}")
     known = ", ".join(sorted(value)) if isinstance(value, dict) else f"a {type(value).__name__}"
     return DocumentError(f"no text in the field {field!r}", f"{place}, where there is {known}; corpus.field names it")
 

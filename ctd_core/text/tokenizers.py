@@ -1,7 +1,9 @@
 """Finding a tokenizer by what a user calls it, and making new ones."""
 
 import json
+import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -12,6 +14,8 @@ from ctd_core.errors import TokenizerError
 from ctd_core.text.spelling import BYTE_OF_CHARACTER
 
 END_OF_TEXT = "<|endoftext|>"
+RUN_CHARACTERS = 256  # of text without a break, as a tokenizer is trained on it
+LONG_RUN = re.compile("|".join(rf"{kind}{{{RUN_CHARACTERS + 1},}}" for kind in (r"\w", r"[^\w\s]", r"\s")))
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -143,8 +147,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((piece for text in texts for piece in _short_runs(text)), trainer)
     return _beginning_texts(backend)
+
+
+def _short_runs(text: str) -> list[str]:
+    """`text`, cut within unbroken runs alone: counting pairs in a run takes the square of its length."""
+    cuts = [
+        at for run in LONG_RUN.finditer(text) for at in range(run.start() + RUN_CHARACTERS, run.end(), RUN_CHARACTERS)
+    ]
+    return [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
 
 
 def _beginning_texts(backend: Tokenizer) -> PreTrainedTokenizerFast:
