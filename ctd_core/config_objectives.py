@@ -1,5 +1,6 @@
 """The part of a run's YAML file that says what is learned: chunking rules and objectives, every option once."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -37,15 +38,15 @@ AnyChunks = Annotated[Finest | AtWhitespace | Debiased | Groups, Field(discrimin
 
 
 class Alm(Options):
-    """Approximate likelihood matching (arXiv 2503.20083)."""
+    """Approximate likelihood matching (arXiv 2503.20083). The defaults are what `ctd compare` measured as the best."""
 
     kind: Literal["alm"]
     weight: float = Field(default=1.0, gt=0)
-    divergence: Literal["kl", "reverse_kl", "tv"] = "kl"
-    temperature: float = Field(default=5.0, gt=0, allow_inf_nan=True, description=".inf for the limit")
-    chunks: AnyChunks = Debiased(kind="debiased")
+    divergence: Literal["kl", "reverse_kl", "tv"] = "tv"
+    temperature: float = Field(default=math.inf, gt=0, allow_inf_nan=True, description=".inf for the limit")
+    chunks: AnyChunks = Finest()
     boundary: bool = Field(
-        default=True, description="whether a chunk's likelihood includes that a pretoken boundary follows"
+        default=False, description="whether a chunk's likelihood includes that a pretoken boundary follows"
     )
     average: Literal["chunk", "byte", "token"] = Field(
         default="chunk",
@@ -55,6 +56,11 @@ class Alm(Options):
     leave_out_one_to_one: bool = Field(
         default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
     )
+
+
+PUBLISHED_ALM = Alm(
+    kind="alm", divergence="kl", temperature=5.0, chunks=Debiased(kind="debiased"), boundary=True
+)  # as in arXiv 2503.20083
 
 
 class Sft(Options):

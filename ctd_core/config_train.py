@@ -34,7 +34,7 @@ class Train(Options):
     activation_checkpointing: bool = Field(
         default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
     )
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
     embedding_learning_rate: float | None = Field(
         default=None, gt=0, description="for embeddings and head, where it differs"
     )
@@ -47,7 +47,7 @@ class Train(Options):
         default="fixed",
         description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
     )
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
     final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -57,8 +57,20 @@ class Train(Options):
     )
     autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
     evaluate_every: int | None = Field(default=None, gt=0, description="the last step is then measured too")
-    checkpoint_every: int | None = Field(default=None, gt=0, description="the last step is always kept")
+    checkpoint_every: int | None = Field(
+        default=None, gt=0, description="a tenth of the steps by default; the last step is always kept"
+    )
     max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """The steps from one checkpoint to the next."""
+        return self.checkpoint_every or -(-self.steps // 10)
+
+    @property
+    def warmup(self) -> int:
+        """The steps in which the learning rate rises."""
+        return self.steps // 12 if self.warmup_steps is None else self.warmup_steps
 
     @property
     def live_objectives(self) -> list[str]:
@@ -85,8 +97,6 @@ class Train(Options):
     def _workers_share_a_step(self) -> "Train":
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
-        if self.min_workers is not None and self.checkpoint_every is None:
-            raise ValueError("min_workers needs checkpoint_every: when workers come or go, all start from a checkpoint")
         most = max(self.num_workers, 1)
         for workers in range(self.min_workers or most, most + 1):
             if self.micro_batches % workers:

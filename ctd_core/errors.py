@@ -9,6 +9,10 @@ class UsageError(CtdError):
     """What the user asked for cannot be done as asked; the command exits with status 2."""
 
 
+class Recurring(CtdError):
+    """A failure that would come again however often the same work is tried."""
+
+
 class TokenizerError(UsageError):
     """A tokenizer that cannot be loaded, or that cannot spell the text it is given."""
 

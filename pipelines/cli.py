@@ -323,8 +323,8 @@ def _show_log() -> None:
     for name in ("ctd_core", "pipelines"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        logger.addHandler(_Lines())
-        logger.propagate = False
+        if not any(isinstance(one, _Lines) for one in logger.handlers):
+            logger.addHandler(_Lines())
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ ENDING_SECONDS = 10.0  # of a Ray that was let go
 # A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Ray Data hands its actors objects of its own and lets them restart, and Ray's core warns of that at every start; the
+# command keeps these objects for as long as it runs. Errors of the core come out as exceptions too.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # Workers stay in the directory of the command, so that relative paths of a run mean the same there.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
@@ -70,6 +73,11 @@ def check_alone() -> None:
 def is_own() -> bool:
     """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
+
+
+def is_driver() -> bool:
+    """Whether this process is a command, and no worker of Ray's."""
+    return bool(global_worker.mode != WORKER_MODE)
 
 
 def _join(dashboard: bool) -> None:

@@ -38,6 +38,7 @@ from ctd_core.text.corpora import is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.cluster import connect, own_errors
+from pipelines.locks import one_at_a_time
 from pipelines.parts import Job, encode, encode_and_write, outcome, raise_error_of, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
@@ -46,6 +47,11 @@ from pipelines.run_files import whole_directory
 
 def prepare(places: Places) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
+    with one_at_a_time(places.files, "prepare"):
+        return _prepare(places)
+
+
+def _prepare(places: Places) -> dict[str, Manifest]:
     ensure_tokenizer(places)
     datasets = places.datasets
     open_sets = [one for one in datasets.values() if not is_finished(Folder(one.location), places.cache)]

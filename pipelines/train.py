@@ -1,5 +1,6 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,10 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 import torch
 from transformers import PreTrainedModel
 
-from ctd_core.errors import UsageError
+from ctd_core.errors import Recurring, UsageError
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.adapters import add_adapters, merge_adapters
 from ctd_core.models.loading import load_model, num_embeddings
@@ -19,13 +21,15 @@ from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
 from ctd_core.shards.manifest import check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
-from ctd_core.storage import open_to_read
+from ctd_core.storage import below, delete_file, names_in, open_to_read, write_text
 from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
+from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
 from pipelines.checkpoints import keeping, latest_checkpoint, starting_checkpoint, steps_done
-from pipelines.cluster import connect, own_errors
+from pipelines.cluster import connect, is_driver, own_errors
+from pipelines.locks import one_at_a_time
 from pipelines.metrics import METRICS, MetricsLog, parse_metrics, read_metrics, step_words
 from pipelines.places import Places
 from pipelines.prepare import student_side, teacher_side
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 TRIAL_WORKER_CPUS = 0.9  # what is left of a CPU is room for the trial that waits for its workers
+FAILURE = "failure.txt"  # beside a training's checkpoints
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
 RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
@@ -50,6 +55,15 @@ def train_student(
     `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process;
     where it is on Ray's workers, what `on_ray` makes is told.
     """
+    with one_at_a_time(places.files, places.train.name):
+        _train_student(places, after_checkpoint, on_ray)
+
+
+def _train_student(
+    places: Places,
+    after_checkpoint: Callable[[Metrics], None],
+    on_ray: Callable[[], "UserCallback"] | None,
+) -> None:
     options = places.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
@@ -204,14 +218,40 @@ def run_worker(
         keep(metrics, write)
 
     live = live_teacher(places, side, student, worker.device) if options.live_objectives else None
-    hooks = Hooks(on_step, on_checkpoint, evaluate)
     try:
-        train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
+        with stop_signals() as should_stop:
+            hooks = Hooks(on_step, on_checkpoint, evaluate, should_stop)
+            train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
     finally:
         if log is not None:
             log.close()
     if log is not None:
         shared_metrics(places)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether the process was asked to end: by Ctrl-C, or SIGTERM, as spot machines get it. The second time it ends.
+
+    A worker of Ray's, which Ray ends itself, never is.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread() or (ray.is_initialized() and not is_driver()):
+        yield asked.is_set
+        return
+
+    def note(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say("train: stopping after this step, with a checkpoint; again to stop at once")
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def figure_names(name: str) -> tuple[str, str]:
@@ -264,7 +304,26 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
         ),
     )
+    forget_failure(places)
     trainer.fit()
+    raise_failure(places)
+
+
+def note_failure(places: Places, error: Recurring) -> None:
+    """Keep an error that would come again, beside the checkpoints of its training."""
+    write_text(below(places.checkpoints, FAILURE), str(error))
+
+
+def forget_failure(places: Places) -> None:
+    """Let a training be tried again."""
+    delete_file(below(places.checkpoints, FAILURE))
+
+
+def raise_failure(places: Places) -> None:
+    """Raise what `note_failure` kept of this training, if anything."""
+    if FAILURE in names_in(places.checkpoints):
+        with open_to_read(below(places.checkpoints, FAILURE)) as stream:
+            raise Recurring(stream.read().decode())
 
 
 def _ray_worker(loop_config: dict[str, Any]) -> None:
@@ -274,8 +333,12 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     places: Places = loop_config["places"]
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    # Checkpoints are ours, whole or not at all; Ray's own copy could be cut short by a kill. Every worker waits here.
-    run_worker(places, ray.train.report, worker)
+    try:
+        # Checkpoints are ours, complete or not there; Ray's own copy could be cut short by a kill. Every worker waits.
+        run_worker(places, ray.train.report, worker)
+    except (Recurring, FailedElsewhere) as error:  # on all workers at once: Ray would try it again and again
+        if isinstance(error, Recurring):
+            note_failure(places, error)
 
 
 @contextmanager

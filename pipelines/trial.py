@@ -6,13 +6,14 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from ctd_core.errors import Recurring
 from ctd_core.training.loop import Metrics
 from pipelines.checkpoints import latest_checkpoint, steps_done
 from pipelines.metrics import EVALUATION, METRICS, read_metrics
 from pipelines.places import Places, variant
 from pipelines.prepare import student_side
 from pipelines.run_files import alone_in
-from pipelines.train import load_student, measure_sets, train_student
+from pipelines.train import load_student, measure_sets, note_failure, raise_failure, train_student
 
 
 def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int) -> None:
@@ -28,12 +29,17 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
             tune.report(metrics)
 
     with alone_in(places.train):  # Optuna may draw the same settings twice
+        raise_failure(places)  # of an earlier try: Ray tries again what fails
         done = steps_done(latest_checkpoint(places.checkpoints))
         places.files.bring(places.train / METRICS, anew=True)
         for line in read_metrics(places.train / METRICS):
             if line.pop(EVALUATION, None) == places.evaluation and line["step"] <= done:
                 report(line)
-        train_student(places, report, on_ray=TuneReportCallback)
+        try:
+            train_student(places, report, on_ray=TuneReportCallback)
+        except Recurring as error:
+            note_failure(places, error)
+            raise
         if done == places.config.train.steps not in told:  # it was measured on other sets before, or on none
             student = load_student(places, student_side(places), latest_checkpoint(places.checkpoints))
             report({"step": float(places.config.train.steps)} | measure_sets(places, student))

@@ -34,7 +34,7 @@ from pipelines.recipes import read_run
 from pipelines.search_record import RECORD, TrialRecord, numbers_of, read_record, same_values, write_record
 from pipelines.search_results import TrialResult, order, write_results
 from pipelines.trackers import tracker
-from pipelines.train import SHARE_SECONDS, ensure_student, figure_names
+from pipelines.train import SHARE_SECONDS, ensure_student, figure_names, forget_failure
 from pipelines.trial import trial_training
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     ensure_student(base)
     wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
     if retry_failed:
+        for one in (one for one in past if one.state == "failed"):
+            forget_failure(variant(base, one.values, f"{file}: a trial that failed"))
         past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter, base, directory, past)

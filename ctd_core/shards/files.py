@@ -144,6 +144,8 @@ def verify_shards(folder: Folder, cache: Cache | None = None) -> dict[str, Shard
     good: dict[str, ShardEntry] = {}
     sizes = folder.sizes_bytes()
     for file in sorted(file for file in sizes if file.endswith(ENTRY_SUFFIX)):
+        if file.removesuffix(".json") not in sizes:
+            continue  # the shard is made again, and its entry with it
         entry = _read_entry(folder, file)
         if entry is not None and sizes.get(entry.file) == entry.size_bytes:
             with suppress(ShardDamaged):

@@ -107,7 +107,7 @@ class Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this worker's tensors; raises OSError where that cannot be done."""
         file = f"tensors-{self._rank:05d}.safetensors"
-        tensors = {str(number): cast(Tensor, planner.resolve_data(one)) for number, one in enumerate(plan.items)}
+        tensors = {_name(one.index): cast(Tensor, planner.resolve_data(one)) for one in plan.items}
         results = []
         with self._created(file) as stream:
             begin = stream.write(_header(tensors))
@@ -272,6 +272,12 @@ def is_complete(names: list[str], location: str | Path) -> bool:
             "not read. Finish this training with the version that began it, or move its directory aside."
         )
     return METADATA in names
+
+
+def _name(index: MetadataIndex) -> str:
+    """What a piece is called in its file: its tensor, and where it begins in it if not at its beginning."""
+    is_first = index.offset is None or not any(index.offset)
+    return index.fqn if is_first else f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
 
 
 def _canonical(tensors: dict[str, StoredTensor]) -> bytes:

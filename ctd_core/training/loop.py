@@ -11,7 +11,7 @@ import torch
 
 from ctd_core.config_objectives import Alm, OneToOneKl
 from ctd_core.config_train import Train
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, Recurring
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher
 from ctd_core.objectives.table import make_objective
@@ -34,11 +34,18 @@ class Hooks:
     evaluate: every `evaluate_every` steps and after the last; its figures join the step's metrics.
     on_checkpoint: with the metrics and a function that writes the checkpoint into an empty directory or a URI, the same
         for all workers, each of which has to call it.
+    should_stop: whether to write a checkpoint after this step and end, as where the process is asked to; of several
+        workers all have to say the same.
     """
 
     on_step: Callable[[Metrics], None]
     on_checkpoint: Callable[[Metrics, Callable[[str | Path], None]], None]
     evaluate: Callable[[LogprobModel], Metrics]
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Stopped(CtdError):
+    """A training that ended before its last step because it was asked to."""
 
 
 def train(
@@ -104,11 +111,11 @@ def train(
             raise _lost(step, error, sources[error.source]) from error
         compared += sum(measured.counts)
         if not compared and step + 1 in (done + EMPTY_STEPS, options.steps):
-            raise CtdError(_nothing_compared(options, step + 1))
+            raise Recurring(_nothing_compared(options, step + 1))
         norm = clip(wrapped, options.clip_norm)
         if not torch.isfinite(norm):
             rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
-            raise CtdError(
+            raise Recurring(
                 f"step {step + 1}: the gradient's norm is {float(norm)}, on rows {rows} or those of another worker. "
                 "Lower train.learning_rate; the last checkpoint is as it was."
             )
@@ -119,16 +126,19 @@ def train(
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
-        if _due(step, options.checkpoint_every) or step + 1 == options.steps:
+        is_asked = hooks.should_stop()
+        if is_asked or _due(step, options.checkpoint_steps) or step + 1 == options.steps:
             hooks.on_checkpoint(
                 metrics, partial(save_checkpoint, student=student, optimizer=optimizer, steps_done=step + 1)
             )
+        if is_asked and step + 1 < options.steps:
+            raise Stopped(f"stopped after step {step + 1}. Run the same command again: it goes on from there.")
 
 
-def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> CtdError:
+def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> Recurring:
     """What to tell of a loss that is not finite, with the documents whose rows it is of."""
     documents = sorted(set(shards.documents(np.array(error.rows))))
-    return CtdError(
+    return Recurring(
         f"step {step + 1}: {error} ({shards.name}), from documents {', '.join(documents[:8])}. Lower "
         "train.learning_rate or take these documents out; the last checkpoint is as it was."
     )

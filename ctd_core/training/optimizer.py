@@ -59,9 +59,9 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
 
 def rate_fraction(step: int, options: Train) -> float:
     """The share of the peak learning rate at `step`, counted from 0: linear warm-up, then linear decay."""
-    if step < options.warmup_steps:
-        return (step + 1) / (options.warmup_steps + 1)
-    left = (options.steps - step) / max(options.steps - options.warmup_steps, 1)
+    if step < options.warmup:
+        return (step + 1) / (options.warmup + 1)
+    left = (options.steps - step) / max(options.steps - options.warmup, 1)
     return options.final_learning_rate_fraction + (1 - options.final_learning_rate_fraction) * left
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from ctd_core.align.vocabulary import exact_map, nearest_map
 from ctd_core.config import Adapters
 from ctd_core.config_objectives import (
+    PUBLISHED_ALM,
     Alm,
     AnyObjective,
-    Debiased,
     Dskd,
     Finest,
     Gold,
@@ -49,7 +49,7 @@ BATCH_TOKENS, TOP_K = 512, 16
 LIMIT = {"divergence": "tv", "temperature": float("inf"), "chunks": Finest(), "boundary": False}
 CROSSING: dict[str, list[AnyObjective]] = {
     "alm, TV limit on finest chunks": [Alm(kind="alm", **LIMIT)],
-    "alm as published": [Alm(kind="alm", chunks=Debiased(kind="debiased"))],
+    "alm as published": [PUBLISHED_ALM],
     f"alm + one_to_one_kl, k = {TOP_K}": [
         Alm(kind="alm", leave_out_one_to_one=True, **LIMIT),
         OneToOneKl(kind="one_to_one_kl"),

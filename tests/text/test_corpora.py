@@ -1,6 +1,8 @@
 """Corpora: every document once, whatever the parts; errors that name the place."""
 
+import gzip
 import json
+import re
 
 import datasets
 import pyarrow as pa
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from ctd_core.config import GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.text.corpora import held_out_texts, plan_parts, read_part, share, training_texts
+from ctd_core.text.corpora import corpus_files, held_out_texts, plan_parts, read_part, share, training_texts
 
 TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
 
@@ -129,3 +131,39 @@ def test_bad_files_are_errors_that_name_the_place(tmp_path):
     pq.write_table(pa.table({"meta": [{"text": "a"}]}), tmp_path / "b.parquet")
     with pytest.raises(UsageError, match="there is meta"):
         read(Parquet(kind="parquet", paths=[str(tmp_path / "b.parquet")]), 100)
+
+
+def test_compressed_json_lines_are_read_and_broken_ones_named(tmp_path):
+    file = tmp_path / "a.jsonl.gz"
+    lines = b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(50))
+    file.write_bytes(gzip.compress(lines))
+    corpus = JsonLines(kind="jsonl", paths=[str(file)])
+    found = [one.text for part in plan_parts(corpus, 20) for one in read_part(corpus, part)]
+    assert found == [f"text {n}" for n in range(50)]
+    file.write_bytes(gzip.compress(lines)[:-20])
+    with pytest.raises(CtdError, match=r"a\.jsonl\.gz: not a complete gzip file"):
+        [*read_part(corpus, plan_parts(corpus, 20)[0])]
+
+
+def test_a_parquet_column_of_bytes_is_read_as_utf_8(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["größer".encode(), b"\xff"], pa.binary())}), tmp_path / "a.parquet")
+    corpus = Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")])
+    good, bad = [one for part in plan_parts(corpus, 100) for one in read_part(corpus, part)]
+    assert good.text == "größer"
+    assert bad.reason == "not UTF-8 text"
+
+
+def test_two_spellings_of_a_path_are_one_file_and_brackets_in_a_folder_are_its_name(tmp_path):
+    folder = tmp_path / "corpus [v2]"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "link.jsonl").symlink_to(folder / "a.jsonl")
+    paths = [f"{folder}/*.jsonl", f"{tmp_path}/./{folder.name}/a.jsonl", str(tmp_path / "link.jsonl")]
+    assert corpus_files(JsonLines(kind="jsonl", paths=paths)) == [str(folder / "a.jsonl")]
+    for path, message in (
+        (str(folder), "is a directory. Say which files"),
+        (f"{tmp_path}/typo/*.jsonl", f"there is no directory {tmp_path}/typo"),
+        (f"{tmp_path}/typo/a.jsonl", f"there is no directory {tmp_path}/typo"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            corpus_files(JsonLines(kind="jsonl", paths=[path]))

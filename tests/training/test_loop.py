@@ -16,16 +16,17 @@ import torch
 from pydantic import ValidationError
 
 from ctd_core.config import Adapters
-from ctd_core.config_objectives import Alm, Dskd, Sft
+from ctd_core.config_objectives import PUBLISHED_ALM, Alm, Dskd, Sft
 from ctd_core.config_train import Train
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import CtdError, Recurring, UsageError
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
-from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.objectives.plan import LiveTeacher, Plan
 from ctd_core.shards.reading import ShardSet
+from ctd_core.training import loop
 from ctd_core.training.checkpoint import save_checkpoint
-from ctd_core.training.loop import Hooks, train
+from ctd_core.training.loop import Hooks, Stopped, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
 from pipelines.checkpoints import keeping
 from tests.disks import files_of_at_most
@@ -69,14 +70,14 @@ def run(options, shards, start=None, checkpoints=None, student=None, live=None):
     return losses
 
 
-@pytest.mark.parametrize("objective", [Alm(kind="alm"), Sft(kind="sft")])
+@pytest.mark.parametrize("objective", [PUBLISHED_ALM, Sft(kind="sft")])
 def test_the_loss_falls(shards, objective):
     options = Train(steps=30, objectives=[objective], batch_tokens=1000, learning_rate=3e-3)
     losses = list(run(options, shards).values())
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("objective", [Alm(kind="alm"), Dskd(kind="dskd")], ids=lambda one: one.kind)
+@pytest.mark.parametrize("objective", [PUBLISHED_ALM, Dskd(kind="dskd")], ids=lambda one: one.kind)
 @pytest.mark.parametrize("with_adapters", [False, True])
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(
     shards, tmp_path, objective, with_adapters
@@ -103,7 +104,7 @@ def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_p
     )
     write_set(tmp_path, student_side, other_side, texts(30, seed=3), teacher_model=other)
     second = ShardSet(tmp_path, verify=True)
-    mine, theirs = Alm(kind="alm"), Alm(kind="alm", weight=0.5, teacher="other")
+    mine, theirs = PUBLISHED_ALM, Alm(kind="alm", weight=0.5, teacher="other")
 
     def gradients(options, *sources):
         student, seen = new_student(), {}
@@ -215,3 +216,34 @@ def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that
     assert 0 < len(after) < 40
     assert uninterrupted == before | after
     assert before.items() <= uninterrupted.items()
+
+
+def test_a_training_that_compares_nothing_fails_before_it_leaves_a_model(shards, monkeypatch):
+    nothing = Plan(0.0, lambda student, teacher: student.token.sum() * 0)
+    monkeypatch.setattr(loop, "make_objective", lambda options, live: lambda batch: nothing)
+    steps, checkpoints = [], []
+    hooks = Hooks(
+        lambda metrics: steps.append(metrics), lambda metrics, write: checkpoints.append(metrics), lambda _: {}
+    )
+    options = Train(steps=200, batch_tokens=300, objectives=[Sft(kind="sft")], checkpoint_every=100)
+    with pytest.raises(Recurring, match=r"in 20 steps there was nothing that sft could compare"):
+        train(options, new_student(), shards, hooks)
+    with pytest.raises(Recurring, match="in 3 steps"):
+        train(options.model_copy(update={"steps": 3}), new_student(), shards, hooks)
+    assert (checkpoints, len(steps)) == ([], 19 + 2)
+    assert steps[0]["count_0_sft"] == 0
+
+
+def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_it(shards, tmp_path):
+    options = Train(steps=8, batch_tokens=300, learning_rate=1e-3)
+    uninterrupted = run(options, shards)
+    losses, stopped = {}, tmp_path / "stopped"
+    hooks = Hooks(
+        on_step=lambda metrics: losses.update({metrics["step"]: metrics["loss"]}),
+        on_checkpoint=lambda metrics, write: write(stopped) if metrics["step"] == 3 else None,
+        evaluate=lambda model: {},
+        should_stop=lambda: len(losses) == 3,
+    )
+    with pytest.raises(Stopped, match="stopped after step 3"):
+        train(options, new_student(), shards, hooks)
+    assert losses | run(options, shards, start=stopped) == uninterrupted

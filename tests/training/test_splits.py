@@ -12,7 +12,19 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config_objectives import Alm, Debiased, Dskd, Finest, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
+from ctd_core.config_objectives import (
+    PUBLISHED_ALM,
+    Alm,
+    Dskd,
+    Finest,
+    Gold,
+    HiddenStates,
+    MinEd,
+    OneToOneKl,
+    PKl,
+    Sft,
+    Uld,
+)
 from ctd_core.models.scoring import TopTokens
 from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.plan import LiveTeacher
@@ -25,7 +37,7 @@ from tests.shards.sets import side, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 OBJECTIVES = [
-    Alm(kind="alm", chunks=Debiased(kind="debiased"), temperature=2.0),
+    PUBLISHED_ALM.model_copy(update={"temperature": 2.0}),
     Alm(kind="alm", divergence="tv", temperature=float("inf"), chunks=Finest(), boundary=False, weight=0.5),
     Sft(kind="sft", weight=0.3),
     OneToOneKl(kind="one_to_one_kl"),

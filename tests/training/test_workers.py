@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch.distributed.tensor import DTensor
 
-from ctd_core.config_objectives import Alm, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
+from ctd_core.config_objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
 from ctd_core.config_train import Train
 from ctd_core.evaluation.agreement import measure_agreement
 from ctd_core.models.student import LogprobModel
@@ -42,7 +42,7 @@ def new_student(tied=True, dtype=torch.float64):  # wide, so that the order of s
 def options(workers, strategy, **changes):
     return Train(
         steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=4, evaluate_every=4,
-        objectives=[Alm(kind="alm"), Sft(kind="sft", weight=0.5)], num_workers=workers, strategy=strategy, **changes,
+        objectives=[PUBLISHED_ALM, Sft(kind="sft", weight=0.5)], num_workers=workers, strategy=strategy, **changes,
     )  # fmt: skip
 
 
@@ -182,7 +182,5 @@ def test_every_number_of_workers_has_to_share_a_step_evenly():
     assert options(2, "ddp", min_workers=1).min_workers == 1
     with pytest.raises(ValidationError, match=r"micro_batches is 4, and a step may have 3 workers"):
         Train(steps=1, micro_batches=4, num_workers=4, min_workers=2, checkpoint_every=1)
-    with pytest.raises(ValidationError, match="min_workers needs checkpoint_every"):
-        Train(steps=1, micro_batches=4, num_workers=4, min_workers=4)
     with pytest.raises(ValidationError, match="min_workers is 3, and num_workers, the most, 2"):
         options(2, "ddp", min_workers=3)
