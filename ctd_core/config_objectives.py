@@ -102,9 +102,12 @@ class Uld(Live):
 
 
 class MinEd(Live):
-    """Divergence under a map of vocabularies by edit distance, at one-to-one chunks (arXiv 2401.10491)."""
+    """Divergence under a map of vocabularies by edit distance at one-to-one chunks, cross-entropy elsewhere
+    (arXiv 2401.10491).
+    """
 
     kind: Literal["mined"]
+    temperature: float = Field(default=2.0, gt=0)
 
 
 class PKl(Live):

@@ -1,42 +1,54 @@
-"""Minimum edit distance (Wan et al., FuseLLM, arXiv 2401.10491)."""
+"""Minimum edit distance (FuseLLM, arXiv 2401.10491), as the paper of ALM (arXiv 2503.20083) compares with it."""
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ctd_core.align.kept_maps import kept_nearest_map
 from ctd_core.config_objectives import MinEd
-from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import logit_objective, one_to_one_places
-
-LEAST = 1e-30  # in place of a probability of 0 under a logarithm
+from ctd_core.objectives.plan import LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.objectives.positions import kl_divergence, one_to_one_places, sum_over_blocks, sum_over_logits
+from ctd_core.shards.batches import Batch
 
 
 def mined(options: MinEd, live: LiveTeacher) -> Objective:
-    """KL(mapped teacher ‖ student): each teacher token's probability goes to the student token nearest in spelling.
+    """KL(teacher ‖ student) where a chunk is one token of both sides, cross-entropy at all other scored tokens.
 
-    Nearest is the least edit distance between the tokens' bytes; where tokens are the same bytes, it is that one. Both
-    distributions are over tokens of text alone, without special ones. Mean over the one-to-one chunks.
+    For the divergence each student token takes the teacher's logit of the token nearest in spelling: of the same bytes,
+    else of the least edit distance between bytes; both are softmaxes over the student's tokens of text. Both terms are
+    at the temperature of `options`. Mean over the step's one-to-one chunks and the other scored student tokens.
     """
-    student_spelling = live.student.encoder.spelling
     device = live.model.device
-    kept = kept_nearest_map(student_spelling, live.teacher.encoder.spelling, live.maps)
-    whole = torch.from_numpy(kept).long().to(device)
-    text = torch.tensor([token for token, raw in enumerate(student_spelling.token_bytes) if raw], device=device)
+    kept = kept_nearest_map(live.teacher.encoder.spelling, live.student.encoder.spelling, live.maps)
+    nearest = torch.from_numpy(kept).long().to(device)  # [V], the teacher's token for each of the student's
 
     @cache
-    def vocabularies(student_width: int, teacher_width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For models of these widths, which may be less than their tokenizers': the student's tokens of text, the
-        teacher's that go to one of them, and to which.
-        """
-        theirs = ((whole >= 0) & (whole < student_width))[:teacher_width].nonzero()[:, 0]
-        return text[text < student_width], theirs, whole[theirs]
+    def vocabularies(student_width: int, teacher_width: int) -> tuple[Tensor, Tensor]:
+        """For models of these widths, which may be less than their tokenizers': student tokens, and their nearest."""
+        found = ((nearest >= 0) & (nearest < teacher_width))[:student_width].nonzero()[:, 0]
+        return found, nearest[found]
 
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        mine, theirs, nearest = vocabularies(student.shape[1], teacher.shape[1])
-        mapped = torch.zeros_like(student).index_add(1, nearest, teacher[:, theirs].softmax(1))[:, mine]
-        logprobs = student[:, mine].log_softmax(1)
-        return (mapped * (mapped.clamp(min=LEAST).log() - logprobs)).sum(1)
+    def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+        tokens, of_teacher = vocabularies(student.shape[1], teacher.shape[1])
+        logprobs = [(one / options.temperature).log_softmax(1) for one in (student[:, tokens], teacher[:, of_teacher])]
+        return kl_divergence(*logprobs)
 
-    return logit_objective(one_to_one_places, loss)
+    def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+        return -(logits / options.temperature).log_softmax(1).gather(1, targets[:, None])[:, 0]
+
+    def plan(batch: Batch) -> Plan:
+        places = one_to_one_places(batch)
+        ones = torch.from_numpy(np.flatnonzero(batch.chunks.one_to_one)).to(batch.chunk_of_target.device)
+        rest = (~torch.isin(batch.chunk_of_target, ones)).nonzero()[:, 0]
+
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
+            assert teacher is not None, "a live objective is planned only where there is a teacher"
+            hidden = student.hidden[batch.target_rows[rest]]
+            missed = sum_over_logits((student.head,), (hidden,), cross_entropy, batch.target_ids[rest])
+            return sum_over_blocks(places, student, teacher, divergence) + missed
+
+        return Plan(len(places.student) + len(rest), loss_sum)
+
+    return plan

@@ -99,15 +99,16 @@ def sum_over_blocks(
 
 
 def sum_over_logits(
-    heads: tuple[Head, Head], hidden: tuple[Tensor, Tensor], loss: Callable[..., Tensor], *extras: Tensor
+    heads: tuple[Head, ...], hidden: tuple[Tensor, ...], loss: Callable[..., Tensor], *extras: Tensor
 ) -> Tensor:
-    """Σ over P rows of `loss(logits, other logits, *extras)`, logits of hidden states [P, H] by the head of each.
+    """Σ over P rows of `loss(*logits, *extras)`, the logits of each of `hidden` [P, H] by its head of `heads`.
 
     Logits exist for a block of rows at a time, and are computed again for the gradients.
     """
 
-    def block_sum(mine: Tensor, theirs: Tensor, *more: Tensor) -> Tensor:
-        return loss(logits_of(mine, heads[0]), logits_of(theirs, heads[1]), *more).sum()
+    def block_sum(*block: Tensor) -> Tensor:
+        logits = [logits_of(one, head) for one, head in zip(block, heads, strict=False)]
+        return loss(*logits, *block[len(heads) :]).sum()
 
     size = max(16, BLOCK_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
     blocks = [torch.split(one, size) for one in (*hidden, *extras)]

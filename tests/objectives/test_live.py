@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rapidfuzz.distance import Levenshtein
 
-from ctd_core.align.vocabulary import exact_map, nearest_map
+from ctd_core.align.vocabulary import exact_map
 from ctd_core.config_objectives import (
     Alm,
     AtWhitespace,
@@ -121,33 +122,49 @@ def uld_of(student, teacher):
     return sum(abs(x - y) for x, y in zip(a + [0.0] * (size - len(a)), b + [0.0] * (size - len(b)), strict=True))
 
 
-def test_uld_and_mined_are_means_over_their_places(pair, monkeypatch):
+def test_uld_is_a_mean_over_its_places(pair, monkeypatch):
     monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
     batch = collate(pair.shards, ROWS)
     student, teacher = pair.logits(batch)
-    nearest = nearest_map(pair.live.student.encoder.spelling, pair.live.teacher.encoder.spelling)
-
-    mine_ids = [n for n, raw in enumerate(pair.live.student.encoder.spelling.token_bytes) if raw]
-    their_ids = [n for n, token in enumerate(nearest) if token >= 0]
-
-    def mined(mine, theirs):
-        mapped = torch.zeros_like(mine)
-        for token, probability in zip(their_ids, theirs[their_ids].softmax(0), strict=True):
-            mapped[nearest[token]] += probability
-        p, q = mapped[mine_ids], mine[mine_ids].softmax(0)
-        return float((p * (p / q).log())[p > 0].sum())
-
-    for options, find, value in (
-        (Uld(kind="uld"), same_index, uld),
-        (Uld(kind="uld", places="one_to_one"), one_to_one, uld),
-        (MinEd(kind="mined"), one_to_one, mined),
-    ):
+    for options, find in ((Uld(kind="uld"), same_index), (Uld(kind="uld", places="one_to_one"), one_to_one)):
         places = [(n, *place) for n, row in enumerate(ROWS) for place in find(pair.shards, row)]
         loss, count = pair.loss(options, batch)
         assert count == len(places) > 20
         with torch.no_grad():
-            expected = sum(value(student[n, s], teacher[n, t]) for n, s, t in places)
+            expected = sum(uld(student[n, s], teacher[n, t]) for n, s, t in places)
         assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_mined_maps_the_teachers_logits_where_it_can_and_learns_the_text_elsewhere(pair, monkeypatch):
+    monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
+    batch = collate(pair.shards, ROWS)
+    with torch.no_grad():
+        student, teacher = pair.logits(batch)
+    spellings = [side.encoder.spelling.token_bytes for side in (pair.live.student, pair.live.teacher)]
+    words = [raw.decode("latin-1") if raw else None for raw in spellings[1]]
+    nearest = {
+        token: min(
+            (n for n, word in enumerate(words) if word),
+            key=lambda n: (Levenshtein.distance(raw.decode("latin-1"), words[n]), len(words[n]), n),
+        )
+        for token, raw in enumerate(spellings[0])
+        if raw
+    }
+    total = count = 0.0
+    for n, row in enumerate(ROWS):
+        ids = pair.shards.read("student_ids", np.array([row]))[0]
+        places = one_to_one(pair.shards, row)
+        for mine, theirs in places:
+            p = (teacher[n, theirs, list(nearest.values())] / 2).softmax(0)
+            q = (student[n, mine, list(nearest)] / 2).softmax(0)
+            total += float((p * (p / q).log()).sum())
+        scored = [one for one in chunks(pair.shards, row) if one[4] & 1]
+        rest = {place for one in scored for place in range(one[0], one[1])} - {mine + 1 for mine, _ in places}
+        total -= sum(float((student[n, place - 1] / 2).log_softmax(0)[int(ids[place])]) for place in rest)
+        count += len(places) + len(rest)
+    loss, counted = pair.loss(MinEd(kind="mined"), batch)
+    assert counted == count > 40
+    assert loss.item() == pytest.approx(total, rel=1e-4)
 
 
 def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):

@@ -37,12 +37,17 @@ def test_cluster_yaml_is_what_ray_up_takes():
     util.validate_config(util.prepare_config(config))
     types = config["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert all("RAY_AUTH_MODE=token" in one for one in commands if "ray start" in one)
+        assert not any("0.0.0.0" in one for one in commands)
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert all(one["min_workers"] == 0 for name, one in types.items() if name != "head")
 
 
 def test_the_rayjob_has_the_groups_of_cluster_yaml():
     types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
     cluster = yaml.safe_load((ROOT / "pipelines" / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
     groups = {one["groupName"]: one for one in cluster["workerGroupSpecs"]}
     assert set(groups) == set(types) - {"head"}
