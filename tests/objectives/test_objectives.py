@@ -77,7 +77,13 @@ def merged_chunks(batch, rule):
 @pytest.mark.parametrize("leave_out", [True, False])
 def test_alm_is_the_mean_divergence_of_merged_chunks(batch, rule, boundary, average, leave_out):
     options = Alm(
-        kind="alm", chunks=rule, boundary=boundary, temperature=2.0, average=average, leave_out_one_to_one=leave_out
+        kind="alm",
+        divergence="kl",
+        chunks=rule,
+        boundary=boundary,
+        temperature=2.0,
+        average=average,
+        leave_out_one_to_one=leave_out,
     )
     planned = plan(options, batch)
     student = random_student(batch, boundary_chunks([planned]))
