@@ -35,8 +35,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Put another value into the run, such as train.steps=200. May be repeated."),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check the run, print it with every default and what to expect, do nothing.")
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the run, print it with every default, do nothing else.")]
+Estimated = Annotated[
+    bool,
+    typer.Option("--estimate", help="With --dry-run: measure on a sample what the run will take, in a minute or so."),
 ]
 
 
@@ -53,7 +55,11 @@ def root() -> None:
 
 @app.command()
 def prepare(
-    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
 ) -> None:
     """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
 
@@ -65,12 +71,16 @@ def prepare(
         check_inputs(places.config, places)
         Console().print(data_table(stage(places)))
 
-    _stage(config, recipe, overrides, dry_run, work, ("prepare",))
+    _stage(config, recipe, overrides, dry_run, work, ("prepare",) if estimate else ())
 
 
 @app.command()
 def train(
-    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
 ) -> None:
     """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
 
@@ -79,7 +89,7 @@ def train(
 
         train_student(places)
 
-    _stage(config, recipe, overrides, dry_run, work, ("train",))
+    _stage(config, recipe, overrides, dry_run, work, ("train",) if estimate else ())
 
 
 @app.command()
@@ -112,7 +122,13 @@ def export(
 
 
 @app.command()
-def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def run(
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
+) -> None:
     """Prepare, train, evaluate and export.
 
     Example: ctd run --recipe demo --set name=mine --set teacher.model=./my-model --set train.steps=500
@@ -126,7 +142,7 @@ def run(config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides =
         check_inputs(places.config, places)
         print_report(places, stage(places))
 
-    _stage(config, recipe, overrides, dry_run, work, ("prepare", "train"))
+    _stage(config, recipe, overrides, dry_run, work, ("prepare", "train") if estimate else ())
 
 
 def _stage(
@@ -139,6 +155,8 @@ def _stage(
 ) -> None:
     if (file is None) == (recipe is None):
         raise UsageError("give either --config FILE or --recipe NAME")
+    if estimated and not dry_run:
+        raise UsageError("--estimate belongs to --dry-run: give both")
     text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
     chosen = read_config(text, source, overrides or [])
     from pipelines.places import Places

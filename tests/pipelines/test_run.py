@@ -219,6 +219,12 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
         ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
+        ("corpus.field=body", r"corpus\.field: no text in 'body'.*there is text"),
+        ("train.use_gpu=true", r"train\.use_gpu.*no GPU"),
+        ("output=/proc/runs", r"output: /proc/runs: nothing can be written there"),
+        ("train.objectives=[{kind: almm}]", r"Did you mean alm\?"),
+        ("evaluate.gap_sett=x", r"Did you mean gap_set\?"),
+        ("train.objectives=[{kind: alm, temprature: 2}]", r"Did you mean temperature\?"),
         ("train.freeze=['[']", r"train\.freeze: '\[' is no regular expression"),
         ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
@@ -243,7 +249,7 @@ def test_a_student_made_from_its_teacher_reads_no_longer_windows(config, tmp_pat
 def test_a_dry_run_expects_what_then_comes(config, tmp_path):
     whole = config["prepare"] | {"part_bytes": 100_000}  # the corpus is small enough to be the sample
     file = written(config | {"prepare": whole}, tmp_path)
-    expected = CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run"]).stderr
+    expected = CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run", "--estimate"]).stderr
     ctd("prepare", "--config", file)
     counts = read_manifest(Folder(only(tmp_path / "runs" / "tiny" / "prepared", "train-*"))).counts
     assert f"student {counts.student_tokens:,}, teacher {counts.teacher_tokens:,}" in expected
