@@ -67,8 +67,8 @@ def _check_gpus(config: RunConfig) -> None:
     asked = [field for field, is_wanted in wanted.items() if is_wanted]
     if asked and is_own() and not torch.cuda.is_available():
         raise UsageError(
-            f"{' and '.join(asked)}: the run asks for GPUs, and torch sees no GPU on this machine. Ask for none, or set "
-            "RAY_ADDRESS to a cluster."
+            f"{' and '.join(asked)}: the run asks for GPUs, and torch sees no GPU on this machine. Ask for none, or "
+            "set RAY_ADDRESS to a cluster."
         )
 
 
