@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 SECRET_NAME = re.compile(
     r"(?i)(^|[_-])(secret|password|passwd|pwd|token|sig|signature|credentials?|(api|access|account|secret|private)[_-]?key)"
-    r"([_-]|$)|secretkey|accesskey|apikey"
+    r"([_-]|$)|secretkey|accesskey|accountkey|apikey"
 )
 WITH_PASSWORD = re.compile(r"(\w+://)[^\s/@:]*:[^\s/@]+@")
-KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://)[^\s/@]+@")
-QUERY = re.compile(r"([?&])([^=&\s]+)=([^&\s]+)")
+KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
+QUERY = re.compile(r"([?&;])([^=&;\s]+)=([^&;\s]+)")
 
 
 def has_secret(text: str) -> bool:
@@ -23,7 +22,7 @@ def has_secret(text: str) -> bool:
         return False
     if WITH_PASSWORD.search(text) or KEY_OF_STORE.search(text):
         return True
-    return any(SECRET_NAME.search(name) for name, _ in parse_qsl(urlsplit(text).query))
+    return any(SECRET_NAME.search(one[2]) for one in QUERY.finditer(text))
 
 
 def fields_with_secrets(values: Any, path: str = "") -> Iterator[str]:

@@ -156,8 +156,11 @@ def delete_file(location: str | Path) -> None:
 def write_text(location: str | Path, text: str) -> None:
     """Write a file; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
-    with _told(f"{location}: cannot be written"), files.open_output_stream(path) as stream:
-        stream.write(text.encode())
+    with _told(f"{location}: cannot be written"):
+        if files.type_name not in {"s3", "gcs"}:  # these have no folders
+            files.create_dir(posixpath.dirname(path), recursive=True)
+        with files.open_output_stream(path) as stream:
+            stream.write(text.encode())
 
 
 def upload(source: Path, location: str) -> None:

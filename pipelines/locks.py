@@ -6,6 +6,7 @@ import os
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,6 +21,7 @@ from pipelines.run_files import RunFiles
 RENEW_SECONDS = 30.0  # between signs of life in a store
 LEASE_SECONDS = 150.0  # without one, after which a holder counts as killed
 POLL_SECONDS = 1.0
+READ_TRIES = 5
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def _lease(location: str, stage: str) -> Iterator[None]:
     own = _holder()
     _write(location, own)
     time.sleep(POLL_SECONDS)  # of two that begin at the same moment, the one that wrote last has it
-    if (now := _read(location)) and (now["machine"], now["process"]) != (own["machine"], own["process"]):
+    if not _is_own(_read(location), own):
         with _lease(location, stage):
             yield
         return
@@ -77,6 +79,8 @@ def _lease(location: str, stage: str) -> Iterator[None]:
     def renew() -> None:
         while not stop.wait(RENEW_SECONDS):
             with suppress(CtdError):  # the store may answer again before the lease ends
+                if not _is_own(_read(location), own):
+                    return  # this process slept so long that another has taken the lease
                 _write(location, own | {"alive": time.time()})
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -87,12 +91,20 @@ def _lease(location: str, stage: str) -> Iterator[None]:
         stop.set()
         thread.join()
         with suppress(CtdError):
-            delete_file(location)
+            if _is_own(_read(location), own):
+                delete_file(location)
 
 
 def _holder() -> dict[str, Any]:
     since = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"machine": platform.node(), "process": os.getpid(), "since": since, "alive": time.time()}
+    identity = uuid.uuid4().hex  # in containers, names of machines and numbers of processes repeat
+    return {
+        "machine": platform.node(), "process": os.getpid(), "id": identity, "since": since, "alive": time.time(),
+    }  # fmt: skip
+
+
+def _is_own(held: dict[str, Any] | None, own: dict[str, Any]) -> bool:
+    return held is not None and held.get("id") == own["id"]
 
 
 def _say_who(stage: str, holder: str) -> None:
@@ -106,9 +118,18 @@ def _say_who(stage: str, holder: str) -> None:
 
 
 def _read(location: str) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError), open_to_read(location) as stream:
-        held: dict[str, Any] = json.loads(stream.read())
-        return held
+    """The lease, None where there is none; raises CtdError where the store does not answer."""
+    for left in reversed(range(READ_TRIES)):
+        try:
+            with open_to_read(location) as stream:
+                held: dict[str, Any] = json.loads(stream.read())
+                return held
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # also half-written by a holder that renews it
+            if not left:
+                raise CtdError(f"{location}: cannot be read ({error}). Run the same command again.") from error
+            time.sleep(POLL_SECONDS)
     return None
 
 

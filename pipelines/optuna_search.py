@@ -25,13 +25,13 @@ class OptunaSearcher(Searcher):
         self.choices: dict[str, dict[str, float]] = {}
         direction = "minimize" if mode == "min" else "maximize"
         self._study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=seed))
-        for trial in past:
+        for trial in (one for one in past if one.state != "running"):
             self._study.enqueue_trial(dict(trial.choices))
-            if trial.state == "running":
-                continue
             asked, _ = self._ask()
             value = trial.lines[-1].get(metric) if trial.lines and trial.state == "ended" else None
             self._tell(asked, value)
+        for trial in (one for one in past if one.state == "running"):  # what is waiting is asked for first
+            self._study.enqueue_trial(dict(trial.choices))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The settings of a trial."""

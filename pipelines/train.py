@@ -92,6 +92,7 @@ def _train_student(
                 _train_on_ray(places, [] if on_ray is None else [on_ray()])
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
+            forget_failure(places)
             run_worker(places, after_checkpoint, Worker(device=device), reporter)
     _warn_of_idle_objectives(places)
 

@@ -127,9 +127,16 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         for one in (one for one in past if one.state == "failed"):
             forget_failure(variant(base, one.values, f"{file}: a trial that failed"))
         past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
+    if not resume:
+        for values in drawn:  # what an earlier search or training failed with is tried again
+            forget_failure(variant(base, values, f"{file}: a trial"))
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter, base, directory, past)
-        _run(options, base, metric, space, drawn, directory, watch, trackers)
+        try:
+            _run(options, base, metric, space, drawn, directory, watch, trackers)
+        finally:
+            if watch.trials:
+                base.files.share(directory / RECORD)
     trials = watch.trials
     ended = sum(one.state != "running" for one in trials)
     if ended < wanted:

@@ -16,6 +16,9 @@ SECRETS = [
     "https://host/x.jsonl?X-Amz-Signature=hunter2",
     "https://account.blob.core.windows.net/c/x?sv=1&sig=hunter2",
     "gs://hunter2@bucket/x",
+    "s3://AKIA123:hun/ter2/hunter2@bucket/x",
+    "s3://bucket/x?region=eu;secret_key=hunter2",
+    "wasbs://container/x?x=y;AccountKey=hunter2",
     "hdfs://user:hunter2@host/x",
 ]
 HARMLESS = [

@@ -36,7 +36,7 @@ def renumber(
     for holder, name, value in list(_ids(config)):
         role = name.removesuffix("_token_id")
         own = getattr(tokenizer, name) if role in ROLES and name.endswith("_token_id") else None
-        kept, missing = _renumbered(value, new_ids.get)
+        kept, missing = (None, []) if name == "sequence_bias" else _renumbered(value, new_ids.get)
         if missing and not (own is not None and isinstance(value, int)):
             lost.append(f"{source}.{name}: {', '.join(map(str, missing))}")
         elif kept is None and not missing:
@@ -45,7 +45,7 @@ def renumber(
             kept = list(dict.fromkeys([own, *(kept or [])]))
             kept = kept[0] if len(kept) == 1 else kept
         elif role in ROLES and name.endswith("_token_id"):
-            kept = own
+            kept = own if own is not None else kept
         setattr(holder, name, kept)
     for role in ROLES:  # also where the teacher's config has none
         if getattr(config, f"{role}_token_id", None) is None:

@@ -92,8 +92,10 @@ class Folder:
                 buffer, verify = cache.fetch(entry, lambda: self.read(entry.file), verify), False  # it has verified
             else:
                 buffer = pa.py_buffer(self.read(entry.file))
-        except OSError as error:
+        except FileNotFoundError as error:
             raise ShardDamaged(f"{source}: the shard cannot be read ({error}). {way_out}") from error
+        except OSError as error:  # it may be good
+            raise CtdError(f"{source}: the shard cannot be read ({error}). Run the same command again.") from error
         if buffer.size != entry.size_bytes:
             raise ShardDamaged(f"{source}: {buffer.size} bytes where the manifest has {entry.size_bytes}. {way_out}")
         if verify and hashlib.sha256(buffer).hexdigest() != entry.sha256:
@@ -165,8 +167,9 @@ def is_finished(folder: Folder, cache: Cache | None = None) -> bool:
     """
     if MANIFEST not in folder.sizes_bytes():
         return False
+    content = folder.read(MANIFEST).decode(errors="replace")
     try:
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(content, f"{folder.name}/{MANIFEST}")
     except CtdError:
         folder.set_aside(MANIFEST)
         return False

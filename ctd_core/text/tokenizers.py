@@ -45,6 +45,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         return from_byt5(tokenizer)
     if not tokenizer.is_fast:
         raise TokenizerError(f"{name}: {type(tokenizer).__name__} has no fast backend. Convert it to a tokenizer.json.")
+    _refuse_endless(tokenizer.backend_tokenizer, name)
     return tokenizer
 
 
@@ -85,6 +86,7 @@ def _as_file_says(file: Path, name: str, revision: str | None) -> PreTrainedToke
                 f"{name}: {token.content!r} has the id {token_id} by its tokenizer_config.json, and "
                 f"{backend.token_to_id(token.content)} by its tokenizer.json. Make the two agree."
             )
+    _refuse_endless(backend, name)
     roles = {role: token for role, token in beside.special_tokens_map.items() if isinstance(token, str)}
     extra = [token for token in beside.all_special_tokens if token not in roles.values()]
     return PreTrainedTokenizerFast(

@@ -110,8 +110,9 @@ def train(
         except LossNotFinite as error:
             raise _lost(step, error, sources[error.source]) from error
         compared += sum(measured.counts)
-        if not compared and step + 1 in (done + EMPTY_STEPS, options.steps):
-            raise Recurring(_nothing_compared(options, step + 1))
+        is_late = step + 1 == done + EMPTY_STEPS or (not done and step + 1 == options.steps)
+        if not compared and is_late:
+            raise Recurring(_nothing_compared(options, step + 1 - done))
         norm = clip(wrapped, options.clip_norm)
         if not torch.isfinite(norm):
             rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)

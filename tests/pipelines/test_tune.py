@@ -258,11 +258,11 @@ def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_one
     for number in range(4):
         values = first.suggest(f"trial {number}")["values"]
         result = {"step": 4.0, "distance": 1.0 / (number + 1)}
-        state = "running" if number == 3 else "ended"
+        state = "running" if number == 1 else "ended"
         past.append(TrialRecord(values=values, choices=first.choices[f"trial {number}"], state=state, lines=[result]))
     again = optuna_searcher(options, space, "distance", past)
-    assert again.suggest("first")["values"] == past[3].values
-    assert [one.value for one in again._study.get_trials()][:3] == [1.0, 0.5, 1 / 3]
+    assert again.suggest("first")["values"] == past[1].values
+    assert [one.value for one in again._study.get_trials()][:3] == [1.0, 1 / 3, 1 / 4]
 
 
 @pytest.mark.parametrize(
