@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import platform
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from ctd_core.errors import CtdError
 from ctd_core.storage import delete_file, open_to_read, write_text
+from pipelines.background import repeating
 from pipelines.progress import say
 from pipelines.run_files import RunFiles
 
@@ -74,22 +74,16 @@ def _lease(location: str, stage: str) -> Iterator[None]:
         with _lease(location, stage):
             yield
         return
-    stop = threading.Event()
 
     def renew() -> None:
-        while not stop.wait(RENEW_SECONDS):
-            with suppress(CtdError):  # the store may answer again before the lease ends
-                if not _is_own(_read(location), own):
-                    return  # this process slept so long that another has taken the lease
+        with suppress(CtdError):  # the store may answer again before the lease ends
+            if _is_own(_read(location), own):  # else this process slept so long that another has taken it
                 _write(location, own | {"alive": time.time()})
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(RENEW_SECONDS, renew):
+            yield
     finally:
-        stop.set()
-        thread.join()
         with suppress(CtdError):
             if _is_own(_read(location), own):
                 delete_file(location)

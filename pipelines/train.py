@@ -27,6 +27,7 @@ from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, Metrics, train
 from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
+from pipelines.background import repeating
 from pipelines.checkpoints import keeping, latest_checkpoint, starting_checkpoint, steps_done
 from pipelines.cluster import connect, is_driver, own_errors
 from pipelines.locks import one_at_a_time
@@ -345,20 +346,13 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 @contextmanager
 def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
     """Report the last line of the metrics for as long as workers write them; in a store, every half a minute."""
-    stop = threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(1.0 if places.files.store is None else 10.0):
-            if lines := _lines_so_far(places):
-                reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
+    def report() -> None:
+        if lines := _lines_so_far(places):
+            reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeating(1.0 if places.files.store is None else 10.0, report):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _lines_so_far(places: Places) -> list[Metrics]:

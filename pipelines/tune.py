@@ -137,19 +137,16 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         finally:
             if watch.trials:
                 base.files.share(directory / RECORD)
+    again = shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
     trials = watch.trials
     ended = sum(one.state != "running" for one in trials)
     if ended < wanted:
-        raise CtdError(
-            f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: "
-            + shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
-        )
+        raise CtdError(f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: {again}")
     results = order(
         [TrialResult(number, one.values, one.lines, one.error) for number, one in enumerate(trials)],
         metric,
         options.mode,
     )
-    again = shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
     if any(one.state == "failed" for one in trials):
         say(f"tune: to try the trials that failed again: {again} --retry-failed")
     if results[0].error is not None or not results[0].has_finite(metric):
