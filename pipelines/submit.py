@@ -14,6 +14,13 @@ from ctd_core.secrets import has_secret
 from pipelines.progress import say
 
 SECONDS_OF_SILENCE = 60
+COMMAND = "command"  # of a job's metadata: what it runs, as it was typed
+# The interpreter that Ray's own workers have on the machine of a job, told by the process that started the job's parent:
+# PATH there need not have it. Without /proc, whatever is called python.
+RAYS_PYTHON = (
+    r"$(tr '\0' '\n' </proc/$(awk '/^PPid/ {print $2}' /proc/$PPID/status)/cmdline"
+    r" | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p' | grep . || echo python)"
+)
 EXCLUDED = [".git", ".venv", "runs", "__pycache__"]  # of the directory that is sent; what git ignores is too
 
 
@@ -39,33 +46,34 @@ def submit(
             "the machines what your store reads, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     client = _client(address)
-    entrypoint = shlex.join(["python", "-m", "pipelines", *command]) if command else None
+    typed = shlex.join(["ctd", *command])
     try:
         running = {one.submission_id: one for one in client.list_jobs()}.get(job) if job is not None else None
     except (RuntimeError, OSError) as error:
         raise CtdError(f"{address}: the cluster does not tell its jobs ({error}).") from error
     if running is None:
-        if entrypoint is None:
+        if not command:
             raise UsageError(
                 f"{job}: {address} has no such job." if job else "give a command after --, such as -- run --config FILE"
             )
         try:
             job = client.submit_job(
-                entrypoint=entrypoint,
+                entrypoint=f"{RAYS_PYTHON} -m pipelines {shlex.join(command)}",
                 submission_id=job,
+                metadata={COMMAND: typed},
                 runtime_env={"working_dir": str(working_directory), "excludes": EXCLUDED},
                 entrypoint_num_cpus=cpus,
                 entrypoint_num_gpus=gpus,
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
-        say(f"submit: {job} runs {entrypoint}")
-    elif entrypoint is not None and entrypoint != running.entrypoint:
-        raise UsageError(f"{job}: this job runs {running.entrypoint}. Give another --job, or leave the command out.")
+        say(f"submit: {job} runs {typed}")
+    elif command and typed != _command(running):
+        raise UsageError(f"{job}: this job runs {_command(running)}. Give another --job, or leave the command out.")
     elif running.status.is_terminal():
         say(f"submit: {job} has ended already; this is its log. Give another --job to run it again.")
     else:
-        say(f"submit: following {job}, which runs {running.entrypoint}")
+        say(f"submit: following {job}, which runs {_command(running)}")
     try:
         ended = asyncio.run(_follow(client, str(job)))
     except KeyboardInterrupt:
@@ -88,6 +96,10 @@ def _client(address: str) -> JobSubmissionClient:
             f"{address}: no cluster answers there ({str(error).strip().splitlines()[0]}). Give the address of its "
             "dashboard, and its token where it asks for one: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE."
         ) from error
+
+
+def _command(job: JobDetails) -> str:
+    return str((job.metadata or {}).get(COMMAND, job.entrypoint))
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> JobDetails:

@@ -170,7 +170,9 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
 
 def _error_of(trial: Trial) -> str:
     """Why a trial failed, in a line."""
-    text = str(trial.get_error() or f"it failed; {trial.path} may tell why").strip()
+    file = trial.error_file  # Ray copies it to where trial.get_error() looks some time later
+    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else trial.get_error()
+    text = str(text or f"it failed; {trial.path} may tell why").strip()
     named = list(re.finditer(r"^[\w.]+(Error|Exception): ", text, re.MULTILINE))  # a traceback's last lines
     return text[named[-1].end() :] if named else text.splitlines()[-1]
 

@@ -67,7 +67,7 @@ def ray_head(
     """
     ports = free_ports(4)
     environment = os.environ | {"RAY_AUTH_MODE": "token"}  # see conftest
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # also for the `python` of a job
+    environment["PATH"] = "/usr/bin:/bin"  # Ray's interpreter is not on it, nor need it be
     if autoscaling is not None:
         file = folder / "autoscaling.json"
         file.write_text(json.dumps(_fake_machines(autoscaling, f"127.0.0.1:{ports[0]}")))

@@ -36,7 +36,7 @@ def test_a_job_prepares_on_the_cluster_and_is_followed_again(head, config, tmp_p
     assert again.stdout == first.stdout
     other = submit(head, "--job", "one", "--", "train", "--config", file)
     assert other.returncode == 2
-    assert "this job runs python -m pipelines prepare" in other.stderr
+    assert "this job runs ctd prepare --config" in other.stderr
 
 
 def test_a_job_of_wrong_usage_ends_with_its_own_exit_status(head, config, tmp_path):  # noqa: F811
@@ -44,7 +44,7 @@ def test_a_job_of_wrong_usage_ends_with_its_own_exit_status(head, config, tmp_pa
     done = submit(head, "--", "prepare", "--config", file)
     assert done.returncode == 2
     assert "Name a directory that all machines share" in done.stdout
-    command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "pipelines", "runs", str(tmp_path)]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "pipelines", "runs", str(tmp_path)]
     done = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "last change" in done.stdout
