@@ -2,20 +2,20 @@
 
 import logging
 import os
-import time
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
-from ray._private.services import find_gcs_addresses
 from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import RayError
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
 
-ENDING_SECONDS = 10.0  # of a Ray that was let go
 # A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -55,21 +55,6 @@ def let_go() -> None:
         ray.shutdown()
 
 
-def check_alone() -> None:
-    """Raises UsageError where a Ray of a command's own is not the only one on this machine.
-
-    Ray takes away what stopped trainings leave behind through its dashboard, and then does not know which one is meant.
-    """
-    deadline = time.monotonic() + ENDING_SECONDS
-    while is_own() and len(find_gcs_addresses()) > 1:
-        if time.monotonic() > deadline:
-            raise UsageError(
-                "another Ray runs on this machine, beside which trials of several workers would wait for ever. Wait "
-                "for its end, or have one for all: `ray start --head`, and RAY_ADDRESS=auto for each command."
-            )
-        time.sleep(0.5)
-
-
 def is_own() -> bool:
     """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
@@ -83,9 +68,11 @@ def is_driver() -> bool:
 def _join(dashboard: bool) -> None:
     if ray.is_initialized():
         return
-    options = {"address": "local", "include_dashboard": dashboard} if is_own() else {}
+    options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_own() else {}
+    options |= {"runtime_env": {"worker_process_setup_hook": "pipelines.worker_setup.name_cluster"}}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        with _without("Set ray log level"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error
     for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
@@ -93,6 +80,21 @@ def _join(dashboard: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextmanager
+def _without(words: str) -> Iterator[None]:
+    """Keep lines with `words`, which Ray's core writes before it heeds its log level, off standard error."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "wb", buffering=0) as stderr, tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
+            written.seek(0)
+            stderr.write(b"".join(line for line in written if words.encode() not in line))
 
 
 @contextmanager

@@ -42,10 +42,14 @@ def measure(places: Places) -> Report:
 def _measure(places: Places, student: LogprobModel, reporter: Reporter, done: int, when: str) -> dict[str, Agreement]:
     student = student.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = {}
-    for number, name in enumerate(places.config.evaluate.sets, done + 1):
+    for number, name in enumerate(places.config.evaluate.sets, done):
         shards = ShardSet(places.datasets[name].location, verify=True, cache=places.cache)
-        measured[name] = measure_agreement(student, shards, places.config.evaluate.batch_tokens)
-        reporter.update(number, f"{name}, {when}")
+
+        def on_batch(share: float, number: int = number, name: str = name) -> None:
+            done = number + share
+            reporter.update(int(done), f"{name}, {when}", done / (2 * len(places.config.evaluate.sets)))
+
+        measured[name] = measure_agreement(student, shards, places.config.evaluate.batch_tokens, on_batch)
     return measured
 
 

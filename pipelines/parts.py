@@ -14,8 +14,9 @@ from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
 from ctd_core.shards.manifest import Counts
-from ctd_core.text.corpora import Part, held_out_texts, read_part, training_texts
-from ctd_core.text.segments import Side, plain_document
+from ctd_core.text.corpora import Part, SourceText, held_out_texts, read_part, training_texts
+from ctd_core.text.segments import Document, Side, plain_document
+from pipelines.tally import Within, noting
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Job:
     location: str
     part: Part
 
+    @property
+    def key(self) -> str:
+        """The part's name among those of all sets."""
+        return f"{self.location}/{self.part.number}"
+
 
 @lru_cache(maxsize=1)
 def shared_sides(sides: ray.ObjectRef) -> tuple[Side, Side]:
@@ -40,8 +46,20 @@ def shared_sides(sides: ray.ObjectRef) -> tuple[Side, Side]:
     return student, teacher
 
 
-def align_part(job: Job, sides: ray.ObjectRef, options: Prepare) -> tuple[pa.RecordBatch, Counts]:
+def align_part(
+    job: Job, sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle
+) -> tuple[pa.RecordBatch, Counts]:
     """Read a part, encode it twice, align and cut it: the content of its shard but for the teacher's numbers."""
+    note, text_bytes = noting(tally, job.key), 0
+
+    def document(one: SourceText | DocumentError) -> Document | DocumentError:
+        nonlocal text_bytes
+        if isinstance(one, DocumentError):
+            return one
+        text_bytes += len(one.text)  # characters, which are close enough to show
+        note(Within(text_bytes))
+        return plain_document(one.id, one.text)
+
     texts = read_part(job.corpus, job.part)
     chosen = (
         training_texts(job.corpus, texts)
@@ -50,7 +68,7 @@ def align_part(job: Job, sides: ray.ObjectRef, options: Prepare) -> tuple[pa.Rec
     )
     return build_rows(
         *shared_sides(sides),
-        (one if isinstance(one, DocumentError) else plain_document(one.id, one.text) for one in chosen),
+        map(document, chosen),
         options.student_window_tokens,
         options.teacher_window_tokens,
         job.split_fraction,
@@ -60,25 +78,29 @@ def align_part(job: Job, sides: ray.ObjectRef, options: Prepare) -> tuple[pa.Rec
 def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:
     """Write a part's shard; a row for the progress bar."""
     write_shard(Folder(job.location), job.part.number, shard_bytes(rows), counts)
-    return {"text_bytes": counts.text_bytes}
+    return {"part": job.key, "text_bytes": counts.text_bytes, "teacher_tokens": counts.teacher_tokens}
 
 
-def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
+def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle) -> dict[str, Any]:
     """A part aligned, as a row for the teacher."""
 
     def work() -> dict[str, Any]:
-        rows, counts = align_part(pickle.loads(row["job"]), sides, options)
+        job: Job = pickle.loads(row["job"])
+        rows, counts = align_part(job, sides, options, tally)
+        tally.note.remote(job.key, Within(counts.text_bytes, 0, counts.teacher_tokens))
         return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
     return outcome(row, work)
 
 
-def encode_and_write(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare) -> dict[str, Any]:
+def encode_and_write(
+    row: dict[str, Any], sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle
+) -> dict[str, Any]:
     """A part aligned and written in one task, where no teacher is asked."""
 
     def work() -> dict[str, Any]:
         job: Job = pickle.loads(row["job"])
-        return write_part(job, *align_part(job, sides, options))
+        return write_part(job, *align_part(job, sides, options, tally))
 
     return outcome(row, work)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 from pyarrow import ipc
+from transformers import PreTrainedTokenizerFast
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config import BytesTokenizer, Prepare, Teacher, TrainedTokenizer
@@ -37,12 +39,14 @@ from ctd_core.shards.manifest import (
 from ctd_core.text.corpora import is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
+from pipelines.background import repeating
 from pipelines.cluster import connect, own_errors
 from pipelines.locks import one_at_a_time
 from pipelines.parts import Job, encode, encode_and_write, outcome, raise_error_of, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
 from pipelines.run_files import whole_directory
+from pipelines.tally import Within, noting, start_tally, watched
 
 
 def prepare(places: Places) -> dict[str, Manifest]:
@@ -77,7 +81,7 @@ def ensure_tokenizer(places: Places) -> None:
         places.files.share(places.tokenizer, anew=False)  # where an earlier try was cut short
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
-    tokenizer = train_tokenizer(_tokenizer_texts(places, options.max_text_bytes), options.vocab_size)
+    tokenizer = _train_tokenizer(places, options)
     with whole_directory(places.tokenizer) as temporary:
         save_tokenizer(tokenizer, temporary)
     places.files.share(places.tokenizer)
@@ -95,6 +99,23 @@ def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
             if total > max_text_bytes:
                 return
             yield one.text
+
+
+def _train_tokenizer(places: Places, options: TrainedTokenizer) -> PreTrainedTokenizerFast:
+    """A new tokenizer, with a report of what it has read and for how long it has learned."""
+    read, since = 0, time.monotonic()
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for text in _tokenizer_texts(places, options.max_text_bytes):
+            yield text
+            read += len(text.encode())
+
+    def show() -> None:
+        reporter.update(read, f"bytes read, {time.monotonic() - since:.0f} s")
+
+    with progress("prepare: tokenizer", options.max_text_bytes) as reporter, repeating(2.0, show):
+        return train_tokenizer(texts(), options.vocab_size)
 
 
 def student_side(places: Places) -> Side:
@@ -136,8 +157,8 @@ def top_tokens(options: Prepare, student: Side, teacher: Side) -> TopTokens | No
 class Score:
     """The teacher, held by an actor: adds its two numbers a chunk to a part's rows and writes their shard."""
 
-    def __init__(self, teacher: Teacher, options: Prepare, sides: ray.ObjectRef) -> None:
-        self._options = options
+    def __init__(self, teacher: Teacher, options: Prepare, sides: ray.ObjectRef, tally: ray.actor.ActorHandle) -> None:
+        self._options, self._tally = options, tally
         device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
@@ -157,8 +178,14 @@ class Score:
             raise self._failure
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
             rows = reader.get_batch(0)
-        scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens, self._top)
-        return write_part(pickle.loads(row["job"]), scored, Counts.model_validate_json(row["counts"]))
+        job, counts = pickle.loads(row["job"]), Counts.model_validate_json(row["counts"])
+        note = noting(self._tally, job.key)
+
+        def on_batch(tokens: int, of_tokens: int) -> None:
+            note(Within(counts.text_bytes, tokens, of_tokens))
+
+        scored = score_rows(self._teacher, rows, self._options.scoring_batch_tokens, self._top, on_batch)
+        return write_part(job, scored, counts)
 
 
 def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], datasets: list[DatasetPlan]) -> None:
@@ -178,7 +205,8 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     others = options.scoring_resources if options.targets else None
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus", others)
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
-    alike = {"sides": ray.put(sides), "options": options}
+    tally = start_tally()
+    alike = {"sides": ray.put(sides), "options": options, "tally": tally}
     if options.targets:
         stream = stream.map(encode, fn_kwargs=alike)
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
@@ -192,12 +220,11 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     else:
         stream = stream.map(encode_and_write, fn_kwargs=alike)
     title = "prepare: " + ", ".join(dataset.name for dataset in datasets)
-    with own_errors(), progress(title, len(jobs)) as reporter:
-        text_bytes = 0
-        for done, row in enumerate(stream.iter_rows(), 1):
+    with own_errors(), progress(title, len(jobs)) as reporter, watched(tally, reporter, len(jobs)) as finish:
+        for row in stream.iter_rows():
             raise_error_of(row)
-            text_bytes += row["text_bytes"]
-            reporter.update(done, f"shards, {text_bytes / 1e6:.2f} MB of text")
+            scored = row["teacher_tokens"] if options.targets else 0
+            finish(row["part"], Within(row["text_bytes"], scored, scored))
 
 
 def _report_documents(name: str, counts: Counts) -> None:

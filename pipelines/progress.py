@@ -20,24 +20,25 @@ class Reporter:
         self._title, self._total, self._bar = title, total, bar
         self._task = bar.add_task(title, total=total, words="") if bar else None
         self._last_line, self._said = time.monotonic(), 0
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[float, float] | None = None
 
-    def update(self, done: int, words: str = "") -> None:
-        """`done` of the total are done."""
+    def update(self, done: int, words: str = "", share: float | None = None) -> None:
+        """`done` pieces are done, which is a `share` of the work where pieces differ, or are done in part."""
+        share = done / self._total if share is None else share
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, words=words)
+            self._bar.update(self._task, completed=share * self._total, words=words)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or self._said < done == self._total:
             self._last_line, self._said = time.monotonic(), done
-            say(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(done))
+            say(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(share))
 
-    def _left(self, done: int) -> str:
-        """The time left in words, by the pace since the first piece of work that was seen done."""
-        if self._first is None:
-            self._first = done, time.monotonic()
-        first, since = self._first
-        if done in (first, self._total):
+    def _left(self, share: float) -> str:
+        """The time left in words, by the pace since the first work that was seen done."""
+        if self._first is None and share:
+            self._first = share, time.monotonic()
+        if self._first is None or share == self._first[0] or share >= 1:
             return ""
-        seconds = (time.monotonic() - since) / (done - first) * (self._total - done)
+        first, since = self._first
+        seconds = (time.monotonic() - since) / (share - first) * (1 - share)
         return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
 
 

@@ -15,8 +15,8 @@ from pipelines.progress import say
 
 SECONDS_OF_SILENCE = 60
 COMMAND = "command"  # of a job's metadata: what it runs, as it was typed
-# The interpreter that Ray's own workers have on the machine of a job, told by the process that started the job's parent:
-# PATH there need not have it. Without /proc, whatever is called python.
+# The interpreter that Ray's own workers have on a job's machine, where PATH need not have it: the process that started
+# the job's parent has it in its command line. Without /proc, whatever is called python.
 RAYS_PYTHON = (
     r"$(tr '\0' '\n' </proc/$(awk '/^PPid/ {print $2}' /proc/$PPID/status)/cmdline"
     r" | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p' | grep . || echo python)"

@@ -26,7 +26,7 @@ from ctd_core.options import Options
 from ctd_core.search_space import parse_space, settings
 from ctd_core.storage import names_in
 from pipelines.checks import check_inputs
-from pipelines.cluster import check_alone, connect, is_own, let_go, own_errors
+from pipelines.cluster import connect, is_own, let_go, own_errors
 from pipelines.places import TRAIN_RESOURCES, Places, variant
 from pipelines.prepare import prepare
 from pipelines.progress import Reporter, progress, say
@@ -196,7 +196,6 @@ def _check_room(options: Search, base: Places, file: Path) -> None:
     let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
     fields = "train.num_workers and train.use_gpu"
     connect(workers, float(workers * train.use_gpu), fields, train.worker_resources, dashboard=True)
-    check_alone()
     unit, there = _room(train)
     wanted = (options.concurrent or 1) * workers
     if is_own() and wanted > there:

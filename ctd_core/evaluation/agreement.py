@@ -1,6 +1,7 @@
 """How well a student models a text, and how far it is from its teacher there."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,8 +45,15 @@ def gap_closed(before: Agreement, after: Agreement) -> float:
 
 
 @torch.no_grad()
-def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int) -> Agreement:
+def measure_agreement(
+    student: LogprobModel,
+    shards: ShardSet,
+    batch_tokens: int,
+    on_batch: Callable[[float], None] = lambda share: None,
+) -> Agreement:
     """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare.
+
+    `on_batch` is called after each batch with the share of all batches that is done.
 
     Where a process group is initialised, its members share the batches, and each has to call this.
     """
@@ -69,6 +77,7 @@ def measure_agreement(student: LogprobModel, shards: ShardSet, batch_tokens: int
             batch.chunks.teacher_logprobs[text].astype(np.float64),
             batch.chunks.num_bytes[text],
         )
+        on_batch(min(first + world, len(batches)) / len(batches))
     in_order = [one for _, one in sorted(_of_all_workers(found).items())]
     total = sum(int(sizes.sum()) for _, _, sizes in in_order)
     if not total:

@@ -1,5 +1,6 @@
 """The teacher's side of approximate likelihood matching: two numbers for each finest chunk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,12 +39,17 @@ class _Scores(NamedTuple):
 
 @torch.no_grad()
 def score_rows(
-    teacher: LogprobModel, rows: pa.RecordBatch, batch_tokens: int, top: TopTokens | None = None
+    teacher: LogprobModel,
+    rows: pa.RecordBatch,
+    batch_tokens: int,
+    top: TopTokens | None = None,
+    on_batch: Callable[[int, int], None] = lambda tokens, of_tokens: None,
 ) -> pa.RecordBatch:
     """`rows` with the teacher's log-likelihood of each finest chunk and log-probability of a boundary after it.
 
     A chunk's log-likelihood is the sum over its teacher tokens of log p(token | all before it); 0 where the chunk has
     no token or no context. The boundary is 0 after a begin marker of no tokens. With `top`, also what TOP_FIELDS say.
+    `on_batch` is called after each batch with how many of the rows' tokens are scored.
     Raises CtdError where a number is not finite or a token is none of the teacher's.
     """
     if top is not None:
@@ -61,11 +67,14 @@ def score_rows(
         )
     order = np.argsort(lengths, kind="stable")
     scores: dict[int, _Scores] = {}
+    tokens = 0
     for batch in ordered_batches(lengths, order, batch_tokens) if len(order) else []:
         found = _score(
             teacher, [ids[row] for row in batch], [ends[row] for row in batch], [one_to_one[row] for row in batch], top
         )
         scores |= zip(batch.tolist(), found, strict=True)
+        tokens += int(lengths[batch].sum())
+        on_batch(tokens, int(lengths.sum()))
     fields = schema.TARGET_FIELDS if top is None else [*schema.TARGET_FIELDS, *schema.TOP_FIELDS]
     columns = [[scores[row][number] for row in range(len(ids))] for number in range(len(fields))]
     return schema.with_columns(rows, fields, columns)

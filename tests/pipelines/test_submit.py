@@ -44,7 +44,19 @@ def test_a_job_of_wrong_usage_ends_with_its_own_exit_status(head, config, tmp_pa
     done = submit(head, "--", "prepare", "--config", file)
     assert done.returncode == 2
     assert "Name a directory that all machines share" in done.stdout
-    command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "-m", "pipelines", "runs", str(tmp_path)]
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        sys.executable,
+        "-m",
+        "pipelines",
+        "runs",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "last change" in done.stdout

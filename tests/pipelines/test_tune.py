@@ -30,6 +30,7 @@ from pipelines.trackers import Tracker
 from pipelines.trial import trial_training
 from pipelines.tune import Search, optuna_searcher
 from tests.chaos.harness import Chaos, kill_below
+from tests.pipelines.heads import ray_head
 from tests.pipelines.test_metrics import events
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
@@ -89,12 +90,13 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
         ctd("tune", "--config", file)
 
 
-def test_a_trial_may_have_several_workers(searched, config, tmp_path):  # noqa: F811
+def test_a_trial_may_have_several_workers_also_beside_another_ray(searched, tmp_path):
     scheduler = {"kind": "asha", "grace_steps": 2, "reduction_factor": 2}
     rates = {"train.learning_rate": {"grid": [1e-3, 1e-9]}}
     changes = {"train.num_workers": 2, "train.steps": 60}
     file = searched(space=rates, searcher="grid", scheduler=scheduler, changes=changes, trials=2)
-    output = ctd("tune", "--config", file)
+    with ray_head(tmp_path, "--num-cpus=1"):
+        output = ctd("tune", "--config", file)
     best = Path(output.split()[-1])
     assert yaml.safe_load(best.read_text())["train"]["learning_rate"] == 1e-3
     steps = {}
