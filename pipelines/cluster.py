@@ -12,6 +12,7 @@ import ray
 import ray.data
 from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
@@ -53,6 +54,12 @@ def let_go() -> None:
     """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
     if ray.is_initialized() and is_own():
         ray.shutdown()
+
+
+def beside_command(actor: type) -> ray.actor.ActorHandle:
+    """A small actor on the machine of this command, so that it is there for as long as the command."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(actor).options(scheduling_strategy=here).remote()
 
 
 def is_own() -> bool:

@@ -40,13 +40,13 @@ from ctd_core.text.corpora import is_unicode, read_part, training_texts
 from ctd_core.text.segments import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.background import repeating
-from pipelines.cluster import connect, own_errors
+from pipelines.cluster import beside_command, connect, own_errors
 from pipelines.locks import one_at_a_time
 from pipelines.parts import Job, encode, encode_and_write, outcome, raise_error_of, shared_sides, write_part
 from pipelines.places import TRAIN_SET, DatasetPlan, Places
 from pipelines.progress import progress, say
 from pipelines.run_files import whole_directory
-from pipelines.tally import Within, noting, start_tally, watched
+from pipelines.tally import Tally, Within, noting, watched
 
 
 def prepare(places: Places) -> dict[str, Manifest]:
@@ -205,7 +205,7 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     others = options.scoring_resources if options.targets else None
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus", others)
     stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
-    tally = start_tally()
+    tally = beside_command(Tally)
     alike = {"sides": ray.put(sides), "options": options, "tally": tally}
     if options.targets:
         stream = stream.map(encode, fn_kwargs=alike)

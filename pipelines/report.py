@@ -46,7 +46,7 @@ class Report(Record):
     run: str
     sets: dict[str, SetFigures]
     gap_closed: float | None
-    teacher_parameters: int
+    teacher_parameters: int = Field(description="by its config")
     student_parameters: int
     data: dict[str, Counts] = Field({})
     samples: list[Continuation] = Field([])

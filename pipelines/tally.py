@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.background import repeating
 from pipelines.progress import Reporter
@@ -35,12 +34,6 @@ class Tally:
 
     def parts(self) -> dict[str, Within]:
         return self._parts
-
-
-def start_tally() -> ray.actor.ActorHandle:
-    """A tally on the machine of the command, so that it is there for as long as the command."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Tally).options(scheduling_strategy=here).remote()
 
 
 def noting(tally: ray.actor.ActorHandle, part: str) -> Callable[[Within], None]:

@@ -1,14 +1,11 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 import torch
 from transformers import PreTrainedModel
 
@@ -24,18 +21,19 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.storage import below, delete_file, names_in, open_to_read, write_text
 from ctd_core.text.segments import Side
 from ctd_core.training.checkpoint import load_weights
-from ctd_core.training.loop import Hooks, Metrics, train
+from ctd_core.training.loop import Hooks, Metrics, Stopped, train
 from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
 from pipelines.background import repeating
 from pipelines.checkpoints import keeping, latest_checkpoint, starting_checkpoint, steps_done
-from pipelines.cluster import connect, is_driver, own_errors
+from pipelines.cluster import beside_command, connect, own_errors
 from pipelines.locks import one_at_a_time
 from pipelines.metrics import METRICS, MetricsLog, parse_metrics, read_metrics, step_words
 from pipelines.places import Places
 from pipelines.prepare import student_side, teacher_side
 from pipelines.progress import Reporter, progress, say
 from pipelines.run_files import whole_directory
+from pipelines.stopping import Switch, hears_signals, run_stoppable, stop_signals
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -94,7 +92,8 @@ def _train_student(
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
             forget_failure(places)
-            run_worker(places, after_checkpoint, Worker(device=device), reporter)
+            with stop_signals() as is_asked:
+                run_worker(places, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
     _warn_of_idle_objectives(places)
 
 
@@ -182,8 +181,12 @@ def run_worker(
     after_checkpoint: Callable[[Metrics], None],
     worker: Worker,
     reporter: Reporter | None = None,
+    stops_after: Callable[[int], bool] = lambda step: False,
 ) -> None:
-    """One worker's part of the training, from the latest checkpoint, also one that another number of workers wrote."""
+    """One worker's part of the training, from the latest checkpoint, also one that another number of workers wrote.
+
+    It ends after the step that `stops_after` says, with Stopped.
+    """
     options = places.config.train
     start = starting_checkpoint(places.checkpoints, worker)
     keep = keeping(places.checkpoints, worker, after_checkpoint)
@@ -221,39 +224,13 @@ def run_worker(
 
     live = live_teacher(places, side, student, worker.device) if options.live_objectives else None
     try:
-        with stop_signals() as should_stop:
-            hooks = Hooks(on_step, on_checkpoint, evaluate, should_stop)
-            train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
+        hooks = Hooks(on_step, on_checkpoint, evaluate, stops_after)
+        train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
     finally:
         if log is not None:
             log.close()
     if log is not None:
         shared_metrics(places)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether the process was asked to end: by Ctrl-C, or SIGTERM, as spot machines get it. The second time it ends.
-
-    A worker of Ray's, which Ray ends itself, never is.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or (ray.is_initialized() and not is_driver()):
-        yield asked.is_set
-        return
-
-    def note(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        say("train: stopping after this step, with a checkpoint; again to stop at once")
-
-    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def figure_names(name: str) -> tuple[str, str]:
@@ -289,10 +266,12 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
     options = places.config.train
     most, least = options.num_workers, options.min_workers or options.num_workers
     connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu", options.worker_resources)
+    switch = beside_command(Switch) if hears_signals() else None
     resources = {"GPU": 1.0} if options.use_gpu else {"CPU": TRIAL_WORKER_CPUS if callbacks else 1.0}
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"places": places},  # with what it has computed: no worker reads the corpus again
+        # With what the places have computed: no worker reads the corpus again.
+        train_loop_config={"places": places, "switch": switch},
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=options.use_gpu,
@@ -307,8 +286,13 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
         ),
     )
     forget_failure(places)
-    trainer.fit()
+    if switch is None:
+        trainer.fit()
+    else:
+        run_stoppable(trainer.fit, switch)
     raise_failure(places)
+    if (done := steps_done(latest_checkpoint(places.checkpoints))) < options.steps:
+        raise Stopped(done)
 
 
 def note_failure(places: Places, error: Recurring) -> None:
@@ -335,9 +319,16 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     places: Places = loop_config["places"]
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    def stops_after(step: int) -> bool:
+        switch = loop_config["switch"]
+        return switch is not None and bool(ray.get(switch.stops_after.remote(step)))
+
     try:
         # Checkpoints are ours, complete or not there; Ray's own copy could be cut short by a kill. Every worker waits.
-        run_worker(places, ray.train.report, worker)
+        run_worker(places, ray.train.report, worker, stops_after=stops_after)
+    except Stopped:
+        pass  # told by the command, which asked for it
     except (Recurring, FailedElsewhere) as error:  # on all workers at once: Ray would try it again and again
         if isinstance(error, Recurring):
             note_failure(places, error)

@@ -100,6 +100,8 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
 
     Raises UsageError for a search that cannot be run, CtdError where it was interrupted or no trial came to its end.
     """
+    if retry_failed and not resume:
+        raise UsageError("--retry-failed belongs to --resume: give both")
     options = read_options(file, Search)
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
     base = _with_evaluations(Places(with_overrides(run, overrides)), file)

@@ -193,14 +193,17 @@ def _text(value: Any, field: str, place: str) -> SourceText | DocumentError:
 
 
 def _plan_parquet(corpus: Parquet, part_bytes: int) -> Iterator[tuple[str, int, int]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for file in _files(corpus.paths):
         try:
             with open_to_read(file) as stream:
                 metadata = pq.read_metadata(stream)
-        except Exception as error:  # pyarrow raises ArrowInvalid and OSError
+        except pa.ArrowInvalid as error:
             raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
+        except OSError as error:
+            raise CtdError(f"corpus.paths: {file}: cannot be read ({error}).") from error
         columns = metadata.schema.to_arrow_schema()
         if corpus.field not in columns.names:
             raise UsageError(f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(columns.names)}.")
@@ -281,7 +284,7 @@ def _dataset(corpus: HubDataset) -> Any:
             saved = datasets.load_from_disk(corpus.name)
             return saved[corpus.split] if isinstance(saved, datasets.DatasetDict) else saved
         return datasets.load_dataset(corpus.name, corpus.configuration, split=corpus.split, revision=corpus.revision)
-    except Exception as error:  # every kind, by where the dataset is
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:  # by where the dataset is
         raise UsageError(
             f"corpus.name: {corpus.name}: no dataset could be loaded ({type(error).__name__}: {error}). Give a hub id "
             "or a directory written by save_to_disk."

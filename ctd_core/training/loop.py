@@ -34,18 +34,21 @@ class Hooks:
     evaluate: every `evaluate_every` steps and after the last; its figures join the step's metrics.
     on_checkpoint: with the metrics and a function that writes the checkpoint into an empty directory or a URI, the same
         for all workers, each of which has to call it.
-    should_stop: whether to write a checkpoint after this step and end, as where the process is asked to; of several
-        workers all have to say the same.
+    stops_after: whether to write a checkpoint after this step, counted from 1, and end, as where the process is asked
+        to; of several workers all have to say the same.
     """
 
     on_step: Callable[[Metrics], None]
     on_checkpoint: Callable[[Metrics, Callable[[str | Path], None]], None]
     evaluate: Callable[[LogprobModel], Metrics]
-    should_stop: Callable[[], bool] = lambda: False
+    stops_after: Callable[[int], bool] = lambda step: False
 
 
 class Stopped(CtdError):
-    """A training that ended before its last step because it was asked to."""
+    """A training that ended before its last step because it was asked to, after the step `done`."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(f"stopped after step {done}. Run the same command again: it goes on from there.")
 
 
 def train(
@@ -127,13 +130,13 @@ def train(
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
-        is_asked = hooks.should_stop()
+        is_asked = hooks.stops_after(step + 1)
         if is_asked or _due(step, options.checkpoint_steps) or step + 1 == options.steps:
             hooks.on_checkpoint(
                 metrics, partial(save_checkpoint, student=student, optimizer=optimizer, steps_done=step + 1)
             )
         if is_asked and step + 1 < options.steps:
-            raise Stopped(f"stopped after step {step + 1}. Run the same command again: it goes on from there.")
+            raise Stopped(step + 1)
 
 
 def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> Recurring:

@@ -1,6 +1,6 @@
 """Machines that die while a run is under way: nothing is lost, nothing is there twice, nothing is half there.
 
-`make test` disturbs each stage once, `make chaos` (CHAOS_SEEDS=5) at five times as many moments.
+`make chaos` disturbs each stage at five moments (CHAOS_SEEDS=5), pytest alone at one.
 """
 
 import os

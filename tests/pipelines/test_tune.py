@@ -290,6 +290,8 @@ def test_a_search_that_cannot_be_run_is_refused(searched, change, message):
         ctd("tune", "--config", searched(**change))
     with pytest.raises(UsageError, match="no search to resume"):
         ctd("tune", "--config", searched(), "--resume")
+    with pytest.raises(UsageError, match="belongs to --resume"):
+        ctd("tune", "--config", searched(), "--retry-failed")
 
 
 def test_optuna_is_asked_for_what_was_chosen_alone():

@@ -242,7 +242,7 @@ def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_i
         on_step=lambda metrics: losses.update({metrics["step"]: metrics["loss"]}),
         on_checkpoint=lambda metrics, write: write(stopped) if metrics["step"] == 3 else None,
         evaluate=lambda model: {},
-        should_stop=lambda: len(losses) == 3,
+        stops_after=lambda step: step == 3,
     )
     with pytest.raises(Stopped, match="stopped after step 3"):
         train(options, new_student(), shards, hooks)
