@@ -20,10 +20,10 @@ demo: install $(TEACHER)  ## the main job on a real model: SmolLM2 moved to a to
 	$(BIN)/ctd run --recipe demo
 
 $(TEACHER): | install
-	$(BIN)/python -m pipelines.demo_teacher $@
+	$(BIN)/python -m pipelines.teachers.demo $@
 
 $(TOKENIZERS): | install
-	$(BIN)/python -m tests.real_tokenizers $@
+	$(BIN)/python -m tests.support.real_tokenizers $@
 
 check: install  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -45,7 +45,7 @@ compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small 
 	$(BIN)/ctd compare --config tune_configs/alm.yaml
 
 $(SMALL): | install
-	$(BIN)/python -m pipelines.small_teacher $@
+	$(BIN)/python -m pipelines.teachers.small $@
 
 clean:
 	rm -rf .venv build dist *.egg-info

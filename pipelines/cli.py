@@ -14,13 +14,13 @@ import typer
 import yaml
 from rich.console import Console
 
-from ctd_core.config_file import read_config, read_rule, read_text
+from ctd_core.config.secrets import redact
+from ctd_core.config.yaml_files import read_config, read_rule, read_text
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.secrets import redact
 from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from pipelines.places import Places
+    from pipelines.artifacts.run_paths import Places
 
 app = typer.Typer(
     name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -64,9 +64,9 @@ def prepare(
     """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
 
     def work(places: "Places") -> None:
-        from pipelines.checks import check_inputs
-        from pipelines.prepare import prepare as stage
-        from pipelines.report import data_table
+        from pipelines.artifacts.report import data_table
+        from pipelines.stages.preflight import check_inputs
+        from pipelines.stages.prepare import prepare as stage
 
         check_inputs(places.config, places)
         Console().print(data_table(stage(places)))
@@ -85,7 +85,7 @@ def train(
     """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
 
     def work(places: "Places") -> None:
-        from pipelines.train import train_student
+        from pipelines.stages.train import train_student
 
         train_student(places)
 
@@ -99,8 +99,8 @@ def evaluate(
     """Measure the student before and after training against its teacher, on every evaluation set."""
 
     def work(places: "Places") -> None:
-        from pipelines.evaluate import evaluate as stage
-        from pipelines.report import agreement_table
+        from pipelines.artifacts.report import agreement_table
+        from pipelines.stages.evaluate import evaluate as stage
 
         Console().print(agreement_table(stage(places)))
 
@@ -114,7 +114,7 @@ def export(
     """Write the trained student as a directory that Hugging Face transformers loads."""
 
     def work(places: "Places") -> None:
-        from pipelines.export import export as stage
+        from pipelines.stages.export import export as stage
 
         print(stage(places))
 
@@ -135,9 +135,9 @@ def run(
     """
 
     def work(places: "Places") -> None:
-        from pipelines.checks import check_inputs
-        from pipelines.report import print_report
-        from pipelines.run import run as stage
+        from pipelines.artifacts.report import print_report
+        from pipelines.stages.preflight import check_inputs
+        from pipelines.stages.run import run as stage
 
         check_inputs(places.config, places)
         print_report(places, stage(places))
@@ -159,16 +159,16 @@ def _stage(
         raise UsageError("--estimate belongs to --dry-run: give both")
     text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
     chosen = read_config(text, source, overrides or [])
-    from pipelines.places import Places
+    from pipelines.artifacts.run_paths import Places
 
     places = Places(chosen)
     if dry_run:
-        from pipelines.checks import check_inputs
+        from pipelines.stages.preflight import check_inputs
 
         check_inputs(chosen, places)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
         if estimated:
-            from pipelines.estimate import estimate
+            from pipelines.stages.estimate import estimate
 
             Console(stderr=True).print(estimate(places, estimated).as_table())
     else:
@@ -201,7 +201,7 @@ def inspect(
         raise UsageError("give either --text or --text-file, or --shards")
     if (teacher is None) == (shards is None):
         raise UsageError("give --teacher with a text, and no --teacher with --shards, which hold its numbers")
-    from pipelines import inspect as shown
+    from pipelines.display import inspection as shown
 
     document = read_text(text_file) if text_file is not None else text or ""
     if shards is not None or rule is not None:
@@ -231,8 +231,8 @@ def compare(
 
     Trials that are done are not run again.
     """
-    from pipelines.compare import compare as stage
-    from pipelines.comparison import as_table
+    from pipelines.comparison.compare import compare as stage
+    from pipelines.comparison.summary import as_table
 
     rows, directory = stage(config, overrides or [])
     Console().print(as_table(rows))
@@ -251,8 +251,8 @@ def tune(
     No trial runs a tokenizer, or the teacher unless an objective asks it live. The best one's run is written as a file
     for `ctd train --config`.
     """
-    from pipelines.search_results import BEST, as_table
-    from pipelines.tune import search
+    from pipelines.search.results import BEST, as_table
+    from pipelines.search.tune import search
 
     found = search(config, overrides or [], resume, retry_failed)
     Console().print(as_table(found.trials, found.metric))
@@ -280,7 +280,7 @@ def submit(
 
     Example: ctd submit --address http://HEAD:8265 --job mine -- run --config mine.yaml
     """
-    from pipelines.submit import submit as stage
+    from pipelines.cluster.jobs import submit as stage
 
     raise typer.Exit(stage(address, command or [], job, working_dir, cpus, gpus, stop_on_interrupt))
 
@@ -293,7 +293,7 @@ def runs(
     ] = False,
 ) -> None:
     """List the runs under a storage path: how far each has come, its last figures, when it last changed."""
-    from pipelines.runs import as_table, list_runs
+    from pipelines.artifacts.run_list import as_table, list_runs
 
     found = list_runs(storage)
     if as_json_lines:
@@ -318,7 +318,7 @@ def chunks(
 
     Example: ctd chunks --shards runs/demo/prepared/general-1a2b3c4d5e6f7a8b
     """
-    from pipelines.chunks import as_json, as_table, measure_rules
+    from pipelines.display.chunk_rules import as_json, as_table, measure_rules
 
     measured = measure_rules(shards, [read_rule(one) for one in rule] if rule else None)
     if as_json_lines:
@@ -332,7 +332,7 @@ class _Lines(logging.Handler):
     """What is logged, as lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from pipelines.progress import say
+        from pipelines.display.progress import say
 
         say(redact(record.getMessage()))
 

@@ -1,4 +1,4 @@
-"""`python -m tests.goldens FILE`: what runs on tiny models come to, to the last digit, to compare two states of the code.
+"""`python -m tests.goldens FILE`: runs on tiny models, to the last digit, to compare two states of the code.
 
 Where FILE is there already, what differs from it is printed, and the exit status is 1. On one machine everything has
 to be equal: Arrow columns of three pairs of real tokenizers, the losses of twelve steps of every objective, a report, a
@@ -19,11 +19,11 @@ import yaml
 from pyarrow import ipc, parquet
 
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer
-from tests.models.tiny import llama
 from tests.pipelines.test_run import ctd
-from tests.real_tokenizers import REAL
-from tests.shards.sets import texts
-from tests.tokenizers import TEXTS, train_tokenizer
+from tests.support.models import llama
+from tests.support.real_tokenizers import REAL
+from tests.support.shard_sets import texts
+from tests.support.tokenizers import TEXTS, train_tokenizer
 
 STEPS = 12
 PAIRS = [("SmolLM2", "Mistral v1"), ("Qwen", "SmolLM2"), ("Mistral v1", "Qwen")]

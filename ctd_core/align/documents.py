@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ctd_core.align.chunks import FinestChunks, finest_chunks
 from ctd_core.errors import DocumentError
+from ctd_core.text.documents import Document, Marker, Text
 from ctd_core.text.encoding import EncodedPair, encode_pairs
-from ctd_core.text.segments import Document, Marker, Side, Text
+from ctd_core.text.prepared_tokenizer import Side
 from ctd_core.text.spelling import PRETOKEN_STARTS
 
 # What chunk_kinds holds, as flags.

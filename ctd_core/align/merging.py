@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctd_core.config_objectives import AnyChunks, AtWhitespace, Debiased, Finest
+from ctd_core.config.align import AnyChunks, AtWhitespace, Debiased, Finest
 
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]

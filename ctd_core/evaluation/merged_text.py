@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctd_core.align.merging import merge
-from ctd_core.config_objectives import AnyChunks
+from ctd_core.config.align import AnyChunks
 from ctd_core.shards import schema
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet

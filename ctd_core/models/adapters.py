@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ctd_core.config import Adapters
+from ctd_core.config.models import Adapters
 from ctd_core.errors import UsageError
 
 

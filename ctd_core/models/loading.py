@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ctd_core.config import Dtype
+from ctd_core.config.models import Dtype
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.logprobs import Head
+from ctd_core.ops.fused_logprobs import Head
 
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ctd_core.align.documents import ONE_TO_ONE, SCORED
 from ctd_core.errors import CtdError
 from ctd_core.models.loading import head_of
-from ctd_core.models.logprobs import top_logprobs
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.ops.fused_logprobs import top_logprobs
 from ctd_core.shards import schema
 from ctd_core.shards.batches import ordered_batches
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
 
-from ctd_core.text.segments import Side
+from ctd_core.text.prepared_tokenizer import Side
 from ctd_core.text.spelling import ids_by_bytes
 
 IDS = re.compile(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.models.loading import train_every_row
 from ctd_core.models.token_ids import ids_with_student, renumber
-from ctd_core.text.segments import Side, check_embedding
+from ctd_core.text.prepared_tokenizer import Side, check_embedding
 from ctd_core.text.spelling import ids_by_bytes
 
 TRANSFER_VERSION = 3  # of what transfer_model calculates

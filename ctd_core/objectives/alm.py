@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ctd_core.align.merging import merge
-from ctd_core.config_objectives import Alm
+from ctd_core.config.objectives import Alm
+from ctd_core.models.online_teacher import TeacherOutputs
 from ctd_core.objectives.divergences import binarised_divergence
-from ctd_core.objectives.plan import NO_CHUNKS, Plan, StudentOutputs, TeacherOutputs
+from ctd_core.objectives.interface import NO_CHUNKS, Plan, StudentOutputs
 from ctd_core.shards.batches import Batch
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ctd_core import config_objectives
-from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.objectives.positions import kl_divergence, row_of_token, sum_over_logits
+from ctd_core.config import objectives as config
+from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
+from ctd_core.objectives.interface import Plan, StudentOutputs
+from ctd_core.objectives.paired_positions import kl_divergence, row_of_token, sum_over_logits
 from ctd_core.shards.batches import Batch
 
 
@@ -24,7 +25,7 @@ class Dskd(nn.Module):
     batch, so that nothing depends on how a step is split. It is not 0 for a student that is its teacher.
     """
 
-    def __init__(self, options: config_objectives.Dskd, live: LiveTeacher) -> None:
+    def __init__(self, options: config.Dskd, live: OnlineTeacher) -> None:
         super().__init__()
         mine, theirs = live.student_hidden_size, live.hidden_size
         self.query = nn.Linear(2 * mine, 2 * theirs)

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config_objectives import Gold
-from ctd_core.models.logprobs import token_and_boundary_logprobs
-from ctd_core.objectives.plan import Indices, LiveTeacher, Objective, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.objectives.positions import last_token_places, sum_over_blocks
+from ctd_core.config.objectives import Gold
+from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
+from ctd_core.objectives.interface import Indices, Objective, Plan, StudentOutputs
+from ctd_core.objectives.paired_positions import last_token_places, sum_over_blocks
 from ctd_core.objectives.uld import sorted_distance
+from ctd_core.ops.fused_logprobs import token_and_boundary_logprobs
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-8  # the least probability under a logarithm
 
 
-def gold(options: Gold, live: LiveTeacher) -> Objective:
+def gold(options: Gold, live: OnlineTeacher) -> Objective:
     """At every scored chunk: a divergence on the tokens that both sides have, a sorted distance on all others.
 
     A chunk of several tokens has the distribution of its last token, times the probabilities of those before it. On

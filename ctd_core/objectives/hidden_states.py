@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from ctd_core import config_objectives
-from ctd_core.objectives.plan import LiveTeacher, Plan, StudentOutputs, TeacherOutputs
-from ctd_core.objectives.positions import chunk_end_places, row_of_token
+from ctd_core.config import objectives as config
+from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
+from ctd_core.objectives.interface import Plan, StudentOutputs
+from ctd_core.objectives.paired_positions import chunk_end_places, row_of_token
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least mean square that a channel is divided by
@@ -19,7 +20,7 @@ class HiddenStates(nn.Module):
     states to the teacher's size.
     """
 
-    def __init__(self, options: config_objectives.HiddenStates, live: LiveTeacher) -> None:
+    def __init__(self, options: config.HiddenStates, live: OnlineTeacher) -> None:
         super().__init__()
         mine, theirs = live.student_hidden_size, live.hidden_size
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)

@@ -2,13 +2,14 @@
 
 from torch import Tensor
 
-from ctd_core.config_objectives import Kd
+from ctd_core.config.objectives import Kd
 from ctd_core.errors import UsageError
-from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import kl_divergence, logit_objective, one_to_one_places
+from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.objectives.interface import Objective
+from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_places
 
 
-def kd(options: Kd, live: LiveTeacher) -> Objective:
+def kd(options: Kd, live: OnlineTeacher) -> Objective:
     """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) of the next token (Hinton et al., arXiv 1503.02531).
 
     Mean over the step's one-to-one chunks: with one tokenizer, all tokens of scored text. Entries beyond the tokenizer

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ctd_core.config_objectives import OneToOneKl
-from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
+from ctd_core.config.objectives import OneToOneKl
+from ctd_core.models.online_teacher import TeacherOutputs
+from ctd_core.objectives.interface import Plan, StudentOutputs
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least probability that all other tokens together are taken to have

@@ -5,18 +5,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ctd_core.config_objectives import PKl
+from ctd_core.config.objectives import PKl
+from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import old_tokens
-from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import kl_divergence, logit_objective, one_to_one_places
-from ctd_core.text.segments import Side
+from ctd_core.objectives.interface import Objective
+from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_places
+from ctd_core.text.prepared_tokenizer import Side
 
 SPELLED_TOKENS = 4  # of the teacher's tokens that spell a student token, how many share its probability
 DECAY = 0.1  # the share of each to the one before it
 LEAST = 1e-10  # added to projected probabilities under the logarithm
 
 
-def p_kl(options: PKl, live: LiveTeacher) -> Objective:
+def p_kl(options: PKl, live: OnlineTeacher) -> Objective:
     """KL(teacher ‖ projected student): each student token's probability goes to the teacher's tokens that spell it.
 
     A token of the same bytes takes all of it; else the first four that spell it share it as 1 : 0.1 : 0.01 : 0.001.

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from ctd_core.config_objectives import Sft
-from ctd_core.objectives.plan import Plan, StudentOutputs, TeacherOutputs
+from ctd_core.config.objectives import Sft
+from ctd_core.models.online_teacher import TeacherOutputs
+from ctd_core.objectives.interface import Plan, StudentOutputs
 from ctd_core.shards.batches import Batch
 
 

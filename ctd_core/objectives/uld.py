@@ -3,14 +3,15 @@
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctd_core.config_objectives import Uld
-from ctd_core.objectives.plan import LiveTeacher, Objective
-from ctd_core.objectives.positions import logit_objective, one_to_one_places, same_index_places
+from ctd_core.config.objectives import Uld
+from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.objectives.interface import Objective
+from ctd_core.objectives.paired_positions import logit_objective, one_to_one_places, same_index_places
 
 PLACES = {"same_index": same_index_places, "one_to_one": one_to_one_places}
 
 
-def uld(options: Uld, live: LiveTeacher) -> Objective:
+def uld(options: Uld, live: OnlineTeacher) -> Objective:
     """Σ_k |p_S(k) − p_T(k)| over both sides' probabilities in descending order, the shorter one filled up with zeros.
 
     The paper pairs the n-th token of either side, up to the shorter one's end (`places: same_index`). Mean over the

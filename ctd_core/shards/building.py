@@ -7,11 +7,12 @@ from itertools import islice
 import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText, align_documents, cut_windows
-from ctd_core.align.selection import most_split
+from ctd_core.align.window_selection import most_split
 from ctd_core.errors import DocumentError
 from ctd_core.shards.manifest import Counts, count_rows
 from ctd_core.shards.schema import rows_batch
-from ctd_core.text.segments import Document, Side, Text
+from ctd_core.text.documents import Document, Text
+from ctd_core.text.prepared_tokenizer import Side
 
 DOCUMENTS_A_BATCH = 256
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from ctd_core.errors import CtdError
 from ctd_core.shards.manifest import ShardEntry
+from ctd_core.storage.atomic import write_atomic
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,7 @@ class Cache:
             content = read()
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise CtdError(f"{entry.file}: what was read of it differs from its checksum. Run it again.")
-            self.directory.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.directory)
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(content)
-                os.replace(temporary, file)
-            except OSError:
-                Path(temporary).unlink()
-                raise
+            write_atomic(file, content)
             self._make_room(file)
         except OSError as error:
             raise CtdError(f"{self.directory}: a shard cannot be kept there ({error}). Free some space.") from error

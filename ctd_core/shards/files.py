@@ -15,7 +15,8 @@ from ctd_core.errors import CtdError
 from ctd_core.shards import schema
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
-from ctd_core.storage import file_system
+from ctd_core.storage.atomic import write_atomic
+from ctd_core.storage.locations import below, file_system
 
 MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".arrow.json"
@@ -56,16 +57,10 @@ class Folder:
             raise CtdError(f"{self.name}/{file}: cannot be read ({error}).") from error
 
     def write(self, file: str, content: bytes | pa.Buffer) -> None:
-        """Write `file` so that it is there whole or not at all; raises CtdError where it cannot be written."""
-        temporary = self.path(f".{file}.partial")
+        """Write `file` atomically; raises CtdError where it cannot be written."""
         try:
-            self._files.create_dir(self._root, recursive=True)
-            with self._files.open_output_stream(temporary) as stream:
-                stream.write(content)
-            self._files.move(temporary, self.path(file))
+            write_atomic(below(self.name, file), content, temporary=f".{file}.partial")
         except OSError as error:
-            if self.exists(f".{file}.partial"):
-                self._files.delete_file(temporary)
             raise CtdError(
                 f"{self.name}/{file}: cannot be written ({error}). Free or choose another place, then run the same "
                 "command again: what is finished is kept."

@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from ctd_core.align.documents import MARKER, SCORED, AlignedText
+from ctd_core.config.base import Record
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.options import Record
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.text.segments import Side
+from ctd_core.text.prepared_tokenizer import Side
 
 
 class Dropped(Record):

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ctd_core.errors import CtdError
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.training.checkpoint_storage import CheckpointDamaged, Reader, Writer
 
 

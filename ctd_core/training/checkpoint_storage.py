@@ -31,9 +31,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from ctd_core.config.base import Record
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.options import Record
-from ctd_core.storage import file_system, is_uri
+from ctd_core.storage.locations import file_system, is_uri
 
 METADATA = "checkpoint.json"
 PICKLED_METADATA = ".metadata"  # of earlier versions

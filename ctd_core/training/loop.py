@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ctd_core.config_objectives import Alm, OneToOneKl
-from ctd_core.config_train import Train
+from ctd_core.config.objectives import Alm, OneToOneKl
+from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, Recurring
-from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import LiveTeacher
-from ctd_core.objectives.table import make_objective
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -58,7 +58,7 @@ def train(
     hooks: Hooks,
     start: str | Path | None = None,
     worker: Worker = ALONE,
-    live: LiveTeacher | None = None,
+    live: OnlineTeacher | None = None,
     more_shards: Mapping[str, ShardSet] | None = None,
 ) -> None:
     """Train `student` in place, from the checkpoint in `start` where there is one.

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.errors import UsageError
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:

@@ -12,16 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import head_of, layers
-from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import (
-    LiveTeacher,
-    Objective,
-    Plan,
-    StudentOutputs,
-    at_chunks,
-    boundary_chunks,
-    chunk_sums,
-)
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.objectives.interface import Objective, Plan, StudentOutputs, at_chunks, boundary_chunks, chunk_sums
 from ctd_core.shards.batches import Batch
 
 NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0)  # for batches of another teacher
@@ -75,7 +68,7 @@ def accumulate_gradients(
     student: LogprobModel | DistributedDataParallel,
     batches: Sequence[Batch],
     objectives: Sequence[WeightedObjective],
-    live: LiveTeacher | None = None,
+    live: OnlineTeacher | None = None,
     autocast: torch.dtype | None = None,
     balance: bool = False,
 ) -> StepMetrics:
@@ -134,7 +127,7 @@ def _balanced(
     batches: Sequence[Batch],
     plans: Sequence[Sequence[Plan]],
     counts: Tensor,
-    live: LiveTeacher | None,
+    live: OnlineTeacher | None,
     autocast: torch.dtype | None,
 ) -> list[float]:
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
@@ -168,7 +161,7 @@ def _forward(
     student: LogprobModel | DistributedDataParallel,
     batch: Batch,
     plans: Sequence[Plan],
-    live: LiveTeacher | None,
+    live: OnlineTeacher | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Each objective's sum over the batch, and sums for the metrics."""
     asked = boundary_chunks(plans)

@@ -11,9 +11,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.models.loading import layers
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 from importlib import resources
 from pathlib import Path
 
-from ctd_core.config import RunConfig
-from ctd_core.config_file import read_config, read_text
+from ctd_core.config.run import RunConfig
+from ctd_core.config.yaml_files import read_config, read_text
 from ctd_core.errors import UsageError
 
 

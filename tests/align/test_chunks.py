@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.text.encoding import EncodedPair, encode_pairs
-from tests.real_tokenizers import REAL, real_encoder
-from tests.strategies import TEXT
-from tests.tokenizers import PARTIAL, TOTAL, encoder
+from tests.support.real_tokenizers import REAL, real_encoder
+from tests.support.strategies import TEXT
+from tests.support.tokenizers import PARTIAL, TOTAL, encoder
 
 
 def align(pairs):

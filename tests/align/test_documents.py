@@ -17,9 +17,10 @@ from ctd_core.align.documents import (
     cut_windows,
 )
 from ctd_core.errors import DocumentError
-from ctd_core.text.segments import Document, Marker, Side, Text, plain_document
-from tests.strategies import TEXT
-from tests.tokenizers import encoder
+from ctd_core.text.documents import Document, Marker, Text, plain_document
+from ctd_core.text.prepared_tokenizer import Side
+from tests.support.strategies import TEXT
+from tests.support.tokenizers import encoder
 
 KINDS = ["bytes", "byte-level BPE, 600", "SentencePiece BPE with a leading space"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ctd_core.align.merging import merge
-from ctd_core.config_objectives import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 
 CHUNK = st.tuples(st.booleans(), st.floats(-30, 0, width=32))
 ROWS = st.lists(st.lists(CHUNK, min_size=1, max_size=12), min_size=1, max_size=5)

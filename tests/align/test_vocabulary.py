@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from ctd_core.align.vocabulary import exact_map, nearest_map
-from tests.tokenizers import PARTIAL, TOTAL, encoder
+from tests.support.tokenizers import PARTIAL, TOTAL, encoder
 
 
 @pytest.mark.parametrize(("student", "teacher"), permutations(TOTAL | PARTIAL, 2))

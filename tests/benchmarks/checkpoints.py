@@ -11,10 +11,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.models.loading import load_model
-from ctd_core.models.student import LogprobModel
-from ctd_core.text.segments import make_side
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.text.prepared_tokenizer import make_side
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.checkpoint_storage import Reader, Writer
 from ctd_core.training.optimizer import make_optimizer

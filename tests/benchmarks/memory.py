@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.cluster import connect, let_go
-from pipelines.prepare import prepare
+from pipelines.cluster.connection import connect, let_go
+from pipelines.stages.prepare import prepare
 from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
 
 SECONDS_BETWEEN_LOOKS = 0.5

@@ -6,19 +6,21 @@ import torch
 from rich.table import Table
 from transformers.utils import logging
 
-from ctd_core.config_objectives import PUBLISHED_ALM, Alm, AnyObjective, Finest
-from ctd_core.config_train import Train
+from ctd_core.config.align import Finest
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, AnyObjective
+from ctd_core.config.training import Train
 from ctd_core.models.loading import load_model
-from ctd_core.models.logprobs import Head, token_and_boundary_logprobs
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import score_rows
-from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives.registry import make_objective
+from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs
 from ctd_core.shards.batches import Batch, collate, micro_batches
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Origin, build_manifest
 from ctd_core.shards.reading import ShardSet
-from ctd_core.text.segments import make_side, plain_document
+from ctd_core.text.documents import plain_document
+from ctd_core.text.prepared_tokenizer import make_side
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import clip, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients

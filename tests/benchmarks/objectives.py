@@ -9,13 +9,13 @@ from rich.table import Table
 from torch import Tensor
 
 from ctd_core.align.vocabulary import exact_map, nearest_map
-from ctd_core.config import Adapters
-from ctd_core.config_objectives import (
+from ctd_core.config.align import Finest
+from ctd_core.config.models import Adapters
+from ctd_core.config.objectives import (
     PUBLISHED_ALM,
     Alm,
     AnyObjective,
     Dskd,
-    Finest,
     Gold,
     HiddenStates,
     Kd,
@@ -26,18 +26,19 @@ from ctd_core.config_objectives import (
     Sft,
     Uld,
 )
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.loading import load_model
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher, OwnTeacher
 from ctd_core.models.scoring import TopTokens, score_rows
-from ctd_core.models.student import LogprobModel
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.p_kl import projection_matrix
-from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import Batch, collate, micro_batches
 from ctd_core.shards.building import build_rows
-from ctd_core.text.segments import Side, make_side, plain_document
+from ctd_core.text.documents import plain_document
+from ctd_core.text.prepared_tokenizer import Side, make_side
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
@@ -69,7 +70,7 @@ class Pair:
     """A student, its teacher in a copy of its own, and a batch with targets."""
 
     student: LogprobModel
-    live: LiveTeacher
+    live: OnlineTeacher
     batch: Batch
 
 
@@ -109,7 +110,7 @@ def make_pair(teacher: str, tokenizer: str) -> Pair:
     batch = one_batch(sides[0], sides[1], scorer, top)
     hidden_size = student.config.get_text_config().hidden_size
     begins_pretoken = sides[0].encoder.spelling.begins_pretoken
-    return Pair(LogprobModel(student, begins_pretoken), LiveTeacher(hidden_size, model, *sides, None), batch)
+    return Pair(LogprobModel(student, begins_pretoken), OnlineTeacher(hidden_size, model, *sides, None), batch)
 
 
 def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens) -> Batch:

@@ -20,22 +20,24 @@ import ray.data
 import yaml
 from rich.table import Table
 
-from ctd_core.config import RunConfig
+from ctd_core.config.run import RunConfig
+from ctd_core.models.building import build_teacher_tokenizer
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
-from ctd_core.text.corpora import read_part, training_texts
-from ctd_core.text.segments import plain_document
-from pipelines.cluster import let_go
-from pipelines.metrics import METRICS, read_metrics
-from pipelines.places import TRAIN_SET, Places
-from pipelines.prepare import prepare, student_side, teacher_side
-from pipelines.train import ensure_student, train_student
-from pipelines.tune import search
+from ctd_core.text.corpora import read_slice
+from ctd_core.text.corpora.slices import training_documents
+from pipelines.artifacts.metrics_log import METRICS, read_metrics
+from pipelines.artifacts.run_paths import TRAIN_SET, Places
+from pipelines.cluster.connection import let_go
+from pipelines.search.tune import search
+from pipelines.stages.prepare import prepare
+from pipelines.stages.student import ensure_student, student_tokenizer
+from pipelines.stages.train import train_student
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
-from tests.models.tiny import llama
-from tests.shards.sets import texts as short_texts
-from tests.tokenizers import TEXTS, train_tokenizer
+from tests.support.models import llama
+from tests.support.shard_sets import texts as short_texts
+from tests.support.tokenizers import TEXTS, train_tokenizer
 
 CORPUS_BYTES = 40_000_000
 TRIALS = 5
@@ -108,13 +110,13 @@ def without_ray(folder: Path, corpus: Path) -> float:
     """Seconds of the same work in one process: read, encode, align, cut, write."""
     places = run_without_targets(folder, corpus)
     options, plan = places.config.prepare, places.datasets[TRAIN_SET]
-    sides = student_side(places), teacher_side(places.config.teacher)
+    sides = student_tokenizer(places), build_teacher_tokenizer(places.config.teacher)
     windows = options.student_window_tokens, options.teacher_window_tokens
 
     def work() -> None:
         for part in plan.parts:
-            found = training_texts(plan.corpus, read_part(plan.corpus, part))
-            rows, counts = build_rows(*sides, (plain_document(one.id, one.text) for one in found), *windows)
+            found = training_documents(plan.corpus, read_slice(plan.corpus, part))
+            rows, counts = build_rows(*sides, found, *windows)
             write_shard(Folder(folder / "bare"), part.number, shard_bytes(rows), counts)
 
     return seconds(work, repeats=1)

@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.table import Table
 
 from ctd_core.align.chunks import finest_chunks
-from ctd_core.config import RunConfig
+from ctd_core.config.run import RunConfig
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
-from pipelines.cluster import connect
-from pipelines.places import Places
-from pipelines.prepare import prepare
+from pipelines.artifacts.run_paths import Places
+from pipelines.cluster.connection import connect
+from pipelines.stages.prepare import prepare
 from tests.benchmarks.measuring import seconds
 
 CORPUS_BYTES = 63_000_000

@@ -15,9 +15,9 @@ from contextlib import ExitStack
 import pytest
 import yaml
 
-from tests.chaos.harness import ROOT, Chaos, kill_below, kill_command, losses, shards
-from tests.pipelines.heads import machine_of, ray_head
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+from tests.support.chaos import ROOT, Chaos, kill_below, kill_command, losses, shards
+from tests.support.ray_heads import machine_of, ray_head
 
 pytestmark = pytest.mark.chaos
 SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "1")))

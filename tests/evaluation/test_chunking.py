@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from ctd_core.config_objectives import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.chunking import measure_chunking
 from ctd_core.shards.reading import ShardSet
-from tests.shards.sets import side, texts, write_set
+from tests.support.shard_sets import side, texts, write_set
 
 COLUMNS = ("student_chunk_ends", "teacher_chunk_ends", "chunk_kinds", "chunk_bytes", "teacher_boundary_logprobs")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ctd_core.config_objectives import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.merged_text import merged_text
 from ctd_core.shards.reading import ShardSet
-from tests.shards.sets import side, texts, write_set
+from tests.support.shard_sets import side, texts, write_set
 
 RULES = [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
 

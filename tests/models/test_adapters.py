@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from ctd_core.config import Adapters
-from ctd_core.config_objectives import HiddenStates, Uld
-from ctd_core.config_train import Train
+from ctd_core.config.models import Adapters
+from ctd_core.config.objectives import HiddenStates, Uld
+from ctd_core.config.training import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.adapters import add_adapters, merge_adapters
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher, OwnTeacher
 from ctd_core.models.transfer import transfer_model
-from ctd_core.objectives.plan import LiveTeacher, OwnTeacher
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.optimizer import freeze, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.models.tiny import gpt2, llama
-from tests.shards.sets import side, texts, write_set
+from tests.support.models import gpt2, llama
+from tests.support.shard_sets import side, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 IDS = torch.arange(40).view(2, 20)
@@ -74,7 +74,7 @@ def pair(tmp_path):
     own = OwnTeacher(32, student, student_side, teacher_side, None, *ends)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(4))
     model = LogprobModel(student, student_side.encoder.spelling.begins_pretoken)
-    return batch, model, LiveTeacher(32, teacher, student_side, teacher_side, None), own
+    return batch, model, OnlineTeacher(32, teacher, student_side, teacher_side, None), own
 
 
 def test_a_student_without_its_adapters_says_what_its_teacher_says(pair):

@@ -10,7 +10,7 @@ from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import DTYPES, load_model
 from ctd_core.models.transfer import transfer_model
-from tests.shards.sets import side
+from tests.support.shard_sets import side
 
 OWN, OTHER = "byte-level BPE, 300", "byte-level BPE, 600"
 ROWS = 320  # of the embedding: 20 more than the tokenizer has tokens

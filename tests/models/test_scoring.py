@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from ctd_core.align.vocabulary import exact_map
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import TopTokens, score_rows
-from ctd_core.models.student import LogprobModel
 from ctd_core.shards.building import build_rows
-from ctd_core.text.segments import plain_document
-from tests.models.tiny import gpt2, llama
-from tests.shards.sets import side, texts
+from ctd_core.text.documents import plain_document
+from tests.support.models import gpt2, llama
+from tests.support.shard_sets import side, texts
 
 STUDENT, TEACHER = "bytes", "byte-level BPE, 600"
 

@@ -10,8 +10,8 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model, read_model_config
 from ctd_core.models.transfer import transfer_model
-from tests.models.tiny import llama
-from tests.shards.sets import side
+from tests.support.models import llama
+from tests.support.shard_sets import side
 
 OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 
@@ -61,7 +61,7 @@ def test_a_special_token_beyond_the_embedding_begins_as_the_mean():
     teacher = llama(300)
     tokenizer = side(OLD).encoder.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    from ctd_core.text.segments import make_side
+    from ctd_core.text.prepared_tokenizer import make_side
 
     old = make_side(tokenizer, "old", None, None, 300)
     student = transfer_model(teacher, old, old)

@@ -6,12 +6,12 @@ import torch
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import check_head, load_model, weights_fingerprint
 from ctd_core.models.transfer import old_tokens, transfer_model
-from ctd_core.text.segments import make_side
+from ctd_core.text.prepared_tokenizer import make_side
 from ctd_core.text.spelling import ids_by_bytes
 from ctd_core.text.tokenizers import train_tokenizer
-from tests.models.tiny import gpt2, llama
-from tests.shards.sets import side
-from tests.tokenizers import TEXTS
+from tests.support.models import gpt2, llama
+from tests.support.shard_sets import side
+from tests.support.tokenizers import TEXTS
 
 OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 

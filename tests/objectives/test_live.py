@@ -9,33 +9,22 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config_objectives import (
-    Alm,
-    AtWhitespace,
-    Debiased,
-    Dskd,
-    Finest,
-    Gold,
-    Groups,
-    HiddenStates,
-    Kd,
-    MinEd,
-    PKl,
-    Uld,
-)
+from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config.objectives import Alm, Dskd, Gold, HiddenStates, Kd, MinEd, PKl, Uld
 from ctd_core.errors import UsageError
-from ctd_core.models.logprobs import Head
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import old_tokens
-from ctd_core.objectives import positions
-from ctd_core.objectives.plan import LiveTeacher, StudentOutputs
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives import paired_positions
+from ctd_core.objectives.interface import StudentOutputs
+from ctd_core.objectives.registry import make_objective
+from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
-from ctd_core.text.segments import make_side
+from ctd_core.text.prepared_tokenizer import make_side
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.models.tiny import llama
-from tests.shards.sets import side, texts, write_set
+from tests.support.models import llama
+from tests.support.shard_sets import side, texts, write_set
 
 ROWS = np.arange(5)
 CROSSING = [
@@ -58,7 +47,7 @@ class Pair:
         self.shards = ShardSet(location, verify=True)
         sizes = [len(one.encoder.spelling.token_bytes) for one in sides]
         self.student = LogprobModel(llama(sizes[0]), sides[0].encoder.spelling.begins_pretoken)
-        self.live = LiveTeacher(32, llama(sizes[1], seed=1), *sides, None)
+        self.live = OnlineTeacher(32, llama(sizes[1], seed=1), *sides, None)
 
     def outputs(self, batch):
         token, _, hidden = self.student(
@@ -123,7 +112,7 @@ def uld_of(student, teacher):
 
 
 def test_uld_is_a_mean_over_its_places(pair, monkeypatch):
-    monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
+    monkeypatch.setattr(paired_positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
     batch = collate(pair.shards, ROWS)
     student, teacher = pair.logits(batch)
     for options, find in ((Uld(kind="uld"), same_index), (Uld(kind="uld", places="one_to_one"), one_to_one)):
@@ -136,7 +125,7 @@ def test_uld_is_a_mean_over_its_places(pair, monkeypatch):
 
 
 def test_mined_maps_the_teachers_logits_where_it_can_and_learns_the_text_elsewhere(pair, monkeypatch):
-    monkeypatch.setattr(positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
+    monkeypatch.setattr(paired_positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
     batch = collate(pair.shards, ROWS)
     with torch.no_grad():
         student, teacher = pair.logits(batch)
@@ -253,7 +242,7 @@ def test_gold_compares_whole_chunks(pair):
 def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
     batch = collate(same.shards, ROWS)
     changed = llama(600, seed=5)
-    live = LiveTeacher(32, changed, same.live.student, same.live.teacher, None)
+    live = OnlineTeacher(32, changed, same.live.student, same.live.teacher, None)
     planned = make_objective(Kd(kind="kd", temperature=temperature), live)(batch)
     tokens = len(same.live.student.encoder.spelling.token_bytes)
     with torch.no_grad():

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config_objectives import Alm, AtWhitespace, Debiased, Finest, Groups, OneToOneKl, Sft
-from ctd_core.models.logprobs import Head
+from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
+from ctd_core.config.objectives import Alm, OneToOneKl, Sft
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import TopTokens
-from ctd_core.models.student import LogprobModel
 from ctd_core.objectives.divergences import binarised_divergence
-from ctd_core.objectives.plan import StudentOutputs, at_chunks, boundary_chunks, chunk_sums
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums
+from ctd_core.objectives.registry import make_objective
+from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
-from tests.models.tiny import llama
-from tests.shards.sets import side, texts, write_set
+from tests.support.models import llama
+from tests.support.shard_sets import side, texts, write_set
 
 RULES = [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.pipelines.heads import RAY, ray_head
+from tests.pipelines.test_jobs import submit
 from tests.pipelines.test_run import config, inputs, written  # noqa: F401  # fixtures
-from tests.pipelines.test_submit import submit
+from tests.support.ray_heads import RAY, ray_head
 
 NODE_TYPES = {
     "tokenize": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},

@@ -7,15 +7,15 @@ import pytest
 import torch
 from pyarrow import fs
 
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.errors import CtdError
-from ctd_core.models.student import LogprobModel
-from ctd_core.storage import file_system
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.storage.locations import file_system
 from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ctd_core.training.optimizer import make_optimizer
-from pipelines.checkpoints import checkpoint_at, checkpoints, keeping, latest_checkpoint, steps_done
-from tests.models.tiny import llama
-from tests.stores import s3_store
+from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, keeping, latest_checkpoint, steps_done
+from tests.support.models import llama
+from tests.support.stores import s3_store
 
 
 def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_path):

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from pipelines.metrics import read_metrics
-from tests.chaos.harness import ROOT
-from tests.pipelines.heads import machine_of, ray_head
+from pipelines.artifacts.metrics_log import read_metrics
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+from tests.support.chaos import ROOT
+from tests.support.ray_heads import machine_of, ray_head
 
 PATIENCE_SECONDS = 110
 # As `ctd train`, but for a look at the machines every few seconds.
-COMMAND = "import pipelines.train as train; train.RESIZE_SECONDS = 2.0; from pipelines.cli import main; main()"
+COMMAND = "import pipelines.stages.train as train; train.RESIZE_SECONDS = 2.0; from pipelines.cli import main; main()"
 
 
 def workers_of(folder):

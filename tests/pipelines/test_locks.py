@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from pipelines import locks
-from pipelines.locks import one_at_a_time
-from pipelines.metrics import read_metrics
-from pipelines.run_files import RunFiles
+from pipelines.artifacts import locks
+from pipelines.artifacts.locks import one_at_a_time
+from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.remote_copy import RunFiles
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 

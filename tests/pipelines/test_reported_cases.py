@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.reading import ShardSet
-from tests.models.tiny import llama
 from tests.pipelines.test_run import ctd, only
 from tests.pipelines.test_run import written as write_run
-from tests.shards.sets import texts
+from tests.support.models import llama
+from tests.support.shard_sets import texts
 from tests.text.test_tokenizer_files import backend, written
 
 NO_TARGETS = {"evaluate": {}, "train": {"steps": 2, "objectives": [{"kind": "sft"}]}}

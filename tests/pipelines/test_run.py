@@ -16,16 +16,16 @@ from tokenizers.processors import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from ctd_core.config import RunConfig
+from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.text.tokenizers import END_OF_TEXT
+from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.run_paths import Places
 from pipelines.cli import app
-from pipelines.metrics import read_metrics
-from pipelines.places import Places
-from tests.models.tiny import llama
-from tests.shards.sets import texts
-from tests.tokenizers import TEXTS, train_tokenizer
+from tests.support.models import llama
+from tests.support.shard_sets import texts
+from tests.support.tokenizers import TEXTS, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import math
 
 from pyarrow import parquet
 
-from ctd_core.config_file import read_config
+from ctd_core.config.yaml_files import read_config
 from pipelines.recipes import read_recipe
-from pipelines.search_results import TrialResult, order, write_results
+from pipelines.search.results import TrialResult, order, write_results
 
 METRIC = "general_teacher_distance_bits_per_byte"
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pipelines.checkpoints import checkpoints
-from pipelines.metrics import read_metrics
-from pipelines.stopping import Switch
+from pipelines.artifacts.checkpoints import checkpoints
+from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.stages.stopping import Switch
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 

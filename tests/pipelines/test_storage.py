@@ -9,9 +9,9 @@ import yaml
 from pyarrow import fs
 from transformers import AutoModelForCausalLM
 
-from ctd_core.storage import file_system, names_in
+from ctd_core.storage.locations import file_system, names_in
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
-from tests.stores import s3_store
+from tests.support.stores import s3_store
 
 pytestmark = pytest.mark.chaos
 

@@ -19,20 +19,20 @@ from ray import tune
 from ray.tune import Callback
 from tensorboardX.proto.event_pb2 import SessionLog
 
-import pipelines.places
+import pipelines.artifacts.run_paths
+from ctd_core.config.search_space import parse_space
 from ctd_core.errors import UsageError
-from ctd_core.search_space import parse_space
-from pipelines.metrics import read_metrics
-from pipelines.places import Places
+from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.run_paths import Places
 from pipelines.recipes import read_run
-from pipelines.search_record import TrialRecord
-from pipelines.trackers import Tracker
-from pipelines.trial import trial_training
-from pipelines.tune import Search, optuna_searcher
-from tests.chaos.harness import Chaos, kill_below
-from tests.pipelines.heads import ray_head
-from tests.pipelines.test_metrics import events
+from pipelines.search.record import TrialRecord
+from pipelines.search.trackers import Tracker
+from pipelines.search.trial import trial_training
+from pipelines.search.tune import Search, optuna_searcher
+from tests.pipelines.test_metrics_log import events
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
+from tests.support.chaos import Chaos, kill_below
+from tests.support.ray_heads import ray_head
 
 SPACE = {
     "train.learning_rate": {"grid": [1e-3, 1e-5]},
@@ -62,8 +62,8 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"teacher": {"model": str(teacher)}}))
     ctd("prepare", "--config", tmp_path / "run.yaml")
     ctd("train", "--config", tmp_path / "run.yaml", "--set", "train.steps=1", "--set", "train.evaluate_every=null")
-    weights = pipelines.places.weights_fingerprint(str(teacher), None)
-    monkeypatch.setattr(pipelines.places, "weights_fingerprint", lambda name, revision: weights)
+    weights = pipelines.artifacts.run_paths.weights_fingerprint(str(teacher), None)
+    monkeypatch.setattr(pipelines.artifacts.run_paths, "weights_fingerprint", lambda name, revision: weights)
     (teacher / "model.safetensors").unlink()  # whatever asks the teacher fails
 
     output = ctd("tune", "--config", file)

@@ -7,7 +7,7 @@ import pytest
 from ctd_core.errors import CtdError
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, ShardEntry
-from tests.disks import files_of_at_most
+from tests.support.disks import files_of_at_most
 
 
 def entry(content):

@@ -26,9 +26,9 @@ from ctd_core.shards.files import (
 )
 from ctd_core.shards.manifest import add_counts, build_manifest, check_dropped, check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
-from ctd_core.text.segments import plain_document
-from tests.disks import files_of_at_most
-from tests.shards.sets import side, texts, write_set
+from ctd_core.text.documents import plain_document
+from tests.support.disks import files_of_at_most
+from tests.support.shard_sets import side, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctd_core.config import GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.config.text import GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.text.corpora import corpus_files, held_out_texts, plan_parts, read_part, share, training_texts
+from ctd_core.text.corpora import corpus_files, plan_slices, read_slice
+from ctd_core.text.corpora.slices import hash_fraction, held_out_documents, training_documents
 
 TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
 
 
 def read(corpus, part_bytes):
-    parts = plan_parts(corpus, part_bytes)
+    parts = plan_slices(corpus, part_bytes)
     assert [part.number for part in parts] == list(range(len(parts)))
-    return parts, [one.text for part in parts for one in read_part(corpus, part)]
+    return parts, [one.text for part in parts for one in read_slice(corpus, part)]
 
 
 def json_lines(path):
@@ -51,9 +52,9 @@ def test_files_that_come_while_parts_are_read_change_none_of_them(tmp_path):
     for n, text in enumerate(TEXTS[:4]):
         (tmp_path / f"{n}.txt").write_text(text)
     corpus = TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"])
-    parts = plan_parts(corpus, 1)
+    parts = plan_slices(corpus, 1)
     (tmp_path / "+.txt").write_text("later")
-    assert [one.text for part in parts for one in read_part(corpus, part)] == TEXTS[:4]
+    assert [one.text for part in parts for one in read_slice(corpus, part)] == TEXTS[:4]
 
 
 @pytest.mark.parametrize("part_bytes", [1, 10**6])
@@ -78,12 +79,12 @@ def test_texts_that_are_everywhere():
 
 @given(st.sets(st.text(max_size=20), max_size=40), st.floats(0, 0.9), st.floats(0.01, 1))
 def test_training_and_held_out_documents_are_disjoint(texts, held_out, sample):
-    from ctd_core.text.corpora import SourceText
+    from ctd_core.text.documents import plain_document
 
     corpus = GeneralText(kind="general", held_out_fraction=held_out, sample_fraction=sample)
-    sources = [SourceText("x", text) for text in texts]
-    trained = {one.text for one in training_texts(corpus, sources)}
-    held = {one.text for one in held_out_texts(corpus, 1.0, sources)}
+    sources = [plain_document("x", text) for text in texts]
+    trained = {one.text for one in training_documents(corpus, sources)}
+    held = {one.text for one in held_out_documents(corpus, 1.0, sources)}
     assert not trained & held
     if sample == 1:
         assert trained | held == texts
@@ -94,16 +95,16 @@ def test_rows_without_text_are_told_with_their_place_and_pass_on_to_training_alo
     corpus = JsonLines(kind="jsonl", paths=[str(file)], held_out_fraction=0.9)
     for row, there in (({"body": "a"}, "there is body"), ([1], "there is a list"), ({"text": None}, "there is text")):
         file.write_text(json.dumps(row) + "\n")
-        (part,) = plan_parts(corpus, 100)
-        (found,) = read_part(corpus, part)
+        (part,) = plan_slices(corpus, 100)
+        (found,) = read_slice(corpus, part)
         assert (found.reason, "a.jsonl:byte 0" in str(found)) == ("no text in the field 'text'", True)
         assert there in str(found)
-        assert list(training_texts(corpus, [found])) == [found]
-        assert not list(held_out_texts(corpus, 1.0, [found]))
+        assert list(training_documents(corpus, [found])) == [found]
+        assert not list(held_out_documents(corpus, 1.0, [found]))
 
 
 def test_shares_are_even():
-    shares = [share(str(n)) for n in range(4000)]
+    shares = [hash_fraction(str(n)) for n in range(4000)]
     assert abs(sum(one < 0.25 for one in shares) / 4000 - 0.25) < 0.03
 
 
@@ -138,17 +139,17 @@ def test_compressed_json_lines_are_read_and_broken_ones_named(tmp_path):
     lines = b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(50))
     file.write_bytes(gzip.compress(lines))
     corpus = JsonLines(kind="jsonl", paths=[str(file)])
-    found = [one.text for part in plan_parts(corpus, 20) for one in read_part(corpus, part)]
+    found = [one.text for part in plan_slices(corpus, 20) for one in read_slice(corpus, part)]
     assert found == [f"text {n}" for n in range(50)]
     file.write_bytes(gzip.compress(lines)[:-20])
     with pytest.raises(CtdError, match=r"a\.jsonl\.gz: not a complete gzip file"):
-        [*read_part(corpus, plan_parts(corpus, 20)[0])]
+        [*read_slice(corpus, plan_slices(corpus, 20)[0])]
 
 
 def test_a_parquet_column_of_bytes_is_read_as_utf_8(tmp_path):
     pq.write_table(pa.table({"text": pa.array(["größer".encode(), b"\xff"], pa.binary())}), tmp_path / "a.parquet")
     corpus = Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")])
-    good, bad = [one for part in plan_parts(corpus, 100) for one in read_part(corpus, part)]
+    good, bad = [one for part in plan_slices(corpus, 100) for one in read_slice(corpus, part)]
     assert good.text == "größer"
     assert bad.reason == "not UTF-8 text"
 

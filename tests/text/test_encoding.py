@@ -11,8 +11,8 @@ from transformers import ByT5Tokenizer
 from ctd_core.errors import DocumentError, TokenizerError
 from ctd_core.text.encoding import EncodedPair, EncodedText, TextEncoder, encode_pairs
 from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenizer
-from tests.strategies import TEXT
-from tests.tokenizers import PARTIAL, TEXTS, TOTAL, encoder, with_normaliser, wrap
+from tests.support.strategies import TEXT
+from tests.support.tokenizers import PARTIAL, TEXTS, TOTAL, encoder, with_normaliser, wrap
 
 
 @pytest.mark.parametrize("kind", TOTAL)

@@ -8,9 +8,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 
 from ctd_core.errors import TokenizerError
-from ctd_core.text.segments import check_embedding, make_side
+from ctd_core.text.prepared_tokenizer import check_embedding, make_side
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
-from tests.tokenizers import TEXTS
+from tests.support.tokenizers import TEXTS
 
 CLASSES = [
     "PreTrainedTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast",

@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from ctd_core.config_train import Train
+from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ctd_core.training.optimizer import make_optimizer
-from pipelines.checkpoints import latest_checkpoint
-from tests.models.tiny import llama
+from pipelines.artifacts.checkpoints import latest_checkpoint
+from tests.support.models import llama
 
 FILE = "tensors-00000.safetensors"
 

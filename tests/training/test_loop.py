@@ -15,23 +15,24 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ctd_core.config import Adapters
-from ctd_core.config_objectives import PUBLISHED_ALM, Alm, Dskd, Sft
-from ctd_core.config_train import Train
+from ctd_core.config.models import Adapters
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, Dskd, Sft
+from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, Recurring, UsageError
 from ctd_core.models.adapters import add_adapters
-from ctd_core.models.student import LogprobModel
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import transfer_model
-from ctd_core.objectives.plan import LiveTeacher, Plan
+from ctd_core.objectives.interface import Plan
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training import loop
 from ctd_core.training.checkpoint import save_checkpoint
 from ctd_core.training.loop import Hooks, Stopped, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
-from pipelines.checkpoints import keeping
-from tests.disks import files_of_at_most
-from tests.models.tiny import llama
-from tests.shards.sets import side, texts, write_set
+from pipelines.artifacts.checkpoints import keeping
+from tests.support.disks import files_of_at_most
+from tests.support.models import llama
+from tests.support.shard_sets import side, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 
@@ -91,7 +92,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_s
     options = Train(
         steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=3, objectives=[objective]
     )
-    live = LiveTeacher(32, llama(600), side(STUDENT), side(TEACHER), None)
+    live = OnlineTeacher(32, llama(600), side(STUDENT), side(TEACHER), None)
     whole = run(options, shards, checkpoints=tmp_path, student=student(), live=live)
     resumed = run(options, shards, start=tmp_path / "3", student=student(), live=live)
     assert resumed == {step: loss for step, loss in whole.items() if step > 3}
@@ -182,7 +183,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 from tests.training.test_loop import *
-from pipelines.checkpoints import keeping, latest_checkpoint
+from pipelines.artifacts.checkpoints import keeping, latest_checkpoint
 location, out = Path(sys.argv[1]), Path(sys.argv[2])
 hooks = Hooks(
     on_step=lambda metrics: print(json.dumps([metrics["step"], metrics["loss"]]), flush=True),

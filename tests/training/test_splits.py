@@ -12,28 +12,17 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.config_objectives import (
-    PUBLISHED_ALM,
-    Alm,
-    Dskd,
-    Finest,
-    Gold,
-    HiddenStates,
-    MinEd,
-    OneToOneKl,
-    PKl,
-    Sft,
-    Uld,
-)
+from ctd_core.config.align import Finest
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, Dskd, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.scoring import TopTokens
-from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import LiveTeacher
-from ctd_core.objectives.table import make_objective
+from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.models.tiny import llama
-from tests.shards.sets import side, texts, write_set
+from tests.support.models import llama
+from tests.support.shard_sets import side, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 OBJECTIVES = [
@@ -53,7 +42,7 @@ OBJECTIVES = [
 @cache
 def live_teacher():
     model = llama(600, seed=1, dtype=torch.float64)
-    return LiveTeacher(32, model, side(STUDENT), side(TEACHER), None)
+    return OnlineTeacher(32, model, side(STUDENT), side(TEACHER), None)
 
 
 def free_port():
@@ -93,7 +82,7 @@ def alone(rank, world, port, location, out):
     wrapped = DistributedDataParallel(
         LogprobModel(llama(300, tied=False), side(STUDENT).encoder.spelling.begins_pretoken)
     )
-    live = LiveTeacher(32, llama(600, seed=1), side(STUDENT), side(TEACHER), None)
+    live = OnlineTeacher(32, llama(600, seed=1), side(STUDENT), side(TEACHER), None)
     objectives = [WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), live))]
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     for _ in range(2):
@@ -121,7 +110,7 @@ def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
               for size, seed, one in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
     top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
     write_set(tmp_path, student, teacher, texts(8), parts=1, teacher_model=models[1], top=top)
-    live = LiveTeacher(32, models[1].model, student, teacher, None)
+    live = OnlineTeacher(32, models[1].model, student, teacher, None)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(6))
     planned = make_objective(options, live)(batch)
     dtypes = []

@@ -9,18 +9,18 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from torch.distributed.tensor import DTensor
 
-from ctd_core.config_objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
-from ctd_core.config_train import Train
-from ctd_core.evaluation.agreement import measure_agreement
-from ctd_core.models.student import LogprobModel
-from ctd_core.objectives.plan import LiveTeacher
+from ctd_core.config.objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
+from ctd_core.config.training import Train
+from ctd_core.evaluation.teacher_distance import measure_agreement
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import ALONE, Worker, distribute
-from pipelines.checkpoints import keeping
-from tests.models.tiny import llama
-from tests.shards.sets import side, texts, write_set
+from pipelines.artifacts.checkpoints import keeping
+from tests.support.models import llama
+from tests.support.shard_sets import side, texts, write_set
 from tests.training.test_splits import free_port
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
@@ -56,7 +56,7 @@ def trained(worker, options, location, out, start=None, student=None):
         return {"bits": measured.student_bits_per_byte, "distance": measured.teacher_distance_bits_per_byte}
 
     hooks = Hooks(seen.append, keeping(str(out), worker), evaluate)
-    live = LiveTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
+    live = OnlineTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
     train(options, student, shards, hooks, start, worker, live)
     if worker.rank == 0:
         (out / "metrics.json").write_text(json.dumps(seen))

@@ -1,0 +1,35 @@
+"""What a student is measured on, as a run's YAML file says it."""
+
+import re
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from ctd_core.config.base import Options
+from ctd_core.config.text import AnyCorpus, HeldOut
+
+
+class Evaluate(Options):
+    """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
+
+    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = Field(default={})
+    batch_tokens: int = Field(default=4096, gt=0)
+    gap_set: str | None = None
+
+    @model_validator(mode="after")
+    def _sets_have_names(self) -> "Evaluate":
+        wrong = [name for name in self.sets if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r} cannot name a set: names are letters, digits, _ - and ., and do not begin `train-`"
+            )
+        if self.gap_set is not None and self.gap_set not in self.sets:
+            raise ValueError(f"gap_set is {self.gap_set!r}, but the sets are {sorted(self.sets)}")
+        return self
+
+
+class Sample(Options):
+    """Texts that teacher and student continue at the end of a run, greedily."""
+
+    prompts: list[str] = Field(default=[])
+    max_new_tokens: int = Field(default=40, gt=0)

@@ -1,0 +1,61 @@
+"""Student, teacher and adapters, as a run's YAML file names them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ctd_core.config.base import Options
+from ctd_core.config.text import BytesTokenizer, PretrainedTokenizer, TrainedTokenizer
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Adapters(Options):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): they and the embeddings are trained, all other weights stay."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=64.0, gt=0, description="what they add is scaled by alpha / rank")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
+        min_length=1,
+        description="the names of the linear layers that have one",
+    )
+
+
+class Student(Options):
+    """The model that learns: a pretrained one, or (without `model`) the teacher under a new tokenizer."""
+
+    tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
+    model: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
+    head: Literal["as_teacher", "untied"] = Field(
+        default="as_teacher", description="whether a tied output matrix stays tied"
+    )
+    vocab_multiple: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
+    adapters: Adapters | None = Field(
+        default=None,
+        description="train low-rank adapters; a student made from its teacher is then its live teacher too",
+    )
+    begin_token: str | None = Field(
+        default=None, description="the token that begins a text, where it is not the usual one"
+    )
+    end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")
+
+    @property
+    def is_its_own_teacher(self) -> bool:
+        """Whether adapters alone tell the student from its teacher, but for their embeddings."""
+        return self.adapters is not None and self.model is None
+
+
+class Teacher(Options):
+    """The model that is asked."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
+    dtype: Dtype = "float32"
+    begin_token: str | None = Field(
+        default=None, description="the token that begins a text, where it is not the usual one"
+    )
+    end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")

@@ -1,0 +1,111 @@
+"""Objectives, as a run's YAML file names them."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ctd_core.config.align import AnyChunks, Debiased, Finest
+from ctd_core.config.base import Options
+
+
+class Alm(Options):
+    """Approximate likelihood matching (arXiv 2503.20083). The defaults are what `ctd compare` measured as the best."""
+
+    kind: Literal["alm"]
+    weight: float = Field(default=1.0, gt=0)
+    divergence: Literal["kl", "reverse_kl", "tv"] = "tv"
+    temperature: float = Field(default=math.inf, gt=0, allow_inf_nan=True, description=".inf for the limit")
+    chunks: AnyChunks = Finest()
+    boundary: bool = Field(
+        default=False, description="whether a chunk's likelihood includes that a pretoken boundary follows"
+    )
+    average: Literal["chunk", "byte", "token"] = Field(
+        default="chunk",
+        description="what the loss is a mean over: merged chunks, their bytes (markers have none) or student tokens",
+    )
+    teacher: str | None = Field(default=None, description="one of more_teachers, to learn from that one instead")
+    leave_out_one_to_one: bool = Field(
+        default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
+    )
+
+
+PUBLISHED_ALM = Alm(
+    kind="alm", divergence="kl", temperature=5.0, chunks=Debiased(kind="debiased"), boundary=True
+)  # as in arXiv 2503.20083
+
+
+class Sft(Options):
+    """Next-token cross-entropy on the corpus."""
+
+    kind: Literal["sft"]
+    weight: float = Field(default=1.0, gt=0)
+
+
+class OneToOneKl(Options):
+    """Kullback-Leibler divergence over the stored top tokens where a chunk is one token of both sides."""
+
+    kind: Literal["one_to_one_kl"]
+    weight: float = Field(default=1.0, gt=0)
+    direction: Literal["forward", "reverse"] = "reverse"
+
+
+class Live(Options):
+    """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
+
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Kd(Live):
+    """Kullback-Leibler divergence of the whole distribution, for one tokenizer on both sides (arXiv 1503.02531)."""
+
+    kind: Literal["kd"]
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class Uld(Live):
+    """Universal logit distillation: distance of sorted probabilities (arXiv 2402.12030)."""
+
+    kind: Literal["uld"]
+    places: Literal["same_index", "one_to_one"] = Field(
+        default="same_index",
+        description="compare the n-th tokens of both sides, as published, or where a chunk is one token of both sides",
+    )
+
+
+class MinEd(Live):
+    """Divergence under a map of vocabularies by edit distance at one-to-one chunks, cross-entropy elsewhere
+    (arXiv 2401.10491).
+    """
+
+    kind: Literal["mined"]
+    temperature: float = Field(default=2.0, gt=0)
+
+
+class PKl(Live):
+    """Divergence of the student projected onto the teacher's vocabulary, at one-to-one chunks (arXiv 2605.21699)."""
+
+    kind: Literal["p_kl"]
+
+
+class Gold(Live):
+    """Divergence on the tokens that both share, distance of the sorted rest, at every chunk (TRL's GOLD)."""
+
+    kind: Literal["gold"]
+
+
+class HiddenStates(Live):
+    """Distance of the last hidden states at chunk ends (arXiv 2503.20083)."""
+
+    kind: Literal["hidden_states"]
+
+
+class Dskd(Live):
+    """Dual-space distillation: attention from one side's tokens to the other's, projections (arXiv 2406.17328)."""
+
+    kind: Literal["dskd"]
+
+
+AnyObjective = Annotated[
+    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
+]

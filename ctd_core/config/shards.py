@@ -1,0 +1,45 @@
+"""How a corpus is prepared, as a run's YAML file says it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ctd_core.config.base import Options, resource
+
+
+class Prepare(Options):
+    """From documents to Arrow shards."""
+
+    student_window_tokens: int = Field(default=1024, ge=8)
+    teacher_window_tokens: int = Field(default=1024, ge=8)
+    split_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="train on this share of each part's tokens: the windows in which most chunks have several student "
+        "tokens; evaluation sets are left as they are",
+    )
+    targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
+    storage: str | None = resource(
+        default=None, description="where shards lie, such as s3://bucket/folder; with the rest of the run by default"
+    )
+    cache_bytes: int = resource(
+        default=50_000_000_000,
+        gt=0,
+        description="copies of such shards that each machine keeps in ~/.cache/ctd",
+    )
+    max_dropped_fraction: float = resource(default=0.01, ge=0, le=1)
+    part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        le=255,
+        description="how many of the teacher's top tokens are stored where a chunk is one token of both sides",
+    )
+    scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")
+    scoring_actors: int = resource(default=1, ge=1)
+    scoring_gpus: float = resource(default=0, ge=0, description="GPUs for each scoring actor")
+    scoring_resources: dict[str, Annotated[float, Field(gt=0)]] = resource(
+        default={},
+        description="what else of a cluster's own resources, such as {teacher: 1}, which certain machines have",
+    )

@@ -1,0 +1,94 @@
+"""Tokenizers and corpora, as a run's YAML file names them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ctd_core.config.base import Fraction, Options
+
+
+class TrainedTokenizer(Options):
+    """A new byte-level BPE tokenizer, trained on the corpus without its held-out documents."""
+
+    kind: Literal["train"]
+    vocab_size: int = Field(default=8192, ge=257)
+    max_text_bytes: int = Field(default=100_000_000, gt=0, description="train on this much of the corpus at most")
+
+
+class BytesTokenizer(Options):
+    """The 256 bytes and an end-of-text token."""
+
+    kind: Literal["bytes"]
+
+
+class PretrainedTokenizer(Options):
+    """An existing one: a directory, a hub id or a tokenizer.json file."""
+
+    kind: Literal["pretrained"]
+    name: str
+    revision: str | None = None
+
+
+class Corpus(Options):
+    """Shares of a corpus, drawn by a hash of each document's text."""
+
+    held_out_fraction: Fraction = Field(default=0.0, description="documents kept from training, for evaluation")
+    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="train on this share of the other documents")
+
+
+class JsonLines(Corpus):
+    """Files of one JSON object a line."""
+
+    kind: Literal["jsonl"]
+    paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
+    field: str = "text"
+
+
+class Parquet(Corpus):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+    paths: list[str] = Field(min_length=1)
+    field: str = "text"
+
+
+class TextFiles(Corpus):
+    """UTF-8 text files, each one document."""
+
+    kind: Literal["text"]
+    paths: list[str] = Field(min_length=1)
+
+
+class HubDataset(Corpus):
+    """A dataset of the Hugging Face hub, or a directory written by `save_to_disk`."""
+
+    kind: Literal["dataset"]
+    name: str
+    configuration: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    field: str = "text"
+
+
+class StdlibDocs(Corpus):
+    """The documentation strings of the running Python's standard library: about 3 MB that need no download."""
+
+    kind: Literal["stdlib-docs"]
+
+
+class GeneralText(Corpus):
+    """The packaged general set: prose, dialogue, word problems, code and facts, written for this project."""
+
+    kind: Literal["general"]
+
+
+AnyCorpus = Annotated[
+    JsonLines | Parquet | TextFiles | HubDataset | StdlibDocs | GeneralText, Field(discriminator="kind")
+]
+
+
+class HeldOut(Options):
+    """The held-out documents of the run's own corpus."""
+
+    kind: Literal["held_out"]
+    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="use this share of them")

@@ -1,0 +1,128 @@
+"""What a user writes under `train` in a run's YAML file: every option once, with its only default."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ctd_core.config.base import Fraction, Options, resource
+from ctd_core.config.objectives import Alm, AnyObjective, Live
+
+
+class Train(Options):
+    """One training run on stored targets."""
+
+    steps: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+    objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
+    batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
+    micro_batches: int = Field(
+        default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
+    )
+    num_workers: int = resource(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
+    min_workers: int | None = resource(
+        default=None, ge=1, description="go on with as few as this where machines are lost, until others join"
+    )
+    use_gpu: bool = resource(default=False, description="a GPU for each worker")
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = resource(
+        default={},
+        description="what else of a cluster's own resources, such as {train: 1}, which certain machines have",
+    )
+    strategy: Literal["ddp", "fsdp"] = resource(
+        default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
+    )
+    activation_checkpointing: bool = resource(
+        default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
+    )
+    learning_rate: float = Field(2e-4, gt=0)
+    embedding_learning_rate: float | None = Field(
+        default=None, gt=0, description="for embeddings and head, where it differs"
+    )
+    projection_learning_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        description="for projections that an objective trains along: dskd's, hidden_states' of unlike widths",
+    )
+    weighting: Literal["fixed", "gradient_magnitude"] = Field(
+        default="fixed",
+        description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
+    )
+    warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
+    final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    freeze: list[str] = Field(
+        default=[], description="regular expressions; parameters with a match in their name stay fixed"
+    )
+    autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
+    evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
+    checkpoint_every: int | None = resource(
+        default=None, gt=0, description="a tenth of the steps by default; the last step is always kept"
+    )
+    max_failures: int = resource(default=3, ge=0, description="restarts of the workers before the run fails")
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """The steps from one checkpoint to the next."""
+        return self.checkpoint_every or -(-self.steps // 10)
+
+    @property
+    def warmup(self) -> int:
+        """The steps in which the learning rate rises."""
+        return self.steps // 12 if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def live_objectives(self) -> list[str]:
+        """The kinds of those objectives that ask the teacher at every step."""
+        return [one.kind for one in self.objectives if isinstance(one, Live)]
+
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def _yaml_word(cls, value: object) -> object:
+        """YAML 1.1 reads the word `off` as false."""
+        return {False: "off", True: "auto"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("freeze")
+    @classmethod
+    def _patterns(cls, patterns: list[str]) -> list[str]:
+        for one in patterns:
+            try:
+                re.compile(one)
+            except re.error as error:
+                raise ValueError(f"{one!r} is no regular expression ({error})") from error
+        return patterns
+
+    @model_validator(mode="after")
+    def _workers_share_a_step(self) -> "Train":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
+        most = max(self.num_workers, 1)
+        for workers in range(self.min_workers or most, most + 1):
+            if self.micro_batches % workers:
+                raise ValueError(
+                    f"micro_batches is {self.micro_batches}, and a step may have {workers} workers: each takes the "
+                    "same number of micro-batches a step, so the first must be a multiple of the second"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_possible(self) -> "Train":
+        if self.strategy == "fsdp" and not self.num_workers:
+            raise ValueError("strategy: fsdp shares the student out among num_workers, which is 0: set it to 2 or more")
+        if self.strategy == "fsdp" and self.weighting == "gradient_magnitude":
+            raise ValueError(
+                "weighting: gradient_magnitude needs whole layers, which strategy: fsdp shares out: take ddp, or fixed "
+                "weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_weight_is_ignored(self) -> "Train":
+        weighted = [one.kind for one in self.objectives if one.weight != 1]
+        if self.weighting == "gradient_magnitude" and (weighted or len(self.objectives) < 2):
+            raise ValueError(
+                "weighting: gradient_magnitude finds the weights of several objectives itself"
+                + (f", so the weight of {weighted[0]} would be ignored: leave it out" if weighted else ": name several")
+            )
+        return self

@@ -1,0 +1,182 @@
+"""A run's YAML file: reading it, and telling what is wrong in it."""
+
+import copy
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from ctd_core.config.align import AnyChunks
+from ctd_core.config.base import Options
+from ctd_core.config.run import RunConfig
+from ctd_core.config.secrets import redact
+from ctd_core.errors import UsageError
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+_NO_KIND = FieldInfo()
+
+
+def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
+    """The run that `text` (YAML) describes, with `overrides` such as `train.steps=100` put in.
+
+    Raises UsageError that names `source`, the field, its value and what is allowed.
+    """
+    values = parse_yaml(text, source)
+    if not isinstance(values, dict):
+        raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
+    changed = copy.deepcopy(values)
+    try:
+        for path, value in _parse_overrides(overrides).items():
+            _put(changed, path, value, f"--set {path}")
+        return _validated(RunConfig, changed, source)
+    except UsageError:
+        with suppress(UsageError):  # what is set may lie in a default, as train.objectives.0 does
+            return with_overrides(_validated(RunConfig, values, source), overrides)
+        raise
+
+
+def with_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """`config` with `overrides` as `read_config` takes them."""
+    return with_values(config, _parse_overrides(overrides), "--set")
+
+
+def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    values = {}
+    for override in overrides:
+        path, equals, written = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set {redact(override)}: write --set dotted.path=value.")
+        values[path] = parse_yaml(written, f"--set {redact(override)}")
+    return values
+
+
+def with_values(config: RunConfig, changes: Mapping[str, Any], source: str) -> RunConfig:
+    """`config` with other values at dotted paths; raises UsageError as `read_config` does."""
+    values = config.model_dump()
+    for path, value in changes.items():
+        _put(values, path, value, f"{source}: {path}")
+    return _validated(RunConfig, values, source)
+
+
+def read_options(file: Path, kind: type[AnyOptions]) -> AnyOptions:
+    """The options that a YAML file holds; raises UsageError that names the file and the field that is wrong."""
+    return _validated(kind, parse_yaml(read_text(file), str(file)), str(file))
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, line ends as they are; raises UsageError where there is none."""
+    try:
+        return file.read_bytes().decode()
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from error
+
+
+def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: " + "\n".join(_explain(one, kind) for one in error.errors())) from error
+
+
+def read_rule(text: str) -> AnyChunks:
+    """The chunking rule that `text` (YAML) describes, or the kind of one; raises UsageError that names it."""
+    values = parse_yaml(text, f"--rule {text}")
+    try:
+        rule: AnyChunks = TypeAdapter(AnyChunks).validate_python(
+            {"kind": values} if isinstance(values, str) else values
+        )
+    except ValidationError as error:
+        raise UsageError(f"--rule {text}: " + "\n".join(_explain(one) for one in error.errors())) from error
+    return rule
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """What `text` holds; raises UsageError, naming `source`, where it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own dates and numbers raise the second
+        raise UsageError(f"{source}: not YAML ({error}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else, and a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _put(values: dict[str, Any], path: str, value: Any, source: str) -> None:
+    *parents, last = path.split(".")
+    inner: Any = values
+    for parent in parents:
+        if not isinstance(inner, dict):
+            inner = _item(inner, parent, source)
+        else:
+            if inner.get(parent) is None:
+                inner[parent] = {}
+            inner = inner[parent]
+    if isinstance(inner, dict):
+        inner[last] = value
+    else:
+        _item(inner, last, source)
+        inner[int(last)] = value
+
+
+def _item(inner: Any, key: str, source: str) -> Any:
+    if not (isinstance(inner, list) and key.isascii() and key.isdigit() and int(key) < len(inner)):
+        raise UsageError(f"{source}: there is no {key!r} to set there.")
+    return inner[int(key)]
+
+
+def _fields_beside(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The names of the fields of the group of options in which the last part of `path` was looked for."""
+    kinds = [kind]
+    for part in path[:-1]:
+        inner = [one.model_fields[part].annotation for one in kinds if str(part) in getattr(one, "model_fields", {})]
+        kinds = [leaf for one in inner for leaf in _models_in(one)] or kinds  # a number, a key or a tag stays within
+        tagged = [one for one in kinds if part in get_args(one.model_fields.get("kind", _NO_KIND).annotation)]
+        kinds = tagged or kinds
+    return [name for one in kinds for name in getattr(one, "model_fields", {})]
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """Every group of options that an annotation such as `dict[str, A | B] | None` names."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [leaf for one in get_args(annotation) for leaf in _models_in(one)]
+
+
+def _explain(error: Any, kind: Any = None) -> str:
+    """One of pydantic's errors in words: the field, what is wrong, the value; `kind` is the model that it is of."""
+    where = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _fields_beside(kind, error["loc"]), n=1)
+        hint = f" Did you mean {near[0]}?" if near else " The README tells where the fields are described."
+        return f"{where}: there is no such field.{hint}"
+    if error["type"] in {"literal_error", "union_tag_invalid"}:
+        allowed = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
+        given = error["ctx"].get("tag") or error["input"]
+        if near := difflib.get_close_matches(str(given), allowed, n=1):
+            return f"{where}: {error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: give its kind (it is {redact(repr(error['input']))})."
+    given = "" if error["type"] in {"missing", "value_error"} else f" (it is {redact(repr(error['input']))})"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

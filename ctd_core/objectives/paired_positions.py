@@ -1,0 +1,117 @@
+"""Places at which student and teacher are asked for the same thing, and objectives that compare their logits there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ctd_core.models.online_teacher import TeacherOutputs
+from ctd_core.objectives.interface import Objective, Plan, StudentOutputs
+from ctd_core.ops.fused_logprobs import Head, logits_of
+from ctd_core.shards.batches import Batch, TeacherTokens
+
+BLOCK_BYTES = 64 * 2**20
+
+# From student logits [K, V] and teacher logits [K, U] to a loss for each of the K places.
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Places:
+    """P places: `student` [P] and `teacher` [P] are rows of the two sides' hidden states."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+def one_to_one_places(batch: Batch) -> Places:
+    """Where the next chunk is one token of both sides, the place before it."""
+    chosen = torch.from_numpy(np.flatnonzero(batch.chunks.one_to_one)).to(batch.chunk_rows.device)
+    return Places(batch.chunk_rows[chosen] - 1, batch.teacher.chunk_rows[chosen] - 1)
+
+
+def chunk_end_places(batch: Batch) -> Places:
+    """The last token of every scored chunk."""
+    chosen = torch.from_numpy(np.flatnonzero(batch.chunks.scored)).to(batch.chunk_rows.device)
+    return Places(batch.chunk_rows[chosen], batch.teacher.chunk_rows[chosen])
+
+
+def last_token_places(batch: Batch) -> Places:
+    """The place before the last token of every scored chunk."""
+    ends = chunk_end_places(batch)
+    return Places(ends.student - 1, ends.teacher - 1)
+
+
+def same_index_places(batch: Batch) -> Places:
+    """The places before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
+    student, teacher = (_by_row_and_index(side.target_rows, row_of_token(side)) for side in (batch, batch.teacher))
+    _, mine, theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
+    device = batch.target_rows.device
+    chosen = (torch.from_numpy(one).to(device) for one in (mine, theirs))
+    return Places(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
+
+
+def row_of_token(side: Batch | TeacherTokens) -> Tensor:
+    """[N], the row of the batch that each of a side's tokens lies in."""
+    return side.positions // side.input_ids.shape[1]
+
+
+def kl_divergence(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """[K], KL(teacher ‖ student) of natural log-probabilities [K, V]."""
+    divergence: Tensor = (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).sum(1)
+    return divergence
+
+
+def _by_row_and_index(target_rows: Tensor, row_of_token: Tensor) -> np.ndarray:
+    """For each target a number that stands for its row of the batch and its place among that row's targets."""
+    rows = row_of_token[target_rows].cpu().numpy()
+    starts = np.searchsorted(rows, rows)
+    return rows * 2**32 + np.arange(len(rows)) - starts
+
+
+def logit_objective(find_places: Callable[[Batch], Places], loss: LogitLoss) -> Objective:
+    """An objective that compares logits with a live teacher's: the sum of `loss` over places, divided by their number.
+
+    Logits exist for a block of places at a time, and are computed again for the gradients.
+    """
+
+    def plan(batch: Batch) -> Plan:
+        places = find_places(batch)
+
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
+            assert teacher is not None, "a live objective is planned only where there is a teacher"
+            return sum_over_blocks(places, student, teacher, loss)
+
+        return Plan(len(places.student), loss_sum)
+
+    return plan
+
+
+def sum_over_blocks(
+    places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: Callable[..., Tensor], *extras: Tensor
+) -> Tensor:
+    """Σ over P places of `loss(student logits, teacher logits, *extras)`, each extra [P] cut like the places."""
+    hidden = student.hidden[places.student], teacher.hidden[places.teacher]
+    total = sum_over_logits((student.head, teacher.head), hidden, loss, *extras)
+    return total + student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
+
+
+def sum_over_logits(
+    heads: tuple[Head, ...], hidden: tuple[Tensor, ...], loss: Callable[..., Tensor], *extras: Tensor
+) -> Tensor:
+    """Σ over P rows of `loss(*logits, *extras)`, the logits of each of `hidden` [P, H] by its head of `heads`.
+
+    Logits exist for a block of rows at a time, and are computed again for the gradients.
+    """
+
+    def block_sum(*block: Tensor) -> Tensor:
+        logits = [logits_of(one, head) for one, head in zip(block, heads, strict=False)]
+        return loss(*logits, *block[len(heads) :]).sum()
+
+    size = max(16, BLOCK_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
+    blocks = [torch.split(one, size) for one in (*hidden, *extras)]
+    sums = [checkpoint(block_sum, *block, use_reentrant=False) for block in zip(*blocks, strict=True)]
+    return torch.stack(sums).sum()

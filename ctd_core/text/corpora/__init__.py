@@ -1,0 +1,56 @@
+"""Corpora in numbered slices, each of which a worker can read by itself.
+
+A format is a module with `plan`, which cuts a corpus into slices, and `read`, which yields the documents of one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from ctd_core.config.text import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.errors import DocumentError, UsageError
+from ctd_core.text.corpora import general_text, hub_dataset, json_lines, parquet, stdlib_docs, text_files
+from ctd_core.text.corpora.files import matching_files
+from ctd_core.text.corpora.slices import CorpusSlice
+from ctd_core.text.documents import Document
+
+__all__ = ["CorpusSlice", "corpus_files", "plan_slices", "read_slice"]
+
+FORMATS: dict[type[Corpus], ModuleType] = {
+    GeneralText: general_text,
+    HubDataset: hub_dataset,
+    JsonLines: json_lines,
+    Parquet: parquet,
+    StdlibDocs: stdlib_docs,
+    TextFiles: text_files,
+}
+
+
+def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
+    """The slices of `corpus`, of about `slice_bytes` of text each; what they hold depends on nothing else.
+
+    Raises:
+        UsageError: a file is missing or there is nothing to read.
+    """
+    slices = list(FORMATS[type(corpus)].plan(corpus, slice_bytes))
+    if not slices:
+        raise UsageError(f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents.")
+    return slices
+
+
+def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | DocumentError]:
+    """The documents of `part`, or why there is no text where one should be.
+
+    Raises:
+        CtdError: the slice cannot be read; the message names the path.
+    """
+    yield from FORMATS[type(corpus)].read(corpus, part)
+
+
+def corpus_files(corpus: Corpus) -> list[str]:
+    """The locations of the files that `corpus` is read from; none where it is a dataset of a hub, or in no files."""
+    if isinstance(corpus, JsonLines | Parquet | TextFiles):
+        return matching_files(corpus.paths)
+    folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
+    inside = sorted(folder.rglob("*")) if folder is not None and folder.is_dir() else []
+    return [str(file) for file in inside if file.is_file()]

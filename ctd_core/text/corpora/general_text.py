@@ -1,0 +1,28 @@
+"""The packaged general set."""
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+
+from ctd_core.config.text import GeneralText
+from ctd_core.text.corpora.slices import CorpusSlice, cut_by_size
+from ctd_core.text.documents import Document, plain_document
+
+
+def plan(corpus: GeneralText, slice_bytes: int) -> Iterator[CorpusSlice]:
+    """Slices that hold their documents."""
+    documents = _documents()
+    for number, (start, stop) in enumerate(cut_by_size([len(one.text) for one in documents], slice_bytes)):
+        yield CorpusSlice(number, "", start, stop, documents[start:stop])
+
+
+def read(corpus: GeneralText, part: CorpusSlice) -> Iterator[Document]:
+    """The documents that the slice holds."""
+    yield from part.documents
+
+
+@cache
+def _documents() -> tuple[Document, ...]:
+    lines = resources.files(__package__).joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(plain_document(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines))

@@ -1,0 +1,48 @@
+"""Parquet files. A slice is a range of row groups."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctd_core.config.text import Parquet
+from ctd_core.errors import CtdError, DocumentError, UsageError
+from ctd_core.storage.locations import open_to_read
+from ctd_core.text.corpora.files import document_of, matching_files, open_file
+from ctd_core.text.corpora.slices import CorpusSlice
+from ctd_core.text.documents import Document
+
+
+def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
+    """Ranges of row groups of each file.
+
+    Raises:
+        UsageError: a file is no Parquet file, or has no such column.
+        CtdError: a file cannot be read.
+    """
+    number = 0
+    for file in matching_files(corpus.paths):
+        try:
+            with open_to_read(file) as stream:
+                metadata = pq.read_metadata(stream)
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
+        except OSError as error:
+            raise CtdError(f"corpus.paths: {file}: cannot be read ({error}).") from error
+        columns = metadata.schema.to_arrow_schema()
+        if corpus.field not in columns.names:
+            raise UsageError(f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(columns.names)}.")
+        start = size = 0
+        for group in range(metadata.num_row_groups):
+            size += metadata.row_group(group).total_byte_size
+            if size >= slice_bytes or group == metadata.num_row_groups - 1:
+                yield CorpusSlice(number, file, start, group + 1)
+                start, size, number = group + 1, 0, number + 1
+
+
+def read(corpus: Parquet, part: CorpusSlice) -> Iterator[Document | DocumentError]:
+    """The documents of the slice's row groups."""
+    with open_file(part.source) as stream, pq.ParquetFile(stream) as file:
+        for group in range(part.start, part.stop):
+            for row, text in enumerate(file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()):
+                yield document_of({corpus.field: text}, corpus.field, f"{part.source}:row group {group}, row {row}")

@@ -1,0 +1,44 @@
+"""Documents as sequences of text and markers."""
+
+from dataclasses import dataclass
+
+BEGIN, END = "begin", "end"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text; scored where it is meant for training."""
+
+    text: str
+    scored: bool = True
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A position that every tokenizer marks with special tokens of its own, or with none. `role` says which."""
+
+    role: str
+    scored: bool = True
+
+
+@dataclass(frozen=True)
+class Document:
+    """Segments in order, and an id by which a user finds the document again."""
+
+    id: str
+    segments: tuple[Text | Marker, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of all segments, without markers."""
+        return "".join(segment.text for segment in self.segments if isinstance(segment, Text))
+
+
+def plain_document(document_id: str, text: str) -> Document:
+    """A text from its beginning to its end."""
+    return Document(document_id, (Marker(BEGIN, scored=False), Text(text), Marker(END)))
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8: it holds no lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

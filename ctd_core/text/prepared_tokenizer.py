@@ -1,0 +1,88 @@
+"""Documents as sequences of text and markers, and the tokens that each tokenizer writes for a marker."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.errors import TokenizerError
+from ctd_core.text.documents import BEGIN, END
+from ctd_core.text.encoding import TextEncoder
+
+
+@dataclass(frozen=True)
+class Side:
+    """A tokenizer made ready for documents: text through `encoder`, markers by role through `markers`."""
+
+    encoder: TextEncoder
+    markers: dict[str, tuple[int, ...]]
+
+
+def make_side(
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    begin_token: str | None,
+    end_token: str | None,
+    num_embeddings: int | None = None,
+) -> Side:
+    """`tokenizer` with the markers of plain text.
+
+    A text begins with what the tokenizer itself writes before one, else with its bos token, else with its eos token;
+    it ends with its eos token. Tokens given by name come first.
+
+    Args:
+        num_embeddings: the rows of its model's embedding, where that is known: a text whose tokens lie beyond them is
+            dropped.
+
+    Raises:
+        TokenizerError: a name is none of its special tokens, or its vocabulary is not its model's.
+    """
+    if num_embeddings is not None:
+        check_embedding(tokenizer, name, num_embeddings)
+    begin = _named(tokenizer, name, begin_token)
+    if begin is None:
+        begin = _written_before_text(tokenizer) or _first(tokenizer.bos_token_id, tokenizer.eos_token_id)
+    end = _named(tokenizer, name, end_token)
+    if end is None:
+        end = _first(tokenizer.eos_token_id)
+    if num_embeddings is not None and (beyond := [one for one in (*begin, *end) if one >= num_embeddings]):
+        raise TokenizerError(
+            f"{name}: texts begin or end with {tokenizer.convert_ids_to_tokens(beyond)}, and the embedding has "
+            f"{num_embeddings} entries. Name other tokens in begin_token and end_token."
+        )
+    return Side(TextEncoder(tokenizer, name, num_embeddings), {BEGIN: begin, END: end})
+
+
+def check_embedding(tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int) -> list[str]:
+    """The tokens added to a vocabulary that have no row in an embedding, as some models' special tokens have none.
+
+    Raises:
+        TokenizerError: tokens of the vocabulary itself have none, so it is not this model's.
+    """
+    beyond = {token: one for token, one in tokenizer.get_vocab().items() if one >= num_embeddings}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if plain := [one for token, one in beyond.items() if token not in added]:
+        raise TokenizerError(
+            f"{name}: its token ids reach {max(plain)}, and the model's embedding has {num_embeddings} entries. Take "
+            "the tokenizer that belongs to the model."
+        )
+    return sorted(beyond, key=beyond.__getitem__)
+
+
+def _named(tokenizer: PreTrainedTokenizerFast, name: str, token: str | None) -> tuple[int, ...] | None:
+    if token is None:
+        return None
+    special = {added.content: token_id for token_id, added in tokenizer.added_tokens_decoder.items() if added.special}
+    if token not in special:
+        raise TokenizerError(f"{name}: {token!r} is none of its special tokens, which are {sorted(special)}.")
+    return (special[token],)
+
+
+def _written_before_text(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    starts = (n for n in range(len(framed) - len(plain) + 1) if framed[n : n + len(plain)] == plain)
+    return tuple(framed[: next(starts, 0)])
+
+
+def _first(*token_ids: int | None) -> tuple[int, ...]:
+    return next(((token_id,) for token_id in token_ids if token_id is not None), ())

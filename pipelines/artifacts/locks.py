@@ -1,0 +1,131 @@
+"""Two commands of one run at the same time: the second waits, and is told for whom."""
+
+import fcntl
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ctd_core.errors import CtdError
+from ctd_core.storage.locations import delete_file, open_to_read, write_text
+from pipelines.artifacts.background import repeating
+from pipelines.artifacts.remote_copy import RunFiles
+from pipelines.display.progress import say
+
+RENEW_SECONDS = 30.0  # between signs of life in a store
+LEASE_SECONDS = 150.0  # without one, after which a holder counts as killed
+POLL_SECONDS = 1.0
+READ_TRIES = 5
+
+
+@contextmanager
+def one_at_a_time(files: RunFiles, stage: str) -> Iterator[None]:
+    """Hold the lock of a stage of a run, on this machine and, where the run lies in a store, there too.
+
+    Whoever else asks is told who holds it and since when, and waits. A killed holder's lock is free at once on its
+    machine; in a store, once it has given no sign of life for LEASE_SECONDS.
+    """
+    files.directory.mkdir(parents=True, exist_ok=True)
+    path = files.directory / f".lock-{stage}"
+    with path.open("a+") as file:
+        _wait_for_machine(file, path, stage)
+        file.truncate(0)
+        file.write(json.dumps(_holder()))
+        file.flush()
+        if files.store is None:
+            yield
+            return
+        with _lease(files.within(path), stage):
+            yield
+
+
+def _wait_for_machine(file: Any, path: Path, stage: str) -> None:
+    said = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not said:
+                _say_who(stage, path.read_text(encoding="utf-8"))
+                said = True
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _lease(location: str, stage: str) -> Iterator[None]:
+    """Hold a file in a store that is written again as long as this process lives."""
+    said = False
+    while (held := _read(location)) and time.time() - held.get("alive", 0.0) < LEASE_SECONDS:
+        if not said:
+            _say_who(stage, json.dumps(held))
+            said = True
+        time.sleep(5 * POLL_SECONDS)
+    own = _holder()
+    _write(location, own)
+    time.sleep(POLL_SECONDS)  # of two that begin at the same moment, the one that wrote last has it
+    if not _is_own(_read(location), own):
+        with _lease(location, stage):
+            yield
+        return
+
+    def renew() -> None:
+        with suppress(CtdError):  # the store may answer again before the lease ends
+            if _is_own(_read(location), own):  # else this process slept so long that another has taken it
+                _write(location, own | {"alive": time.time()})
+
+    try:
+        with repeating(RENEW_SECONDS, renew):
+            yield
+    finally:
+        with suppress(CtdError):
+            if _is_own(_read(location), own):
+                delete_file(location)
+
+
+def _holder() -> dict[str, Any]:
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    identity = uuid.uuid4().hex  # in containers, names of machines and numbers of processes repeat
+    return {
+        "machine": platform.node(), "process": os.getpid(), "id": identity, "since": since, "alive": time.time(),
+    }  # fmt: skip
+
+
+def _is_own(held: dict[str, Any] | None, own: dict[str, Any]) -> bool:
+    return held is not None and held.get("id") == own["id"]
+
+
+def _say_who(stage: str, holder: str) -> None:
+    who = "another process"
+    with suppress(ValueError, KeyError, TypeError):
+        held = json.loads(holder)
+        who = f"process {held['process']} on {held['machine']}, since {held['since']}"
+    say(
+        f"{stage.partition('-')[0]}: this run is being worked on by {who}. Waiting for its end; Ctrl-C leaves it alone."
+    )
+
+
+def _read(location: str) -> dict[str, Any] | None:
+    """The lease, None where there is none; raises CtdError where the store does not answer."""
+    for left in reversed(range(READ_TRIES)):
+        try:
+            with open_to_read(location) as stream:
+                held: dict[str, Any] = json.loads(stream.read())
+                return held
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # also half-written by a holder that renews it
+            if not left:
+                raise CtdError(f"{location}: cannot be read ({error}). Run the same command again.") from error
+            time.sleep(POLL_SECONDS)
+    return None
+
+
+def _write(location: str, held: dict[str, Any]) -> None:
+    write_text(location, json.dumps(held))

@@ -1,0 +1,135 @@
+"""report.json: what was measured of a run, and how it is shown."""
+
+from pydantic import Field, ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ctd_core.config.base import Record
+from ctd_core.errors import CtdError
+from ctd_core.shards.manifest import Counts, Manifest
+from ctd_core.storage.atomic import write_atomic
+from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
+from pipelines.artifacts.run_paths import Places
+
+
+class Figures(Record):
+    """One model on the text of one set."""
+
+    bits_per_byte: float
+    teacher_distance_bits_per_byte: float
+    correlation: float
+    tokens_per_byte: float
+
+
+class SetFigures(Record):
+    """Teacher and student, before and after training, on the same bytes."""
+
+    text_bytes: int
+    chunks: int
+    teacher: Figures
+    student_before: Figures
+    student_after: Figures
+
+
+class Continuation(Record):
+    """A prompt and what each model wrote after it."""
+
+    prompt: str
+    teacher: str
+    student: str
+
+
+class Report(Record):
+    """A run. `run` names the training and the step that the figures belong to; `data` and below are of `ctd run`."""
+
+    run: str
+    sets: dict[str, SetFigures]
+    gap_closed: float | None
+    teacher_parameters: int = Field(description="by its config")
+    student_parameters: int
+    data: dict[str, Counts] = Field({})
+    samples: list[Continuation] = Field([])
+    seconds: dict[str, float] = Field({})
+
+
+def run_stamp(places: Places) -> str:
+    """The training, the step and the evaluation that figures belong to."""
+    checkpoint = latest_checkpoint(places.checkpoints)
+    return f"{places.train.name}/{name_of(checkpoint) if checkpoint else None}/{places.evaluation}"
+
+
+def read_report(places: Places) -> Report | None:
+    """What was measured of this very training and step; None where nothing was, or of another."""
+    places.files.bring(places.report, anew=True)
+    if not places.report.exists():
+        return None
+    try:
+        report = Report.model_validate_json(places.report.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise CtdError(f"{places.report}: not a report of this version. Run `ctd evaluate` again.") from error
+    return report if report.run == run_stamp(places) else None
+
+
+def write_report(places: Places, report: Report) -> None:
+    """Put `report` in the place of the one before."""
+    write_atomic(places.report, report.model_dump_json(indent=1))
+    places.files.share(places.report)
+
+
+def agreement_table(report: Report) -> Table:
+    """The figures of every set: bits per byte, and distance to the teacher."""
+    table = Table(title="bits per byte (distance to the teacher)")
+    for column in ("text", "teacher", "student before", "student after", "correlation"):
+        table.add_column(column, justify="left" if column == "text" else "right")
+    for name, one in report.sets.items():
+        students = [
+            f"{figures.bits_per_byte:.3f} ({figures.teacher_distance_bits_per_byte:.3f})"
+            for figures in (one.student_before, one.student_after)
+        ]
+        table.add_row(name, f"{one.teacher.bits_per_byte:.3f}", *students, f"{one.student_after.correlation:.3f}")
+    if report.gap_closed is not None:
+        table.caption = f"gap closed: {report.gap_closed:.3f}"
+    return table
+
+
+def data_table(manifests: dict[str, Manifest]) -> Table:
+    """What the shards hold, a row for each set."""
+    table = Table(title="prepared")
+    columns = ("set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name, manifest in manifests.items():
+        counts = manifest.counts
+        table.add_row(
+            name,
+            f"{counts.documents:,}",
+            f"{counts.dropped_documents:,}",
+            f"{counts.rows:,}",
+            f"{counts.left_out_rows:,}",
+            f"{counts.text_bytes / 1e3:,.0f}",
+            f"{counts.student_tokens:,}",
+            f"{counts.teacher_tokens:,}",
+            f"{counts.text_bytes / max(counts.chunks, 1):.2f}",
+        )
+    return table
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A table for a document."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *rows])
+
+
+def print_report(places: Places, report: Report) -> None:
+    """The end of a run: what was measured, two continuations, where things lie."""
+    console = Console()
+    console.print(agreement_table(report))
+    for sample in report.samples:
+        for who, text in (("teacher", sample.teacher), ("student", sample.student)):
+            console.print(f"{who}: {escape(sample.prompt)}[bold]{escape(text)}[/bold]", highlight=False)
+    seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in report.seconds.items())
+    console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
+    console.print(f"seconds: {seconds}")
+    console.print(f"model: {places.model}\nreport: {places.report}")
+    if places.files.store is not None:
+        console.print(f"both are in {places.files.store} too")

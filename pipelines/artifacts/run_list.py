@@ -1,0 +1,95 @@
+"""`ctd runs`: the runs under a storage path, how far each has come, and when it last changed."""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from ctd_core.errors import UsageError
+from ctd_core.shards.files import MANIFEST
+from ctd_core.storage.locations import below, files_below, open_to_read
+from pipelines.artifacts.metrics_log import METRICS, parse_metrics
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run: `state` is preparing, prepared, training or measured; `last` its last figures; `age_seconds` since then.
+
+    step: the last step of the training that changed last, None where there is none.
+    """
+
+    name: str
+    state: str
+    step: int | None
+    last: dict[str, float]
+    age_seconds: float
+
+
+def list_runs(storage: str) -> list[RunState]:
+    """The runs under `storage`, a directory or a URI, what changed last first; raises UsageError where it is none."""
+    try:
+        files = files_below(storage)
+    except UsageError as error:
+        raise UsageError(f"{error} Name the `output` of your runs; it is runs unless they say more.") from error
+    runs: dict[str, dict[str, float]] = {}
+    for path, changed in files.items():
+        name, _, inside = path.partition("/")
+        runs.setdefault(name, {})[inside] = changed
+    states = [state for name, found in runs.items() if (state := _state(storage, name, found)) is not None]
+    return sorted(states, key=lambda one: one.age_seconds)
+
+
+def as_table(runs: list[RunState]) -> Table:
+    """The runs for a terminal."""
+    table = Table("run", "state", "step", "last figures", "last change")
+    for run in runs:
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in run.last.items())
+        table.add_row(run.name, run.state, "" if run.step is None else str(run.step), figures, _age(run.age_seconds))
+    return table
+
+
+def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
+    """The state of a run by what it left, each file with the time when it changed."""
+    kinds = {
+        "preparing": r"prepared/[^/]+/[^/]+\.arrow", "prepared": rf"prepared/[^/]+/{MANIFEST}",
+        "training": rf"train-[^/]+/{METRICS}", "measured": r"report\.json",
+    }  # fmt: skip
+    newest = {
+        kind: max(matches, key=files.__getitem__)
+        for kind, pattern in kinds.items()
+        if (matches := [file for file in files if re.fullmatch(pattern, file)])
+    }
+    if not newest:
+        return None
+    state, file = max(newest.items(), key=lambda one: (files[one[1]], one[0] != "preparing"))
+    steps = parse_metrics(_text(storage, name, newest["training"])) if "training" in newest else []
+    last: dict[str, float] = {}
+    if state == "measured":
+        last = _gap_closed(_text(storage, name, file))
+    elif state == "training" and steps:
+        distances = (step for step in reversed(steps) if any("teacher_distance" in figure for figure in step))
+        measured = {figure: value for figure, value in next(distances, {}).items() if "teacher_distance" in figure}
+        last = {"loss": steps[-1]["loss"], **measured}
+    return RunState(name, state, int(steps[-1]["step"]) if steps else None, last, time.time() - files[file])
+
+
+def _gap_closed(report: str) -> dict[str, float]:
+    """By name, where a report has it: this one may be of another version."""
+    try:
+        return {"gap_closed": float(json.loads(report)["gap_closed"])}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def _text(storage: str, *names: str) -> str:
+    with open_to_read(below(storage, *names)) as stream:
+        return stream.read().decode()
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} seconds ago"

@@ -1,0 +1,128 @@
+"""Getting hold of Ray, and errors that come back through it."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+from ray._private.worker import WORKER_MODE, global_worker
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.training.step import FailedElsewhere
+
+# A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Ray Data hands its actors objects of its own and lets them restart, and Ray's core warns of that at every start; the
+# command keeps these objects for as long as it runs. Errors of the core come out as exceptions too.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Workers stay in the directory of the command, so that relative paths of a run mean the same there.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+def connect(
+    cpus: float, gpus: float, fields: str, others: Mapping[str, float] | None = None, dashboard: bool = False
+) -> None:
+    """Join the cluster of RAY_ADDRESS or of this job, or start one on this machine, with its dashboard where asked.
+
+    Raises UsageError, naming `fields`, where a cluster of this machine alone could never hold `cpus` and `gpus` at
+    once, or has none of `others`, resources by the name that a cluster gives them; one that was joined may grow.
+    """
+    _join(dashboard)
+    there = ray.cluster_resources()
+    has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
+    if others and is_own():
+        raise UsageError(
+            f"{', '.join(others)}: this machine has no such resource. Ask for none, or set RAY_ADDRESS to a cluster."
+        )
+    lacks = cpus > has[0] or gpus > has[1]
+    if lacks and is_own():
+        raise UsageError(
+            f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once; this machine has {has[0]:g} and {has[1]:g}. "
+            "Ask for less, or set RAY_ADDRESS to a cluster."
+        )
+
+
+def let_go() -> None:
+    """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
+    if ray.is_initialized() and is_own():
+        ray.shutdown()
+
+
+def beside_command(actor: type) -> ray.actor.ActorHandle:
+    """A small actor on the machine of this command, so that it is there for as long as the command."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(actor).options(scheduling_strategy=here).remote()
+
+
+def is_own() -> bool:
+    """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
+
+
+def is_driver() -> bool:
+    """Whether this process is a command, and no worker of Ray's."""
+    return bool(global_worker.mode != WORKER_MODE)
+
+
+def _join(dashboard: bool) -> None:
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_own() else {}
+    options |= {"runtime_env": {"worker_process_setup_hook": "pipelines.cluster.worker_setup.name_cluster"}}
+    try:
+        with _without("Set ray log level"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error
+    for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def _without(words: str) -> Iterator[None]:
+    """Keep lines with `words`, which Ray's core writes before it heeds its log level, off standard error."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "wb", buffering=0) as stderr, tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
+            written.seek(0)
+            stderr.write(b"".join(line for line in written if words.encode() not in line))
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Errors of ours raised on a worker come out as themselves, others of Ray as a CtdError that tells the cause."""
+    try:
+        yield
+    except CtdError:
+        raise
+    except Exception as error:
+        found: list[CtdError] = []
+        seen: BaseException | None = error
+        while seen is not None:
+            candidates = (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values())
+            found += [candidate for candidate in candidates if isinstance(candidate, CtdError)]
+            seen = seen.__cause__ or seen.__context__
+        if found:
+            first = next((one for one in found if not isinstance(one, FailedElsewhere)), found[0])
+            raise (UsageError if isinstance(first, UsageError) else CtdError)(str(first)) from error
+        from ray.train import TrainingFailedError  # takes seconds, and only trainings need it
+
+        if isinstance(error, (RayError, TrainingFailedError)):
+            raise CtdError(f"the work on the cluster failed: {error}") from error
+        raise

@@ -1,0 +1,138 @@
+"""`ctd compare`: variants of one run on the same shards, from the same student, with several seeds."""
+
+import json
+import resource
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from pydantic import Field
+
+from ctd_core.config.base import Options
+from ctd_core.config.yaml_files import read_options
+from ctd_core.errors import UsageError
+from ctd_core.storage.atomic import write_atomic
+from ctd_core.storage.locations import delete_folder, names_in
+from pipelines.artifacts.metrics_log import METRICS, read_metrics
+from pipelines.artifacts.run_paths import Places, variant
+from pipelines.cluster.connection import connect, own_errors
+from pipelines.comparison.summary import Cost, Row, Trial, as_markdown, plot, row_of
+from pipelines.display.progress import progress, say
+from pipelines.recipes import read_run
+from pipelines.stages.evaluate import measure
+from pipelines.stages.preflight import check_inputs
+from pipelines.stages.prepare import prepare
+from pipelines.stages.student import ensure_student
+from pipelines.stages.train import train_student
+
+COST = "cost.json"
+COMPARED = "compared"  # in a training that a comparison began
+
+
+class Comparison(Options):
+    """A file for `ctd compare`: a run, and what each variant puts into it."""
+
+    recipe: str = Field(description="a packaged run's name, or a run's YAML file")
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    cpus_per_trial: int = Field(default=1, ge=1)
+    variants: dict[str, dict[str, Any]] = Field(min_length=1, description="values by dotted path, by name of variant")
+
+
+def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
+    """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
+    comparison = read_options(file, Comparison)
+    base = Places(read_run(comparison.recipe, str(file), overrides))
+    if wrong := [name for name, changes in comparison.variants.items() if "train.seed" in changes]:
+        raise UsageError(f"{file}: {wrong[0]}: the seeds stand in `seeds`, not in a variant.")
+    trials = {
+        (name, seed): variant(base, changes | {"train.seed": seed}, f"{file}: {name}")
+        for name, changes in comparison.variants.items()
+        for seed in comparison.seeds
+    }
+    if not base.config.evaluate.sets:
+        raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to compare by.")
+    if len({places.train for places in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
+        raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
+    for (name, _), places in trials.items():
+        if places.config.train.num_workers:
+            raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
+    gpus = any(places.config.train.use_gpu for places in trials.values())
+    connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
+    directory = base.directory / f"comparison-{file.stem}"
+    check_inputs(base.config, base)
+    prepare(base)
+    ensure_student(base)
+    results = _run(trials, comparison.cpus_per_trial, float(gpus))
+    rows = [row_of(name, [results[name, seed] for seed in comparison.seeds]) for name in comparison.variants]
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
+    write_atomic(directory / "table.md", as_markdown(rows))
+    plot(rows, directory / "table.svg")
+    base.files.share(directory)
+    return rows, directory
+
+
+def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[tuple[str, int], Trial]:
+    """The results by variant and seed; as many trials at once as there are resources for."""
+    files = {key: _trial_file(places) for key, places in trials.items()}
+    for key, file in files.items():
+        trials[key].files.bring(file)
+    done = {
+        key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if trials[key].files.has(file)
+    }
+    if done:
+        say(f"compare: {len(done)} of {len(trials)} trials are done already")
+    if len(done) == len(trials):
+        return done
+    for key, places in trials.items():
+        if key not in done and not _is_ours(places):
+            raise UsageError(
+                f"{places.checkpoints}: this training was begun by another command, so what it cost is not known, and "
+                "it would be taken away. Move it, delete it, or compare under another name: --set name=…"
+            )
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_trial)  # a fresh process: its peak is its own
+    running = {task.remote(places): key for key, places in trials.items() if key not in done}
+    with own_errors(), progress("compare", len(trials)) as reporter:
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            name, seed = running.pop(ready)
+            done[name, seed] = Trial.model_validate_json(ray.get(ready))
+            reporter.update(len(done), f"{name}, seed {seed}")
+    return done
+
+
+def _trial(places: Places) -> str:
+    cost = places.train / COST
+    places.files.bring(cost)
+    if not places.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one
+        shutil.rmtree(places.train, ignore_errors=True)
+        if names_in(places.checkpoints):
+            delete_folder(places.checkpoints)
+        places.train.mkdir(parents=True)
+        write_atomic(places.train / COMPARED, "")
+        places.files.share(places.train / COMPARED)
+        train_student(places)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
+        write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
+        places.files.share(cost)
+    trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))
+    write_atomic(_trial_file(places), trial.model_dump_json())
+    places.files.share(_trial_file(places))
+    return trial.model_dump_json()
+
+
+def _is_ours(places: Places) -> bool:
+    """Whether a comparison began this training, or nobody did."""
+    there = names_in(places.checkpoints)
+    return not there or COMPARED in there or COST in there
+
+
+def _trial_file(places: Places) -> Path:
+    return places.train / f"trial-{places.evaluation}.json"

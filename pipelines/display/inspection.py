@@ -1,0 +1,136 @@
+"""What `ctd inspect` shows: the aligned chunks of one text, or merged chunks with the teacher's numbers."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from ctd_core.align.chunks import FinestChunks, finest_chunks
+from ctd_core.config.align import AnyChunks
+from ctd_core.errors import DocumentError, UsageError
+from ctd_core.evaluation.merged_text import MergedText, merged_text
+from ctd_core.models.loading import load_model
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.scoring import score_rows
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
+from ctd_core.shards.manifest import Origin, build_manifest, check_dropped, check_student, tokenizer_fingerprint
+from ctd_core.shards.reading import ShardSet
+from ctd_core.text.documents import plain_document
+from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
+from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.display.chunk_rules import check_rules
+
+COLOURS = ("black on bright_cyan", "black on bright_yellow")
+WHOLE = 2**20  # tokens of a window that no text to look at reaches
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A text's two encodings and the chunks on which they agree."""
+
+    pair: EncodedPair
+    chunks: FinestChunks
+
+
+def inspect_text(student: str, teacher: str, text: str) -> Inspection:
+    """Align `text` under two tokenizers by name. Raises TokenizerError or DocumentError where that cannot be."""
+    encoders = [TextEncoder(load_tokenizer(name), name) for name in (student, teacher)]
+    (pair,) = encode_pairs(*encoders, [text])
+    if isinstance(pair, DocumentError):
+        raise pair
+    (chunks,) = finest_chunks([pair.student.byte_ends], [pair.teacher.byte_ends])
+    return Inspection(pair, chunks)
+
+
+def as_json(inspection: Inspection) -> dict[str, object]:
+    """The object that `--json` prints; `text` has U+FFFD where a chunk ends inside a character, `bytes` is exact."""
+    pair, chunks = inspection.pair, inspection.chunks
+    rows: list[dict[str, object]] = []
+    student_start = teacher_start = byte_start = 0
+    for student_end, teacher_end, byte_end in zip(
+        chunks.student_ends, chunks.teacher_ends, chunks.byte_ends, strict=True
+    ):
+        raw = pair.text_bytes[byte_start:byte_end]
+        rows.append({
+            "student_ids": pair.student.ids[student_start:student_end].tolist(),
+            "teacher_ids": pair.teacher.ids[teacher_start:teacher_end].tolist(),
+            "text": raw.decode(errors="replace"),
+            "bytes": raw.hex(),
+        })  # fmt: skip
+        student_start, teacher_start, byte_start = student_end, teacher_end, byte_end
+    return {
+        "chunks": rows,
+        "student_tokens": len(pair.student.ids),
+        "teacher_tokens": len(pair.teacher.ids),
+        "aligned_fraction": int(byte_start) / len(pair.text_bytes) if pair.text_bytes else 1.0,
+    }
+
+
+def inspect_shards(student: str, location: str, row: int, rule: AnyChunks) -> list[MergedText]:
+    """The merged chunks of a row of prepared shards. Raises UsageError where there is no such row."""
+    shards = ShardSet(location, verify=True)
+    check_rules(shards, [rule])
+    made_for = shards.manifest.origin.config.get("student", {"begin_token": None, "end_token": None})
+    side = make_side(load_tokenizer(student), student, made_for["begin_token"], made_for["end_token"])
+    check_student(shards.manifest, shards.name, side, len(side.encoder.spelling.token_bytes))
+    try:
+        return merged_text(shards, row, rule, side.encoder.spelling)
+    except IndexError as error:
+        raise UsageError(f"--row {row}: {location} has the rows 0 to {len(shards) - 1}.") from error
+
+
+def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> list[MergedText]:
+    """The merged chunks of `text`, scored by the model in `teacher`."""
+    sides = [make_side(load_tokenizer(name), name, None, None) for name in (student, teacher)]
+    rows, counts = build_rows(*sides, [plain_document("text", text)], WHOLE, WHOLE)
+    check_dropped(counts, 0)
+    if not rows.num_rows:
+        raise UsageError("the text is empty, so there is nothing to merge.")
+    model = LogprobModel(load_model(teacher), sides[1].encoder.spelling.begins_pretoken)
+    longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and counts.teacher_tokens > longest:
+        raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
+    with tempfile.TemporaryDirectory() as location:
+        folder = Folder(location)
+        entry = write_shard(folder, 0, shard_bytes(score_rows(model, rows, WHOLE)), counts)
+        prints = [tokenizer_fingerprint(side) for side in sides]
+        origin = Origin(student_tokenizer=prints[0], teacher_tokenizer=prints[1], teacher_model=None, config={})
+        write_manifest(folder, build_manifest(origin, [entry]))
+        return merged_text(ShardSet(location, verify=False), 0, rule, sides[0].encoder.spelling)
+
+
+def merged_as_json(merged: list[MergedText]) -> dict[str, object]:
+    """The object that `--json` prints for merged chunks."""
+    shown = [asdict(one) | {"text": one.text_bytes.decode(errors="replace")} for one in merged]
+    return {"chunks": [one | {"bytes": one.pop("text_bytes").hex()} for one in shown]}
+
+
+def merged_as_table(merged: list[MergedText]) -> Table:
+    """A line for each merged chunk."""
+    table = Table()
+    for column in ("chunk", "student tokens", "teacher tokens", "teacher log-likelihood", "boundary probability"):
+        table.add_column(column, justify="left" if column == "chunk" else "right")
+    for one in merged:
+        text = repr(one.text_bytes.decode(errors="backslashreplace"))[1:-1] if one.text_bytes else "(marker)"
+        numbers = ("" if value is None else f"{value:.3f}" for value in (one.teacher_logprob, one.boundary_probability))
+        style = None if one.scored else "dim"
+        table.add_row(Text(text), str(one.student_tokens), str(one.teacher_tokens), *numbers, style=style)
+    return table
+
+
+def as_rich(inspection: Inspection) -> Text:
+    """The text with its chunks in alternating colours, and a line of figures."""
+    pair, ends = inspection.pair, inspection.chunks.byte_ends.tolist()
+    shown = Text()
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        chunk = pair.text_bytes[start:end].decode(errors="backslashreplace")
+        shown.append(chunk.replace("\n", "⏎\n").replace("\t", "⇥"), COLOURS[number % 2])
+    mean = len(pair.text_bytes) / max(len(ends), 1)
+    shown.append(
+        f"\n\n{len(ends)} chunks of {mean:.2f} bytes on average; "
+        f"{len(pair.student.ids)} student tokens, {len(pair.teacher.ids)} teacher tokens\n"
+    )
+    return shown

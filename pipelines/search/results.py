@@ -1,0 +1,205 @@
+"""What a search found: its trials as a table, as Parquet and as plots, the best run's file, and a page of it all."""
+
+import html
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from pyarrow import parquet
+from rich.table import Table
+
+from ctd_core.config.run import RunConfig
+from ctd_core.storage.atomic import write_atomic
+from pipelines.artifacts.report import markdown_table
+
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial: its values by dotted path, a line for each evaluation, and what it failed with."""
+
+    number: int
+    values: dict[str, Any]
+    lines: list[dict[str, Any]]
+    error: str | None
+
+    @property
+    def steps(self) -> int:
+        """The steps at its last evaluation."""
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    def has_finite(self, metric: str) -> bool:
+        """Whether its last evaluation came to a number."""
+        return bool(self.lines) and math.isfinite(self.lines[-1][metric])
+
+
+def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult]:
+    """The best first: failed ones last, those stopped early behind those that were not, else by their last figure."""
+    most = max((one.steps for one in trials if one.error is None), default=0)
+    sign = 1 if mode == "min" else -1
+
+    def place(one: TrialResult) -> tuple[bool, bool, float]:
+        return (
+            one.error is not None,
+            one.steps < most,
+            sign * one.lines[-1][metric] if one.has_finite(metric) else math.inf,
+        )
+
+    return sorted(trials, key=place)
+
+
+def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: RunConfig, directory: Path) -> None:
+    """best.yaml, trials.parquet (a row for each evaluation), trials.md, metric.svg, parameters.svg and index.html."""
+    recipe = yaml.safe_dump(json.loads(best.model_dump_json()), sort_keys=False)
+    write_atomic(directory / BEST, recipe)
+    table = pa.BufferOutputStream()
+    parquet.write_table(_evaluations(trials), table)
+    write_atomic(directory / "trials.parquet", table.getvalue())
+    write_atomic(directory / "trials.md", markdown_table(*_cells(trials, metric)))
+    plots = {"metric.svg": _plot_metric(trials, metric), "parameters.svg": _plot_parameters(trials, metric)}
+    for name, svg in plots.items():
+        write_atomic(directory / name, svg)
+    write_atomic(directory / "index.html", _page(title, trials, metric, recipe, list(plots.values())))
+
+
+def as_table(trials: Sequence[TrialResult], metric: str) -> Table:
+    """A line for each trial: what it differs in, its steps, its last figure."""
+    columns, rows = _cells(trials, metric)
+    table = Table(title="the best trial first")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(trials: Sequence[TrialResult], metric: str) -> tuple[list[str], list[list[str]]]:
+    parameters = _varied(trials)
+    rows = []
+    for one in trials:
+        leaves = _leaves(one.values)
+        last = f"{one.lines[-1][metric]:.4f}" if one.lines else ""
+        own = ["" if name not in leaves else str(leaves[name]) for name in parameters]
+        rows.append([str(one.number), *own, str(one.steps), one.error or last])
+    return ["trial", *(name.removeprefix("train.") for name in parameters), "steps", metric], rows
+
+
+def _varied(trials: Sequence[TrialResult]) -> list[str]:
+    """The names of those single values in which trials differ."""
+    leaves = [_leaves(one.values) for one in trials]
+    names = dict.fromkeys(name for one in leaves for name in one)
+    return [name for name in names if len({repr(one.get(name)) for one in leaves}) > 1]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """The single values within `value` by dotted path."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        path: leaf for key, one in items for path, leaf in _leaves(one, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def _evaluations(trials: Sequence[TrialResult]) -> pa.Table:
+    parameters = _varied(trials)
+    leaves = {one.number: _leaves(one.values) for one in trials}
+    numeric = {name: all(_is_number(own.get(name, 0.0)) for own in leaves.values()) for name in parameters}
+    rows = []
+    for one in trials:
+        own = leaves[one.number]
+        shown = {
+            name: None if name not in own else float(own[name]) if numeric[name] else str(own[name])
+            for name in parameters
+        }
+        figures = [{name: value for name, value in line.items() if _is_figure(name, value)} for line in one.lines]
+        rows += [{"trial": one.number, "error": one.error, **shown, **line} for line in figures or [{}]]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether a reported value is the training's own, and none of Ray's."""
+    own = ("step", "loss", "seconds", "tokens", "chunks", "learning_rate", "gradient_norm")
+    return isinstance(value, int | float) and (name in own or name.endswith("_bits_per_byte"))
+
+
+def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
+    def draw(pyplot: Any) -> Any:
+        figure, axis = pyplot.subplots(figsize=(7, 4))
+        for rank, one in enumerate(trials):
+            points = [line["step"] for line in one.lines], [line[metric] for line in one.lines]
+            axis.plot(*points, marker=".", label=f"trial {one.number}" if rank < 8 else None, alpha=0.8)
+        axis.set(xlabel="step", ylabel=metric)
+        axis.legend(fontsize="small")
+        return figure
+
+    return _svg(draw)
+
+
+def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
+    names = _varied(trials) or [""]
+    shown = [one for one in trials if one.lines]
+    whole = max((one.steps for one in shown), default=0)
+
+    def draw(pyplot: Any) -> Any:
+        rows = math.ceil(len(names) / 3)
+        figure, axes = pyplot.subplots(rows, 3, figsize=(11, 3 * rows), squeeze=False, sharey=True)
+        for axis in axes.flat[len(names) :]:
+            axis.remove()
+        for axis, name in zip(axes.flat, names, strict=False):
+            points = [(_leaves(one.values)[name], one) for one in shown if name in _leaves(one.values)]
+            numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
+            xs = [x if numeric else str(x) for x, _ in points]
+            colors = ["C0" if one.steps == whole else "C7" for _, one in points]  # grey: stopped early
+            axis.scatter(xs, [one.lines[-1][metric] for _, one in points], c=colors)
+            if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):
+                axis.set_xscale("log")
+            axis.set_xlabel(name.removeprefix("train."), fontsize="small")
+        axes[0][0].set_ylabel(metric, fontsize="small")
+        return figure
+
+    return _svg(draw)
+
+
+def _svg(draw: Any) -> str:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure = draw(pyplot)
+    figure.tight_layout()
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    pyplot.close(figure)
+    return out.getvalue()
+
+
+def _page(title: str, trials: Sequence[TrialResult], metric: str, recipe: str, plots: list[str]) -> str:
+    columns, rows = _cells(trials, metric)
+    head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(one)}</td>' for one in row)}</tr>" for row in rows)
+    pictures = "".join(svg[svg.index("<svg") :] for svg in plots)
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>body{{font-family:sans-serif;max-width:70em;margin:2em auto}}td,th{{padding:.2em .8em;text-align:left}}
+tr:nth-child(even){{background:#eee}}svg{{max-width:100%;height:auto}}</style>
+<h1>{html.escape(title)}</h1>
+<p>{len(trials)} trials, the best first, by {html.escape(metric)} at their last evaluation.</p>
+<table><tr>{head}</tr>{body}</table>
+{pictures}
+<h2>The best trial's run</h2><pre>{html.escape(recipe)}</pre>
+</html>
+"""

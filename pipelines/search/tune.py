@@ -1,0 +1,412 @@
+"""`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
+
+import json
+import math
+import os
+import random
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import ray
+from pydantic import Field
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from ctd_core.config.base import RESOURCE, Options, fingerprint, resource
+from ctd_core.config.search_space import parse_space, settings
+from ctd_core.config.training import Train
+from ctd_core.config.yaml_files import read_options, with_overrides, with_values
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.storage.locations import names_in
+from pipelines.artifacts.run_paths import Places, variant
+from pipelines.cluster.connection import connect, is_own, let_go, own_errors
+from pipelines.display.progress import Reporter, progress, say
+from pipelines.recipes import read_run
+from pipelines.search.record import RECORD, TrialRecord, numbers_of, read_record, same_values, write_record
+from pipelines.search.results import TrialResult, order, write_results
+from pipelines.search.trackers import tracker
+from pipelines.search.trial import trial_training
+from pipelines.stages.preflight import check_inputs
+from pipelines.stages.prepare import prepare
+from pipelines.stages.student import ensure_student
+from pipelines.stages.train import SHARE_SECONDS, figure_names, forget_failure
+
+if TYPE_CHECKING:
+    from pipelines.search.optuna_searcher import OptunaSearcher
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training writes what they would
+EVALUATIONS = 8  # in a trial's training, where the run does not say how many
+DEFAULT_TRIALS = 16
+WAITING_CPUS = 0.01  # of a trial whose workers train
+DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
+
+
+class Asha(Options):
+    """Asynchronous successive halving (arXiv 1810.05934): at each rung, the best 1 / reduction_factor go on."""
+
+    kind: Literal["asha"]
+    grace_steps: int | None = Field(default=None, gt=0, description="the first rung; an eighth of the steps by default")
+    reduction_factor: float = Field(default=3.0, gt=1)
+
+
+class NoScheduler(Options):
+    """Every trial trains to its end."""
+
+    kind: Literal["none"]
+
+
+class Search(Options):
+    """A file for `ctd tune`: a run, and what is searched in it."""
+
+    recipe: str = Field(json_schema_extra=RESOURCE, description="a packaged run's name, or a run's YAML file")
+    changes: dict[str, Any] = Field(default={}, description="other values for the run, by dotted path")
+    space: dict[str, Any] = Field(min_length=1, description="values and distributions by dotted path below train")
+    metric: str | None = Field(
+        default=None, description="such as general_teacher_distance_bits_per_byte, which is the default on the gap_set"
+    )
+    mode: Literal["min", "max"] = "min"
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
+    scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
+    seed: int = 0
+    cpus_per_trial: int = Field(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
+    concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
+    max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
+    trackers: list[Literal["mlflow", "wandb"]] = resource(
+        default=[], description="tell MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY) of every trial"
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The trials of a search, the best first, what they are compared by, and where it is written."""
+
+    trials: list[TrialResult]
+    metric: str
+    directory: Path
+
+
+def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = False) -> Found:
+    """Run the search that `file` describes.
+
+    Raises UsageError for a search that cannot be run, CtdError where it was interrupted or no trial came to its end.
+    """
+    if retry_failed and not resume:
+        raise UsageError("--retry-failed belongs to --resume: give both")
+    options = read_options(file, Search)
+    run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
+    base = _with_evaluations(Places(with_overrides(run, overrides)), file)
+    metric = _metric(options, base, file)
+    space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
+    searched = options.result_values()
+    decides = fingerprint(searched, base.train.name, base.evaluation)
+    directory = base.directory / f"search-{file.stem}-{decides}"
+    kept = base.files.within(directory)
+    base.files.bring(directory / RECORD, anew=True)
+    past = read_record(directory).trials
+    begun = bool(past) or bool(names_in(kept))
+    drawn = _draw(options, space, base, file)  # for optuna a check alone: it chooses while it searches
+    if begun and not resume:
+        raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
+    if resume and not begun:
+        raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
+    trackers = [tracker(one, base.config.name) for one in options.trackers]
+    _check_room(options, base, file)
+    check_inputs(base.config, base)
+    prepare(base)
+    ensure_student(base)
+    wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
+    if retry_failed:
+        for one in (one for one in past if one.state == "failed"):
+            forget_failure(variant(base, one.values, f"{file}: a trial that failed"))
+        past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
+    if not resume:
+        for values in drawn:  # what an earlier search or training failed with is tried again
+            forget_failure(variant(base, values, f"{file}: a trial"))
+    with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
+        watch = Watch(metric, options.mode, reporter, base, directory, past)
+        try:
+            _run(options, base, metric, space, drawn, directory, watch, trackers)
+        finally:
+            if watch.trials:
+                base.files.share(directory / RECORD)
+    again = shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
+    trials = watch.trials
+    ended = sum(one.state != "running" for one in trials)
+    if ended < wanted:
+        raise CtdError(f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: {again}")
+    results = order(
+        [TrialResult(number, one.values, one.lines, one.error) for number, one in enumerate(trials)],
+        metric,
+        options.mode,
+    )
+    if any(one.state == "failed" for one in trials):
+        say(f"tune: to try the trials that failed again: {again} --retry-failed")
+    if results[0].error is not None or not results[0].has_finite(metric):
+        raise CtdError(
+            f"no trial came to a figure; to search again, delete {kept}. One of them: "
+            f"{results[0].error or 'not a finite one'}"
+        )
+    if results[0].steps < base.config.train.steps:
+        say(
+            f"tune: the best trial was stopped after {results[0].steps} of {base.config.train.steps} steps, since "
+            "those that went further failed; ctd train with its best.yaml trains it to the end"
+        )
+    best = variant(base, results[0].values, f"{file}: the best trial").config
+    directory.mkdir(parents=True, exist_ok=True)
+    write_results(file.stem, results, metric, best, directory)
+    for result in directory.iterdir():
+        if result.is_file():
+            base.files.share(result)
+    return Found(results, metric, directory)
+
+
+def _error_of(trial: Trial) -> str:
+    """Why a trial failed, in a line."""
+    file = trial.error_file  # Ray copies it to where trial.get_error() looks some time later
+    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else trial.get_error()
+    text = str(text or f"it failed; {trial.path} may tell why").strip()
+    named = list(re.finditer(r"^[\w.]+(Error|Exception): ", text, re.MULTILINE))  # a traceback's last lines
+    return text[named[-1].end() :] if named else text.splitlines()[-1]
+
+
+def _with_evaluations(base: Places, file: Path) -> Places:
+    """`base`, evaluated often enough to stop a trial early, each time with a checkpoint to go on from."""
+    if not base.config.evaluate.sets:
+        raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to search by.")
+    train = base.config.train
+    every = train.evaluate_every or max(1, train.steps // EVALUATIONS)
+    return base.with_train(train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
+
+
+def _check_room(options: Search, base: Places, file: Path) -> None:
+    """Get hold of Ray; raises UsageError where trials of several workers would wait for each other for ever."""
+    train = base.config.train
+    workers = train.num_workers
+    if not workers:  # such trials wait for room, and not for each other
+        connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
+        return
+    let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
+    fields = "train.num_workers and train.use_gpu"
+    connect(workers, float(workers * train.use_gpu), fields, train.worker_resources, dashboard=True)
+    unit, there = _room(train)
+    wanted = (options.concurrent or 1) * workers
+    if is_own() and wanted > there:
+        raise UsageError(
+            f"{file}: {options.concurrent} trials at once of {workers} {unit}s each are {wanted}, and this machine has "
+            f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
+        )
+    if not is_own() and options.concurrent is None:
+        say(
+            f"tune: {_at_once(options, train)} trials at once, for which there is room now; `concurrent` says otherwise"
+        )
+
+
+def _at_once(options: Search, train: Train) -> int | None:
+    """How many trials may run: of several workers each, so many that all of them find room."""
+    if options.concurrent is not None or not train.num_workers:
+        return options.concurrent
+    _, there = _room(train)
+    return max(1, int(there // train.num_workers))
+
+
+def _room(train: Train) -> tuple[str, float]:
+    """What a worker takes one of, and how many of these the cluster has now."""
+    unit = "GPU" if train.use_gpu else "CPU"
+    return unit, ray.cluster_resources().get(unit, 0.0)
+
+
+def _metric(options: Search, base: Places, file: Path) -> str:
+    evaluate = base.config.evaluate
+    measured = [figure for name in evaluate.sets for figure in figure_names(name)]
+    chosen = options.metric or figure_names(evaluate.gap_set or next(iter(evaluate.sets)))[0]
+    if chosen not in measured:
+        raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
+    return chosen
+
+
+def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> list[dict[str, Any]]:
+    """The settings of every trial, each of another training; all of them are runs that could be started."""
+    state, everything = random.Random(options.seed), options.searcher == "grid"
+    wanted = options.trials or (None if everything else DEFAULT_TRIALS)
+    found: dict[Path, dict[str, Any]] = {}
+    for _ in range(1 if everything else DRAWS_A_TRIAL * (wanted or 1)):
+        for values in settings(space, everything, state):
+            places = variant(base, values, f"{file}: {json.dumps(values)}")
+            _check_alike(base.config.train, places.config.train, file)
+            found.setdefault(places.train, values)
+            if len(found) == wanted:
+                return list(found.values())
+    if wanted is not None and len(found) < wanted and options.searcher != "optuna":
+        say(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
+    return list(found.values())
+
+
+def _check_alike(base: Train, trial: Train, file: Path) -> None:
+    """Raises UsageError where a trial would be of another length, or ask for other resources, than all others."""
+    for field in ("steps", *sorted(Train.resources())):
+        if getattr(base, field) != getattr(trial, field):
+            raise UsageError(
+                f"{file}: space: train.{field}: trials of unlike length or resources cannot be compared. Put it into "
+                "changes."
+            )
+
+
+def optuna_searcher(
+    options: Search, space: dict[str, Any], metric: str, past: Sequence[TrialRecord] = ()
+) -> "OptunaSearcher":
+    """Optuna's sampler over `space`, told of `past` trials; raises UsageError where it is not installed."""
+    try:
+        from pipelines.search.optuna_searcher import OptunaSearcher
+    except ImportError as error:
+        raise UsageError("searcher: optuna needs the package optuna: pip install 'ctd-ray[optuna]'.") from error
+    return OptunaSearcher(space, metric, options.mode, options.seed, past)
+
+
+def _run(
+    options: Search,
+    base: Places,
+    metric: str,
+    space: dict[str, Any],
+    drawn: list[dict[str, Any]],
+    directory: Path,
+    watch: "Watch",
+    trackers: list[tune.Callback],
+) -> None:
+    """Run the trials that have not ended, in a new experiment of Ray Tune's: nothing of its own state is read."""
+    train = base.config.train
+    ended = [one for one in watch.trials if one.state != "running"]
+    if options.searcher == "optuna":
+        searcher = optuna_searcher(options, space, metric, watch.trials)
+        watch.searcher = searcher
+        left = (options.trials or DEFAULT_TRIALS) - len(ended)
+        searched: dict[str, Any] = {"search_alg": searcher, "num_samples": left}
+    else:
+        todo = [values for values in drawn if not any(same_values(values, one.values) for one in ended)]
+        left = len(todo)
+        searched = {"config": {"values": tune.grid_search(todo)}}
+    if left <= 0:
+        return
+    scheduler = options.scheduler
+    tune.run(
+        tune.with_resources(
+            tune.with_parameters(trial_training, base=base, metric=metric, cpus=options.cpus_per_trial),
+            {"CPU": WAITING_CPUS} if train.num_workers else {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
+        ),
+        name=directory.name,
+        storage_path=base.files.store or str(base.directory),
+        metric=metric,
+        mode=options.mode,
+        scheduler=_asha(scheduler, train.steps, ended) if isinstance(scheduler, Asha) else None,
+        max_concurrent_trials=_at_once(options, train),
+        max_failures=options.max_failures,
+        raise_on_failed_trial=False,
+        verbose=0,
+        callbacks=[watch, *trackers],
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        **searched,
+    )
+
+
+def _asha(options: Asha, steps: int, ended: list[TrialRecord]) -> "Rungs":
+    grace = min(options.grace_steps or max(1, steps // EVALUATIONS), steps)
+    rungs = Rungs(time_attr="step", max_t=steps, grace_period=grace, reduction_factor=options.reduction_factor)
+    rungs.ended = ended
+    return rungs
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A trial of an earlier try, as far as a scheduler looks at one."""
+
+    trial_id: str
+
+
+class Rungs(ASHAScheduler):
+    """ASHA whose rungs hold what an interrupted search has seen: `ended`, the trials that need not run again."""
+
+    ended: Sequence[TrialRecord] = ()
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        ended, self.ended = self.ended, ()
+        for number, one in enumerate(ended):
+            past = _Past(f"past {number}")
+            super().on_trial_add(tune_controller, past)
+            for line in one.lines:
+                self.on_trial_result(tune_controller, past, line)
+        super().on_trial_add(tune_controller, trial)
+
+
+class Watch(tune.Callback):
+    """Tells how far a search is, and writes down what its trials reported.
+
+    trials: all of the search, those of an earlier try first. An interrupted search has trials that are `running`: Ray
+    ends them all, and is not asked again.
+    """
+
+    def __init__(
+        self, metric: str, mode: str, reporter: Reporter, base: Places, directory: Path, past: Sequence[TrialRecord]
+    ) -> None:
+        self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
+        self._base, self._directory = base, directory
+        self.trials = list(past)
+        self.searcher: OptunaSearcher | None = None
+        self._numbers: dict[str, int] = {}
+        self._said = "", 0
+        self._shared = -math.inf
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
+        number = self._number(trial)
+        lines = {line["step"]: line for line in self.trials[number].lines} | {result["step"]: numbers_of(result)}
+        self._change(number, lines=[lines[step] for step in sorted(lines)])
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for one in trials:
+            number = self._number(one)
+            if one.is_finished() and self.trials[number].state == "running":
+                failed = one.status == Trial.ERROR
+                self._change(number, state="failed" if failed else "ended", error=_error_of(one) if failed else None)
+        values = [one.lines[-1].get(self._metric, math.nan) for one in self.trials if one.lines]
+        values = [one for one in values if math.isfinite(one)]
+        best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
+        running = sum(one.status == Trial.RUNNING for one in trials)
+        ended = sum(one.state != "running" for one in self.trials)
+        words = f"ended, {running} running{best}"
+        if (words, ended) != self._said:
+            self._said = words, ended
+            self._reporter.update(ended, words)
+
+    def _number(self, trial: Trial) -> int:
+        """Which of `trials` one of Ray's is: one that an earlier try began, or a new one."""
+        if trial.trial_id not in self._numbers:
+            values, taken = trial.config["values"], set(self._numbers.values())
+            unfinished = (
+                n for n, one in enumerate(self.trials)
+                if n not in taken and one.state == "running" and same_values(one.values, values)
+            )  # fmt: skip
+            number = next(unfinished, len(self.trials))
+            if number == len(self.trials):
+                choices = self.searcher.choices.get(trial.trial_id, {}) if self.searcher is not None else {}
+                self.trials.append(TrialRecord(values=values, choices=choices))
+            self._numbers[trial.trial_id] = number
+            self._write()
+        return self._numbers[trial.trial_id]
+
+    def _change(self, number: int, **changes: Any) -> None:
+        self.trials[number] = self.trials[number].model_copy(update=changes)
+        self._write()
+
+    def _write(self) -> None:
+        write_record(self._directory, self.trials)
+        is_over = all(one.state != "running" for one in self.trials)
+        if self._base.files.store is not None and (is_over or time.monotonic() - self._shared > SHARE_SECONDS):
+            self._base.files.share(self._directory / RECORD)
+            self._shared = time.monotonic()

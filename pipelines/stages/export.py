@@ -1,0 +1,110 @@
+"""`ctd export`: the trained student as a directory for Hugging Face transformers, with a model card."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctd_core.models.export import export_model
+from ctd_core.storage.atomic import atomic_directory
+from pipelines.artifacts.checkpoints import steps_done, trained_checkpoint
+from pipelines.artifacts.report import Report, read_report
+from pipelines.artifacts.run_paths import Places
+from pipelines.stages.student import load_student, student_tokenizer
+
+
+def export(places: Places) -> Path:
+    """Write the student of the latest checkpoint; raises CtdError where there is none."""
+    checkpoint, side = trained_checkpoint(places), student_tokenizer(places)
+    model, card = load_student(places, side, checkpoint).model, _card(places, checkpoint, read_report(places))
+    with atomic_directory(places.model) as temporary:
+        export_model(model, side.encoder.tokenizer, card, temporary)
+    places.files.share(places.model)
+    return places.model
+
+
+def _card(places: Places, checkpoint: str, report: Report | None) -> str:
+    config = places.config
+    rows = [
+        f"| {name} | {one.teacher.bits_per_byte:.3f} | {one.student_before.bits_per_byte:.3f} | "
+        f"{one.student_after.bits_per_byte:.3f} | {one.student_before.teacher_distance_bits_per_byte:.3f} | "
+        f"{one.student_after.teacher_distance_bits_per_byte:.3f} |"
+        for name, one in (report.sets if report else {}).items()
+    ]
+    measured = (
+        "| text | teacher, bits per byte | before | after | distance to the teacher, before | after |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(rows)
+        if rows
+        else "Nothing was measured."
+    )
+    recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
+    base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
+    head = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {} if Path(base).exists() else {"base_model": base}
+    head |= {"license": licence} if (licence := _licence(base)) else {}
+    head["tags"] = ["distillation", "cross-tokenizer"]
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False)}---
+# {config.name}
+
+{model_name(base)} as a student of {teacher} under another tokenizer ({config.student.tokenizer.kind}), trained with
+cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083) for
+{steps_done(checkpoint)} steps on {config.corpus.kind}. {_licence_words(licence, base)}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL")
+model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL")
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
+
+## Measured
+
+{measured}
+
+The distance is the mean absolute difference of the log-likelihoods of text chunks on which both tokenizers agree, in
+bits per byte.
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def model_name(name: str) -> str:
+    """What to call a model where others read it: its hub id, or the name of its directory."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def without_paths(values: Any) -> Any:
+    """`values` with the last part alone of every path that tells of this machine: absolute ones and those of a home."""
+    if isinstance(values, str):
+        is_path = values.startswith(("/", "~", "file:", "../"))
+        return "…/" + values.rstrip("/").rpartition("/")[2] if is_path else values
+    if isinstance(values, dict):
+        return {key: without_paths(value) for key, value in values.items()}
+    return [without_paths(value) for value in values] if isinstance(values, list) else values
+
+
+def _licence(base: str) -> str | None:
+    """The licence that the card of a local model names, None where there is none."""
+    card = Path(base) / "README.md"
+    if not card.is_file():
+        return None
+    match = re.match(
+        r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return match[1] if match else None
+
+
+def _licence_words(licence: str | None, base: str) -> str:
+    if licence is not None:
+        return f"The licence, {licence}, is that of {model_name(base)}."
+    return f"The licence of {model_name(base)} holds for it too."

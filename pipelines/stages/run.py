@@ -1,0 +1,61 @@
+"""`ctd run`: prepare, train, evaluate, export, and a report."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ctd_core.config.evaluation import Sample
+from ctd_core.models.export import continue_text
+from ctd_core.models.loading import load_model
+from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.artifacts.report import Continuation, Report, write_report
+from pipelines.artifacts.run_paths import Places
+from pipelines.cluster.connection import let_go
+from pipelines.stages.evaluate import evaluate
+from pipelines.stages.export import export
+from pipelines.stages.prepare import prepare
+from pipelines.stages.train import train_student
+
+
+def run(places: Places) -> Report:
+    """The whole run; what report.json then holds."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        seconds[stage] = round(time.monotonic() - start, 1)
+
+    with timed("prepare"):
+        manifests = prepare(places)
+    if not places.config.train.num_workers:
+        let_go()
+    with timed("train"):
+        train_student(places)
+    with timed("evaluate"):
+        report = evaluate(places)
+    with timed("export"):
+        export(places)
+    with timed("sample"):
+        samples = _samples(places)
+    data = {name: manifest.counts for name, manifest in manifests.items()}
+    report = report.model_copy(update={"data": data, "samples": samples, "seconds": seconds})
+    write_report(places, report)
+    return report
+
+
+def _samples(places: Places) -> list[Continuation]:
+    options, teacher = places.config.sample, places.config.teacher
+    if not options.prompts:
+        return []
+    trust = teacher.trust_remote_code, places.config.student.trust_remote_code or teacher.trust_remote_code
+    teacher_texts = _continuations(teacher.model, teacher.revision, trust[0], options)
+    student_texts = _continuations(str(places.model), None, trust[1], options)
+    texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
+    return [Continuation(prompt=prompt, teacher=teacher, student=student) for prompt, teacher, student in texts]
+
+
+def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> list[str]:
+    model = load_model(name, revision, trust_remote_code=trust_remote_code)
+    return continue_text(model, load_tokenizer(name, revision), options.prompts, options.max_new_tokens)

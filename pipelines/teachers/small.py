@@ -1,0 +1,74 @@
+"""`python -m pipelines.teachers.small DIR`: a small language model, trained here in minutes, without a download."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.utils import logging
+
+from ctd_core.config.yaml_files import read_config
+from ctd_core.errors import CtdError
+from ctd_core.storage.atomic import atomic_directory
+from ctd_core.text.corpora import plan_slices, read_slice
+from ctd_core.text.corpora.slices import training_documents
+from ctd_core.text.documents import Document
+from ctd_core.text.tokenizers import train_tokenizer
+from pipelines.artifacts.run_paths import Places
+from pipelines.display.progress import say
+from pipelines.recipes import read_recipe
+from pipelines.stages.export import export
+from pipelines.stages.prepare import prepare
+from pipelines.stages.train import train_student
+
+RECIPE = "small-teacher"
+VOCABULARY = 4096
+
+
+def make(directory: Path) -> None:
+    """Write an untrained Llama with a tokenizer of its own, train it by the recipe, put the result in `directory`."""
+    if directory.exists():
+        say(f"{directory} is there already")
+        return
+    logging.disable_progress_bar()
+    config = read_config(read_recipe(RECIPE), f"recipe {RECIPE}", [])
+    untrained = Path(config.teacher.model)
+    if not untrained.exists():
+        with atomic_directory(untrained) as target:
+            _write_untrained(config.corpus, target)
+    places = Places(config)
+    prepare(places)
+    train_student(places)
+    export(places)
+    with atomic_directory(directory) as target:
+        shutil.copytree(places.model, target, dirs_exist_ok=True)
+
+
+def _write_untrained(corpus, directory: Path) -> None:
+    texts = (one for part in plan_slices(corpus, 2**20) for one in read_slice(corpus, part))
+    tokenizer = train_tokenizer(
+        [one.text for one in training_documents(corpus, texts) if isinstance(one, Document)], VOCABULARY
+    )
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+
+
+if __name__ == "__main__":
+    try:
+        make(Path(sys.argv[1]))
+    except CtdError as error:
+        sys.exit(f"small_teacher: {error}")

@@ -1,0 +1,89 @@
+"""A run's options survive every way that they travel."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ctd_core.config.base import fingerprint
+from ctd_core.config.run import RunConfig
+from ctd_core.config.search_space import parse_space, settings
+from ctd_core.config.yaml_files import read_config, read_options, with_values
+from ctd_core.errors import UsageError
+from pipelines.recipes import read_recipe, read_run, recipe_names
+from pipelines.search.tune import Search
+
+RUN = """
+name: r
+teacher: {model: t}
+student: {tokenizer: {kind: bytes}}
+corpus: {kind: stdlib-docs}
+train: {steps: 1, learning_rate: 1e-5, objectives: [{kind: alm, temperature: .inf}]}
+"""
+
+
+def test_infinity_and_exponents_survive_json_and_yaml():
+    config = read_config(RUN, "here", [])
+    assert config.train.learning_rate == 1e-5
+    assert math.isinf(config.train.objectives[0].temperature)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert read_config(yaml.safe_dump(json.loads(config.model_dump_json())), "again", []) == config
+
+
+def test_fingerprints_tell_options_apart():
+    config = read_config(RUN, "here", [])
+    changed = read_config(RUN, "here", ["train.objectives.0.temperature=5"])
+    assert fingerprint(config) == fingerprint(read_config(RUN, "there", [])) != fingerprint(changed)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_a_run(name):
+    assert read_config(read_recipe(name), name, []).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate={gap_set: x}", "gap_set is 'x', but the sets are"),
+        ("evaluate={sets: {h: {kind: held_out}}}", "held_out_fraction is 0"),
+        ("prepare.targets=false", "alm, which needs prepare.targets"),
+        ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
+        ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
+        ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
+        ("train.learning_rate=.inf", r"train.learning_rate: .*finite"),
+        ("train.seed=-1", r"train.seed: .*greater than or equal to 0"),
+        ("name=a/b", "name: "),
+        ("name=..", "name: "),
+        ("output=s3://key:secret@bucket/runs", "leave the key out"),
+        ("prepare.storage=s3://key:secret@bucket/runs", "leave the key out"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(override, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(RUN, "here", [override])
+
+
+def test_what_is_set_may_lie_in_a_default():
+    without = RUN.replace(", objectives: [{kind: alm, temperature: .inf}]", "")
+    (objective,) = read_config(without, "here", ["train.objectives.0.temperature=2"]).train.objectives
+    assert (objective.kind, objective.temperature) == ("alm", 2.0)
+
+
+def test_the_run_in_the_readme_is_a_run():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    run = readme.split("A run is one YAML file:")[1].split("ctd run")[0]
+    assert read_config(run, "README.md", []).name == "mine"
+
+
+@pytest.mark.parametrize("file", ["smoke", "loss", "chunking", "learning"])
+def test_every_packaged_search_can_be_drawn_from(file):
+    path = Path(__file__).parents[2] / "tune_configs" / f"{file}.yaml"
+    options = read_options(path, Search)
+    run = with_values(read_run(options.recipe, str(path), []), options.changes, str(path))
+    space = {name: parse_space(value, name) for name, value in options.space.items()}
+    for seed in range(20):
+        for values in settings(space, False, random.Random(seed)):
+            assert with_values(run, values, str(path)).train.steps == run.train.steps

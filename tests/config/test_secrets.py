@@ -1,0 +1,56 @@
+"""Keys in URIs are refused in every field, and never shown."""
+
+import pytest
+
+from ctd_core.config.secrets import has_secret, redact
+from ctd_core.config.yaml_files import read_config
+from ctd_core.errors import UsageError
+from pipelines.recipes import read_recipe
+
+SECRETS = [
+    "s3://AKIA123:hunter2@bucket/x",
+    "s3://AKIA123@bucket/x",
+    "https://user:hunter2@host/x.parquet",
+    "s3://bucket/x?secret_key=hunter2&region=eu",
+    "s3://bucket/x?access_key=hunter2",
+    "https://host/x.jsonl?X-Amz-Signature=hunter2",
+    "https://account.blob.core.windows.net/c/x?sv=1&sig=hunter2",
+    "gs://hunter2@bucket/x",
+    "s3://AKIA123:hun/ter2/hunter2@bucket/x",
+    "s3://bucket/x?region=eu;secret_key=hunter2",
+    "wasbs://container/x?x=y;AccountKey=hunter2",
+    "hdfs://user:hunter2@host/x",
+]
+HARMLESS = [
+    "abfs://container@account/x",
+    "hdfs://user@host:9000/x",
+    "s3://bucket/x?endpoint_override=http://127.0.0.1:9000&scheme=http",
+    "s3://bucket/design/tokens.jsonl",
+    "https://huggingface.co/org/model",
+    "./a:b@c",
+]
+FIELDS = ["output", "prepare.storage", "teacher.model", "corpus.paths.0", "evaluate.sets.held.paths.0"]
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_secrets_are_found_and_left_out_of_what_is_shown(uri):
+    assert has_secret(uri)
+    assert "hunter2" not in redact(f"could not read {uri}: no such host")
+    assert "AKIA" not in redact(uri)
+
+
+@pytest.mark.parametrize("uri", HARMLESS)
+def test_what_is_no_secret_passes(uri):
+    assert not has_secret(uri)
+    assert redact(uri) == uri
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_secret_is_refused_in_every_field_and_not_repeated(field):
+    corpus = "{kind: jsonl, paths: [x.jsonl], held_out_fraction: 0.1}"
+    sets = "{held: {kind: jsonl, paths: [y.jsonl]}}"
+    overrides = [f"corpus={corpus}", f"evaluate={{gap_set: held, sets: {sets}}}"]
+    read_config(read_recipe("small"), "small", overrides)
+    with pytest.raises(UsageError, match=field.replace(".", r"\.")) as error:
+        read_config(read_recipe("small"), "small", [*overrides, f"{field}=s3://key:hunter2@bucket/x"])
+    assert "hunter2" not in str(error.value)

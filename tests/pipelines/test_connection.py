@@ -1,0 +1,57 @@
+"""Clusters: whose Ray it is; cluster.yaml as Ray itself checks it, without a cloud, and the RayJob beside it."""
+
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from ctd_core.errors import UsageError
+from pipelines.cluster.connection import connect, is_own, let_go
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_to_others(monkeypatch):
+    def ask_for_much():
+        connect(1000, 0, "train.num_workers")
+        return is_own()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    let_go()
+    try:
+        with pytest.raises(UsageError, match=r"train\.num_workers ask for 1000 CPUs"):
+            ask_for_much()
+        with pytest.raises(UsageError, match="teacher: this machine has no such resource"):
+            connect(1, 0, "prepare.scoring_actors", {"teacher": 1})
+        assert is_own()
+        assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
+    finally:
+        let_go()
+
+
+def test_cluster_yaml_is_what_ray_up_takes():
+    from ray.autoscaler._private import util
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    util.validate_config(util.prepare_config(config))
+    types = config["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert all("RAY_AUTH_MODE=token" in one for one in commands if "ray start" in one)
+        assert not any("0.0.0.0" in one for one in commands)
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert all(one["min_workers"] == 0 for name, one in types.items() if name != "head")
+
+
+def test_the_rayjob_has_the_groups_of_cluster_yaml():
+    types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    cluster = yaml.safe_load((ROOT / "pipelines" / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    groups = {one["groupName"]: one for one in cluster["workerGroupSpecs"]}
+    assert set(groups) == set(types) - {"head"}
+    for name, group in groups.items():
+        assert (group["minReplicas"], group["maxReplicas"]) == (0, types[name]["max_workers"])
+        (container,) = group["template"]["spec"]["containers"]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == ("GPU" in types[name]["resources"])
