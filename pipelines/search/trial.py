@@ -9,11 +9,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ctd_core.errors import Recurring
 from ctd_core.training.loop import Metrics
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
+from pipelines.artifacts.failure import note_failure, raise_failure
 from pipelines.artifacts.metrics_log import EVALUATION, METRICS, read_metrics
 from pipelines.artifacts.remote_copy import alone_in
 from pipelines.artifacts.run_paths import Places, variant
+from pipelines.stages.measure import measure_sets
 from pipelines.stages.student import load_student, student_tokenizer
-from pipelines.stages.train import measure_sets, note_failure, raise_failure, train_student
+from pipelines.stages.train import train_student
 
 
 def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int) -> None:

@@ -1,41 +1,39 @@
 """`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
 
 import json
-import math
 import os
 import random
-import re
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
-from pydantic import Field
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
 
-from ctd_core.config.base import RESOURCE, Options, fingerprint, resource
+from ctd_core.config.base import fingerprint
 from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.storage.locations import names_in
+from pipelines.artifacts.failure import forget_failure
 from pipelines.artifacts.run_paths import Places, variant
 from pipelines.cluster.connection import connect, is_own, let_go, own_errors
-from pipelines.display.progress import Reporter, progress, say
+from pipelines.display.progress import progress, say
 from pipelines.recipes import read_run
-from pipelines.search.record import RECORD, TrialRecord, numbers_of, read_record, same_values, write_record
+from pipelines.search.options import EVALUATIONS, Asha, Search
+from pipelines.search.record import RECORD, TrialRecord, read_record, same_values
 from pipelines.search.results import TrialResult, order, write_results
+from pipelines.search.rungs import rungs_of
 from pipelines.search.trackers import tracker
 from pipelines.search.trial import trial_training
+from pipelines.search.watch import Watch
+from pipelines.stages.measure import figure_names
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
-from pipelines.stages.train import SHARE_SECONDS, figure_names, forget_failure
 
 if TYPE_CHECKING:
     from pipelines.search.optuna_searcher import OptunaSearcher
@@ -43,46 +41,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's other output has no silent mode
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the table of trials has them
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a training writes what they would
-EVALUATIONS = 8  # in a trial's training, where the run does not say how many
 DEFAULT_TRIALS = 16
 WAITING_CPUS = 0.01  # of a trial whose workers train
 DRAWS_A_TRIAL = 100  # tries for settings that no other trial has
-
-
-class Asha(Options):
-    """Asynchronous successive halving (arXiv 1810.05934): at each rung, the best 1 / reduction_factor go on."""
-
-    kind: Literal["asha"]
-    grace_steps: int | None = Field(default=None, gt=0, description="the first rung; an eighth of the steps by default")
-    reduction_factor: float = Field(default=3.0, gt=1)
-
-
-class NoScheduler(Options):
-    """Every trial trains to its end."""
-
-    kind: Literal["none"]
-
-
-class Search(Options):
-    """A file for `ctd tune`: a run, and what is searched in it."""
-
-    recipe: str = Field(json_schema_extra=RESOURCE, description="a packaged run's name, or a run's YAML file")
-    changes: dict[str, Any] = Field(default={}, description="other values for the run, by dotted path")
-    space: dict[str, Any] = Field(min_length=1, description="values and distributions by dotted path below train")
-    metric: str | None = Field(
-        default=None, description="such as general_teacher_distance_bits_per_byte, which is the default on the gap_set"
-    )
-    mode: Literal["min", "max"] = "min"
-    searcher: Literal["random", "grid", "optuna"] = "random"
-    trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
-    scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
-    seed: int = 0
-    cpus_per_trial: int = Field(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
-    concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
-    max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
-    trackers: list[Literal["mlflow", "wandb"]] = resource(
-        default=[], description="tell MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY) of every trial"
-    )
 
 
 @dataclass(frozen=True)
@@ -167,15 +128,6 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         if result.is_file():
             base.files.share(result)
     return Found(results, metric, directory)
-
-
-def _error_of(trial: Trial) -> str:
-    """Why a trial failed, in a line."""
-    file = trial.error_file  # Ray copies it to where trial.get_error() looks some time later
-    text = Path(file).read_text(encoding="utf-8") if file is not None and Path(file).exists() else trial.get_error()
-    text = str(text or f"it failed; {trial.path} may tell why").strip()
-    named = list(re.finditer(r"^[\w.]+(Error|Exception): ", text, re.MULTILINE))  # a traceback's last lines
-    return text[named[-1].end() :] if named else text.splitlines()[-1]
 
 
 def _with_evaluations(base: Places, file: Path) -> Places:
@@ -278,7 +230,7 @@ def _run(
     space: dict[str, Any],
     drawn: list[dict[str, Any]],
     directory: Path,
-    watch: "Watch",
+    watch: Watch,
     trackers: list[tune.Callback],
 ) -> None:
     """Run the trials that have not ended, in a new experiment of Ray Tune's: nothing of its own state is read."""
@@ -305,7 +257,7 @@ def _run(
         storage_path=base.files.store or str(base.directory),
         metric=metric,
         mode=options.mode,
-        scheduler=_asha(scheduler, train.steps, ended) if isinstance(scheduler, Asha) else None,
+        scheduler=rungs_of(scheduler, train.steps, ended) if isinstance(scheduler, Asha) else None,
         max_concurrent_trials=_at_once(options, train),
         max_failures=options.max_failures,
         raise_on_failed_trial=False,
@@ -314,99 +266,3 @@ def _run(
         trial_dirname_creator=lambda trial: trial.trial_id,
         **searched,
     )
-
-
-def _asha(options: Asha, steps: int, ended: list[TrialRecord]) -> "Rungs":
-    grace = min(options.grace_steps or max(1, steps // EVALUATIONS), steps)
-    rungs = Rungs(time_attr="step", max_t=steps, grace_period=grace, reduction_factor=options.reduction_factor)
-    rungs.ended = ended
-    return rungs
-
-
-@dataclass(frozen=True)
-class _Past:
-    """A trial of an earlier try, as far as a scheduler looks at one."""
-
-    trial_id: str
-
-
-class Rungs(ASHAScheduler):
-    """ASHA whose rungs hold what an interrupted search has seen: `ended`, the trials that need not run again."""
-
-    ended: Sequence[TrialRecord] = ()
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        ended, self.ended = self.ended, ()
-        for number, one in enumerate(ended):
-            past = _Past(f"past {number}")
-            super().on_trial_add(tune_controller, past)
-            for line in one.lines:
-                self.on_trial_result(tune_controller, past, line)
-        super().on_trial_add(tune_controller, trial)
-
-
-class Watch(tune.Callback):
-    """Tells how far a search is, and writes down what its trials reported.
-
-    trials: all of the search, those of an earlier try first. An interrupted search has trials that are `running`: Ray
-    ends them all, and is not asked again.
-    """
-
-    def __init__(
-        self, metric: str, mode: str, reporter: Reporter, base: Places, directory: Path, past: Sequence[TrialRecord]
-    ) -> None:
-        self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
-        self._base, self._directory = base, directory
-        self.trials = list(past)
-        self.searcher: OptunaSearcher | None = None
-        self._numbers: dict[str, int] = {}
-        self._said = "", 0
-        self._shared = -math.inf
-
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        number = self._number(trial)
-        lines = {line["step"]: line for line in self.trials[number].lines} | {result["step"]: numbers_of(result)}
-        self._change(number, lines=[lines[step] for step in sorted(lines)])
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        for one in trials:
-            number = self._number(one)
-            if one.is_finished() and self.trials[number].state == "running":
-                failed = one.status == Trial.ERROR
-                self._change(number, state="failed" if failed else "ended", error=_error_of(one) if failed else None)
-        values = [one.lines[-1].get(self._metric, math.nan) for one in self.trials if one.lines]
-        values = [one for one in values if math.isfinite(one)]
-        best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
-        running = sum(one.status == Trial.RUNNING for one in trials)
-        ended = sum(one.state != "running" for one in self.trials)
-        words = f"ended, {running} running{best}"
-        if (words, ended) != self._said:
-            self._said = words, ended
-            self._reporter.update(ended, words)
-
-    def _number(self, trial: Trial) -> int:
-        """Which of `trials` one of Ray's is: one that an earlier try began, or a new one."""
-        if trial.trial_id not in self._numbers:
-            values, taken = trial.config["values"], set(self._numbers.values())
-            unfinished = (
-                n for n, one in enumerate(self.trials)
-                if n not in taken and one.state == "running" and same_values(one.values, values)
-            )  # fmt: skip
-            number = next(unfinished, len(self.trials))
-            if number == len(self.trials):
-                choices = self.searcher.choices.get(trial.trial_id, {}) if self.searcher is not None else {}
-                self.trials.append(TrialRecord(values=values, choices=choices))
-            self._numbers[trial.trial_id] = number
-            self._write()
-        return self._numbers[trial.trial_id]
-
-    def _change(self, number: int, **changes: Any) -> None:
-        self.trials[number] = self.trials[number].model_copy(update=changes)
-        self._write()
-
-    def _write(self) -> None:
-        write_record(self._directory, self.trials)
-        is_over = all(one.state != "running" for one in self.trials)
-        if self._base.files.store is not None and (is_over or time.monotonic() - self._shared > SHARE_SECONDS):
-            self._base.files.share(self._directory / RECORD)
-            self._shared = time.monotonic()

@@ -14,7 +14,7 @@ from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.yaml_files import read_config, read_options, with_values
 from ctd_core.errors import UsageError
 from pipelines.recipes import read_recipe, read_run, recipe_names
-from pipelines.search.tune import Search
+from pipelines.search.options import Search
 
 RUN = """
 name: r

@@ -25,10 +25,11 @@ from ctd_core.errors import UsageError
 from pipelines.artifacts.metrics_log import read_metrics
 from pipelines.artifacts.run_paths import Places
 from pipelines.recipes import read_run
+from pipelines.search.options import Search
 from pipelines.search.record import TrialRecord
 from pipelines.search.trackers import Tracker
 from pipelines.search.trial import trial_training
-from pipelines.search.tune import Search, optuna_searcher
+from pipelines.search.tune import optuna_searcher
 from tests.pipelines.test_metrics_log import events
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 from tests.support.chaos import Chaos, kill_below
