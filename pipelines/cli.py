@@ -99,10 +99,10 @@ def evaluate(
     """Measure the student before and after training against its teacher, on every evaluation set."""
 
     def work(places: "Places") -> None:
-        from pipelines.artifacts.report import agreement_table
+        from pipelines.artifacts.report import metrics_table
         from pipelines.stages.evaluate import evaluate as stage
 
-        Console().print(agreement_table(stage(places)))
+        Console().print(metrics_table(stage(places)))
 
     _stage(config, recipe, overrides, dry_run, work)
 

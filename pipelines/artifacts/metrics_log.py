@@ -12,7 +12,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.training.loop import Metrics
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 EVALUATION = "evaluation"  # stands for the evaluation sets, where a line has figures of them
 FLUSH_SECONDS = 10.0  # between writes of what TensorBoard reads
 

@@ -7,29 +7,21 @@ from rich.table import Table
 
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
+from ctd_core.evaluation.metrics import METRICS
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
 from pipelines.artifacts.run_paths import Places
 
 
-class Figures(Record):
-    """One model on the text of one set."""
-
-    bits_per_byte: float
-    teacher_distance_bits_per_byte: float
-    correlation: float
-    tokens_per_byte: float
-
-
 class SetFigures(Record):
-    """Teacher and student, before and after training, on the same bytes."""
+    """Every metric of teacher and student, before and after training, on the same bytes."""
 
     text_bytes: int
     chunks: int
-    teacher: Figures
-    student_before: Figures
-    student_after: Figures
+    teacher: dict[str, float]
+    student_before: dict[str, float]
+    student_after: dict[str, float]
 
 
 class Continuation(Record):
@@ -77,17 +69,17 @@ def write_report(places: Places, report: Report) -> None:
     places.files.share(places.report)
 
 
-def agreement_table(report: Report) -> Table:
-    """The figures of every set: bits per byte, and distance to the teacher."""
-    table = Table(title="bits per byte (distance to the teacher)")
-    for column in ("text", "teacher", "student before", "student after", "correlation"):
-        table.add_column(column, justify="left" if column == "text" else "right")
-    for name, one in report.sets.items():
-        students = [
-            f"{figures.bits_per_byte:.3f} ({figures.teacher_distance_bits_per_byte:.3f})"
-            for figures in (one.student_before, one.student_after)
-        ]
-        table.add_row(name, f"{one.teacher.bits_per_byte:.3f}", *students, f"{one.student_after.correlation:.3f}")
+def metrics_table(report: Report) -> Table:
+    """Every metric on every set; those that an earlier version did not measure are left out."""
+    table = Table("text", "metric", title="measured")
+    for column in ("teacher", "student before", "student after"):
+        table.add_column(column, justify="right")
+    for name, measured in report.sets.items():
+        for metric in METRICS:
+            models = (measured.teacher, measured.student_before, measured.student_after)
+            if all(metric.name in figures for figures in models):
+                table.add_row(name, metric.title, *(f"{figures[metric.name]:.{metric.digits}f}" for figures in models))
+        table.add_section()
     if report.gap_closed is not None:
         table.caption = f"gap closed: {report.gap_closed:.3f}"
     return table
@@ -123,7 +115,7 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
 def print_report(places: Places, report: Report) -> None:
     """The end of a run: what was measured, two continuations, where things lie."""
     console = Console()
-    console.print(agreement_table(report))
+    console.print(metrics_table(report))
     for sample in report.samples:
         for who, text in (("teacher", sample.teacher), ("student", sample.student)):
             console.print(f"{who}: {escape(sample.prompt)}[bold]{escape(text)}[/bold]", highlight=False)

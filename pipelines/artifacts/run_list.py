@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from ctd_core.errors import UsageError
+from ctd_core.evaluation.metrics import TEACHER_DISTANCE
 from ctd_core.shards.files import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
-from pipelines.artifacts.metrics_log import METRICS, parse_metrics
+from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
     """The state of a run by what it left, each file with the time when it changed."""
     kinds = {
         "preparing": r"prepared/[^/]+/[^/]+\.arrow", "prepared": rf"prepared/[^/]+/{MANIFEST}",
-        "training": rf"train-[^/]+/{METRICS}", "measured": r"report\.json",
+        "training": rf"train-[^/]+/{METRICS_FILE}", "measured": r"report\.json",
     }  # fmt: skip
     newest = {
         kind: max(matches, key=files.__getitem__)
@@ -69,8 +70,8 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
     if state == "measured":
         last = _gap_closed(_text(storage, name, file))
     elif state == "training" and steps:
-        distances = (step for step in reversed(steps) if any("teacher_distance" in figure for figure in step))
-        measured = {figure: value for figure, value in next(distances, {}).items() if "teacher_distance" in figure}
+        distances = (step for step in reversed(steps) if any(TEACHER_DISTANCE.name in figure for figure in step))
+        measured = {figure: value for figure, value in next(distances, {}).items() if TEACHER_DISTANCE.name in figure}
         last = {"loss": steps[-1]["loss"], **measured}
     return RunState(name, state, int(steps[-1]["step"]) if steps else None, last, time.time() - files[file])
 

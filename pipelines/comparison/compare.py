@@ -16,7 +16,7 @@ from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
-from pipelines.artifacts.metrics_log import METRICS, read_metrics
+from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_paths import Places, variant
 from pipelines.cluster.connection import connect, own_errors
 from pipelines.comparison.summary import Cost, Row, Trial, as_markdown, plot, row_of
@@ -119,7 +119,7 @@ def _trial(places: Places) -> str:
             peak = torch.cuda.max_memory_allocated() / 2**20
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        steps = [line["seconds"] for line in read_metrics(places.train / METRICS)]
+        steps = [line["seconds"] for line in read_metrics(places.train / METRICS_FILE)]
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
         places.files.share(cost)
     trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ctd_core.config.base import Record
+from ctd_core.evaluation.metrics import METRICS
 from pipelines.artifacts.report import Report, markdown_table
 
 
@@ -37,8 +38,9 @@ def row_of(variant: str, trials: Sequence[Trial]) -> Row:
     columns: dict[str, list[float]] = {}
     for trial in trials:
         for name, one in trial.report.sets.items():
-            columns.setdefault(f"{name}: bits per byte", []).append(one.student_after.bits_per_byte)
-            columns.setdefault(f"{name}: distance", []).append(one.student_after.teacher_distance_bits_per_byte)
+            for metric in METRICS:
+                if metric.is_headline:
+                    columns.setdefault(f"{name}: {metric.title}", []).append(one.student_after[metric.name])
         if trial.report.gap_closed is not None:
             columns.setdefault("gap closed", []).append(trial.report.gap_closed)
         columns.setdefault("seconds a step", []).append(trial.cost.seconds_a_step)

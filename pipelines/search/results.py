@@ -15,6 +15,7 @@ from pyarrow import parquet
 from rich.table import Table
 
 from ctd_core.config.run import RunConfig
+from ctd_core.evaluation.metrics import is_figure
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.report import markdown_table
 
@@ -132,7 +133,7 @@ def _is_number(value: Any) -> bool:
 def _is_figure(name: str, value: Any) -> bool:
     """Whether a reported value is the training's own, and none of Ray's."""
     own = ("step", "loss", "seconds", "tokens", "chunks", "learning_rate", "gradient_norm")
-    return isinstance(value, int | float) and (name in own or name.endswith("_bits_per_byte"))
+    return isinstance(value, int | float) and (name in own or is_figure(name))
 
 
 def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:

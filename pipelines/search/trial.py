@@ -10,7 +10,7 @@ from ctd_core.errors import Recurring
 from ctd_core.training.loop import Metrics
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import note_failure, raise_failure
-from pipelines.artifacts.metrics_log import EVALUATION, METRICS, read_metrics
+from pipelines.artifacts.metrics_log import EVALUATION, METRICS_FILE, read_metrics
 from pipelines.artifacts.remote_copy import alone_in
 from pipelines.artifacts.run_paths import Places, variant
 from pipelines.stages.measure import measure_sets
@@ -33,8 +33,8 @@ def trial_training(config: dict[str, Any], base: Places, metric: str, cpus: int)
     with alone_in(places.train):  # Optuna may draw the same settings twice
         raise_failure(places)  # of an earlier try: Ray tries again what fails
         done = steps_done(latest_checkpoint(places.checkpoints))
-        places.files.bring(places.train / METRICS, anew=True)
-        for line in read_metrics(places.train / METRICS):
+        places.files.bring(places.train / METRICS_FILE, anew=True)
+        for line in read_metrics(places.train / METRICS_FILE):
             if line.pop(EVALUATION, None) == places.evaluation and line["step"] <= done:
                 report(line)
         try:

@@ -17,6 +17,7 @@ from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.evaluation.metrics import METRICS, TEACHER_DISTANCE, figure_name
 from ctd_core.storage.locations import names_in
 from pipelines.artifacts.failure import forget_failure
 from pipelines.artifacts.run_paths import Places, variant
@@ -30,7 +31,6 @@ from pipelines.search.rungs import rungs_of
 from pipelines.search.trackers import tracker
 from pipelines.search.trial import trial_training
 from pipelines.search.watch import Watch
-from pipelines.stages.measure import figure_names
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
@@ -178,8 +178,8 @@ def _room(train: Train) -> tuple[str, float]:
 
 def _metric(options: Search, base: Places, file: Path) -> str:
     evaluate = base.config.evaluate
-    measured = [figure for name in evaluate.sets for figure in figure_names(name)]
-    chosen = options.metric or figure_names(evaluate.gap_set or next(iter(evaluate.sets)))[0]
+    measured = [figure_name(name, metric) for name in evaluate.sets for metric in METRICS]
+    chosen = options.metric or figure_name(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
     if chosen not in measured:
         raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
     return chosen

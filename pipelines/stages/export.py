@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from ctd_core.evaluation.metrics import METRICS
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory
 from pipelines.artifacts.checkpoints import steps_done, trained_checkpoint
-from pipelines.artifacts.report import Report, read_report
+from pipelines.artifacts.report import Report, markdown_table, read_report
 from pipelines.artifacts.run_paths import Places
 from pipelines.stages.student import load_student, student_tokenizer
 
@@ -28,17 +29,14 @@ def export(places: Places) -> Path:
 def _card(places: Places, checkpoint: str, report: Report | None) -> str:
     config = places.config
     rows = [
-        f"| {name} | {one.teacher.bits_per_byte:.3f} | {one.student_before.bits_per_byte:.3f} | "
-        f"{one.student_after.bits_per_byte:.3f} | {one.student_before.teacher_distance_bits_per_byte:.3f} | "
-        f"{one.student_after.teacher_distance_bits_per_byte:.3f} |"
+        [name, metric.title, *(f"{figures[metric.name]:.{metric.digits}f}" for figures in models)]
         for name, one in (report.sets if report else {}).items()
+        for models in [(one.teacher, one.student_before, one.student_after)]
+        for metric in METRICS
+        if all(metric.name in figures for figures in models)
     ]
-    measured = (
-        "| text | teacher, bits per byte | before | after | distance to the teacher, before | after |\n"
-        "|---|---|---|---|---|---|\n" + "\n".join(rows)
-        if rows
-        else "Nothing was measured."
-    )
+    columns = ["text", "metric", "teacher", "student before", "student after"]
+    measured = markdown_table(columns, rows) if rows else "Nothing was measured.\n"
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
     head = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -67,7 +65,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ## Measured
 
 {measured}
-
 The distance is the mean absolute difference of the log-likelihoods of text chunks on which both tokenizers agree, in
 bits per byte.
 

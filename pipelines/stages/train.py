@@ -17,7 +17,7 @@ from pipelines.artifacts.background import repeating
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import forget_failure, raise_failure
 from pipelines.artifacts.locks import one_at_a_time
-from pipelines.artifacts.metrics_log import METRICS, parse_metrics, read_metrics, step_words
+from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics, read_metrics, step_words
 from pipelines.artifacts.run_paths import Places
 from pipelines.cluster.connection import beside_command, connect, own_errors
 from pipelines.display.progress import Reporter, progress, say
@@ -64,7 +64,7 @@ def _train_student(
     start = latest_checkpoint(places.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
-        places.files.bring(places.train / METRICS)
+        places.files.bring(places.train / METRICS_FILE)
         say(f"train: all {options.steps} steps are done already, in {places.checkpoints}")
         return
     if done:
@@ -143,7 +143,7 @@ def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
 
 def _lines_so_far(places: Places) -> list[Metrics]:
     if places.files.store is None:
-        return read_metrics(places.train / METRICS)
-    with suppress(OSError), open_to_read(places.files.within(places.train / METRICS)) as stream:
+        return read_metrics(places.train / METRICS_FILE)
+    with suppress(OSError), open_to_read(places.files.within(places.train / METRICS_FILE)) as stream:
         return parse_metrics(stream.read().decode())
     return []

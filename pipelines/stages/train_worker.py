@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctd_core.errors import Recurring
+from ctd_core.evaluation.metrics import METRICS, figure_name
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
@@ -14,10 +15,10 @@ from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.checkpoints import keeping, starting_checkpoint, steps_done
 from pipelines.artifacts.failure import note_failure
-from pipelines.artifacts.metrics_log import METRICS, MetricsLog
+from pipelines.artifacts.metrics_log import METRICS_FILE, MetricsLog
 from pipelines.artifacts.run_paths import Places
 from pipelines.display.progress import Reporter
-from pipelines.stages.measure import figure_names, measure_sets
+from pipelines.stages.measure import measure_sets
 from pipelines.stages.student import online_teacher, student_to_train, student_tokenizer
 
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
@@ -47,13 +48,13 @@ def run_worker(
     log, shared, measured = None, time.monotonic(), places.config.evaluate.sets
     if worker.rank == 0:
         places.train.mkdir(parents=True, exist_ok=True)
-        places.files.bring(places.train / METRICS, anew=True)
-        log = MetricsLog(places.train / METRICS, steps_done(start))
+        places.files.bring(places.train / METRICS_FILE, anew=True)
+        log = MetricsLog(places.train / METRICS_FILE, steps_done(start))
 
     def on_step(metrics: Metrics) -> None:
         nonlocal shared
         if log is not None:
-            is_measured = any(figure in metrics for name in measured for figure in figure_names(name))
+            is_measured = any(figure_name(name, metric) in metrics for name in measured for metric in METRICS)
             words = log.add(metrics, places.evaluation if is_measured else None)
             if reporter is not None:
                 reporter.update(int(metrics["step"]), words)
@@ -83,7 +84,7 @@ def run_worker(
 def shared_metrics(places: Places) -> None:
     """Put what was measured so far into the store, where there is one."""
     if places.files.store is not None:
-        for file in (places.train / METRICS, *places.train.glob("events.*")):
+        for file in (places.train / METRICS_FILE, *places.train.glob("events.*")):
             places.files.share(file)
 
 

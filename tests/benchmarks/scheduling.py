@@ -26,7 +26,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
 from ctd_core.text.corpora import read_slice
 from ctd_core.text.corpora.slices import training_documents
-from pipelines.artifacts.metrics_log import METRICS, read_metrics
+from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_paths import TRAIN_SET, Places
 from pipelines.cluster.connection import let_go
 from pipelines.search.tune import search
@@ -143,7 +143,7 @@ def workers(teacher: str, folder: Path) -> float:
         let_go()
         train_student(places)
         let_go()
-        lines = read_metrics(places.train / METRICS)
+        lines = read_metrics(places.train / METRICS_FILE)
         rates.append(statistics.median(one["tokens_per_second"] for one in lines[1:]))
     return rates[1] / rates[0]
 
@@ -176,7 +176,7 @@ def trial(config: dict[str, Any]) -> float:
         (folder / f"{count}.yaml").write_text(yaml.safe_dump({**options, "trials": count, "seed": count}))
         took.append(seconds(lambda count=count: search(folder / f"{count}.yaml", [], False), repeats=1))
     let_go()
-    files = list(Path(config["output"]).glob(f"tiny/train-*/{METRICS}"))
+    files = list(Path(config["output"]).glob(f"tiny/train-*/{METRICS_FILE}"))
     steps = sum(one["seconds"] for file in files for one in read_metrics(file)) / len(files)
     return (took[1] - took[0]) / (TRIALS - 1) - steps
 
@@ -191,7 +191,7 @@ def killed_worker(config: dict[str, Any]) -> tuple[float, float]:
     prepare(places)
     ensure_student(places)
     let_go()
-    file, begun = places.train / METRICS, time.monotonic()
+    file, begun = places.train / METRICS_FILE, time.monotonic()
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(folder / "run.yaml")]
     training = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     start = _wait_for(lambda: bool(read_metrics(file))) - begun

@@ -4,7 +4,7 @@ import struct
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pipelines.artifacts.metrics_log import METRICS, MetricsLog, read_metrics
+from pipelines.artifacts.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 
 
 def events(folder):
@@ -22,11 +22,11 @@ def figures(folder):
 
 
 def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_path):
-    log = MetricsLog(tmp_path / METRICS, 0)
+    log = MetricsLog(tmp_path / METRICS_FILE, 0)
     for step in (1, 2, 3):
         log.add({"step": step, "loss": 0.5 * step, "tokens": 10})
     log.close()
-    lines = read_metrics(tmp_path / METRICS)
+    lines = read_metrics(tmp_path / METRICS_FILE)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 1.0), (3, 1.5)]
     assert {name for _, name, _ in figures(tmp_path)} == set(lines[0])
     assert [(step, value) for step, name, value in figures(tmp_path) if name == "loss"] == [
@@ -38,10 +38,10 @@ def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_p
 
 def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_path):
     for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        log = MetricsLog(tmp_path / METRICS, done)
+        log = MetricsLog(tmp_path / METRICS_FILE, done)
         for step in steps:
             log.add({"step": step, "loss": 1.0, "tokens": 10})
         log.close()
-    assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3, 4]
     begins = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
     assert begins[-1] == 3  # from there on, TensorBoard forgets what came before

@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from ctd_core.config.objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
 from ctd_core.config.training import Train
-from ctd_core.evaluation.teacher_distance import measure_agreement
+from ctd_core.evaluation.likelihoods import measure_likelihoods
+from ctd_core.evaluation.metrics import figures_of
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
@@ -52,8 +53,7 @@ def trained(worker, options, location, out, start=None, student=None):
     student = student or new_student()
 
     def evaluate(model):
-        measured = measure_agreement(model, shards, 300)
-        return {"bits": measured.student_bits_per_byte, "distance": measured.teacher_distance_bits_per_byte}
+        return figures_of(measure_likelihoods(model, shards, 300))
 
     hooks = Hooks(seen.append, keeping(str(out), worker), evaluate)
     live = OnlineTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
@@ -137,7 +137,7 @@ def assert_close(some, others):
 
 def test_workers_with_shares_have_the_metrics_of_those_with_copies_and_of_one_process(folder):
     alone = metrics(folder, "alone")
-    assert {"bits", "distance", "loss"} <= set(alone[3])
+    assert {"bits_per_byte", "teacher_distance_bits_per_byte", "loss"} <= set(alone[3])
     assert_close(alone, metrics(folder, "ddp"))
     assert_close(alone, metrics(folder, "fsdp"))
 

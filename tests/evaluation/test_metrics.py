@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ctd_core.evaluation.teacher_distance import measure_agreement
+from ctd_core.evaluation.likelihoods import measure_likelihoods
+from ctd_core.evaluation.metrics import Likelihoods, figures_of
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.reading import ShardSet
 from tests.support.models import llama
@@ -19,10 +22,11 @@ def test_a_teacher_agrees_with_itself(tmp_path):
     one = side(KIND)
     model = LogprobModel(llama(300), one.encoder.spelling.begins_pretoken)
     write_set(tmp_path, one, one, texts(10), teacher_model=model)
-    measured = measure_agreement(model, ShardSet(tmp_path, verify=True), 512)
-    assert measured.teacher_distance_bits_per_byte == pytest.approx(0, abs=1e-5)
-    assert measured.student_bits_per_byte == pytest.approx(measured.teacher_bits_per_byte, rel=1e-5)
-    assert measured.correlation == pytest.approx(1)
+    measured = measure_likelihoods(model, ShardSet(tmp_path, verify=True), 512)
+    student, teacher = figures_of(measured), figures_of(measured.of_teacher)
+    assert student == pytest.approx(teacher, rel=1e-5, abs=1e-5)
+    assert teacher["teacher_distance_bits_per_byte"] == 0
+    assert teacher["correlation"] == teacher["rank_correlation"] == pytest.approx(1)
 
 
 def test_figures_are_sums_over_text_chunks(tmp_path):
@@ -44,8 +48,24 @@ def test_figures_are_sums_over_text_chunks(tmp_path):
                 total, mine, theirs = total + size, mine - chunk, theirs - float(target)
                 distance += abs(chunk - float(target))
             start = end
-    measured = measure_agreement(LogprobModel(model, student.encoder.spelling.begins_pretoken), shards, 512)
+    measured = measure_likelihoods(LogprobModel(model, student.encoder.spelling.begins_pretoken), shards, 512)
+    figures = figures_of(measured)
     assert measured.text_bytes == total
-    assert measured.student_bits_per_byte == pytest.approx(mine / total / math.log(2), rel=1e-4)
-    assert measured.teacher_bits_per_byte == pytest.approx(theirs / total / math.log(2), rel=1e-4)
-    assert measured.teacher_distance_bits_per_byte == pytest.approx(distance / total / math.log(2), rel=1e-4)
+    assert figures["bits_per_byte"] == pytest.approx(mine / total / math.log(2), rel=1e-4)
+    of_teacher = figures_of(measured.of_teacher)["bits_per_byte"]
+    assert of_teacher == pytest.approx(theirs / total / math.log(2), rel=1e-4)
+    assert figures["teacher_distance_bits_per_byte"] == pytest.approx(distance / total / math.log(2), rel=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 0), st.integers(-9, 0)), min_size=3, max_size=40))
+def test_the_rank_correlation_is_that_of_ranks_with_ties_at_their_mean(pairs):
+    student, teacher = np.array(pairs, dtype=float).T
+    if len(set(student)) == 1 or len(set(teacher)) == 1:
+        return  # without spread there is no correlation
+
+    def rank(values, one):
+        return sum(other < one for other in values) + (sum(other == one for other in values) + 1) / 2
+
+    slow = np.corrcoef([rank(student, one) for one in student], [rank(teacher, one) for one in teacher])[0, 1]
+    figures = figures_of(Likelihoods(student, teacher, 100, 0.3, 0.2))
+    assert figures["rank_correlation"] == pytest.approx(slow)

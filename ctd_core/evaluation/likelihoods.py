@@ -1,8 +1,6 @@
-"""How well a student models a text, and how far it is from its teacher there."""
+"""The student's chunk log-likelihoods on an evaluation set, beside the stored ones of its teacher."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ctd_core.errors import CtdError
+from ctd_core.evaluation.metrics import Likelihoods
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.objectives.interface import chunk_sums
 from ctd_core.shards.batches import collate, ordered_batches
@@ -19,39 +18,14 @@ from ctd_core.shards.reading import ShardSet
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Figures over all finest chunks of text that have context on both sides; the same bytes for both models.
-
-    bits_per_byte: −Σ chunk log-likelihood / (bytes · ln 2), for each side.
-    teacher_distance_bits_per_byte: Σ |student − teacher chunk log-likelihood| / (bytes · ln 2).
-    correlation: Pearson's, of the chunk log-likelihoods of both sides.
-    """
-
-    text_bytes: int
-    chunks: int
-    student_bits_per_byte: float
-    teacher_bits_per_byte: float
-    teacher_distance_bits_per_byte: float
-    correlation: float
-    student_tokens_per_byte: float
-    teacher_tokens_per_byte: float
-
-
-def gap_closed(before: Agreement, after: Agreement) -> float:
-    """The share of the distance to the teacher that training took away; 0 where there was none."""
-    start = before.teacher_distance_bits_per_byte
-    return 1 - after.teacher_distance_bits_per_byte / start if start else 0.0
-
-
 @torch.no_grad()
-def measure_agreement(
+def measure_likelihoods(
     student: LogprobModel,
     shards: ShardSet,
     batch_tokens: int,
     on_batch: Callable[[float], None] = lambda share: None,
-) -> Agreement:
-    """The agreement of `student` with the targets in `shards`; raises CtdError where there are none to compare.
+) -> Likelihoods:
+    """The likelihoods of the chunks in `shards`; raises CtdError where they hold no targets to compare with.
 
     `on_batch` is called after each batch with the share of all batches that is done.
 
@@ -82,16 +56,12 @@ def measure_agreement(
     total = sum(int(sizes.sum()) for _, _, sizes in in_order)
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
-    student_logprob, teacher_logprob = (np.concatenate(one) for one in list(zip(*in_order, strict=True))[:2])
-    bits = 1 / (total * math.log(2))
+    student_logprobs, teacher_logprobs = (np.concatenate(part) for part in list(zip(*in_order, strict=True))[:2])
     counts = shards.manifest.counts
-    return Agreement(
+    return Likelihoods(
+        student_logprobs=student_logprobs,
+        teacher_logprobs=teacher_logprobs,
         text_bytes=total,
-        chunks=len(student_logprob),
-        student_bits_per_byte=-float(student_logprob.sum()) * bits,
-        teacher_bits_per_byte=-float(teacher_logprob.sum()) * bits,
-        teacher_distance_bits_per_byte=float(np.abs(student_logprob - teacher_logprob).sum()) * bits,
-        correlation=float(np.corrcoef(student_logprob, teacher_logprob)[0, 1]),
         student_tokens_per_byte=counts.student_tokens / counts.text_bytes,
         teacher_tokens_per_byte=counts.teacher_tokens / counts.text_bytes,
     )
