@@ -1,12 +1,18 @@
 """Objectives, as a run's YAML file names them."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from ctd_core.config.align import AnyChunks, Debiased, Finest
 from ctd_core.config.base import Options
+
+# What an objective needs beside the student's log-probabilities of the text.
+# targets: the teacher's stored numbers a chunk. top_k: its stored top tokens. boundary: the student's probability of a
+# pretoken boundary. teacher: the teacher itself, loaded beside the student.
+Need = Literal["targets", "top_k", "boundary", "teacher"]
+Needs = frozenset[Need]
 
 
 class Alm(Options):
@@ -29,6 +35,11 @@ class Alm(Options):
         default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
     )
 
+    @property
+    def needs(self) -> Needs:
+        """What it needs."""
+        return frozenset({"targets", "boundary"} if self.boundary else {"targets"})
+
 
 PUBLISHED_ALM = Alm(
     kind="alm", divergence="kl", temperature=5.0, chunks=Debiased(kind="debiased"), boundary=True
@@ -38,6 +49,7 @@ PUBLISHED_ALM = Alm(
 class Sft(Options):
     """Next-token cross-entropy on the corpus."""
 
+    needs: ClassVar[Needs] = frozenset()
     kind: Literal["sft"]
     weight: float = Field(default=1.0, gt=0)
 
@@ -45,25 +57,27 @@ class Sft(Options):
 class OneToOneKl(Options):
     """Kullback-Leibler divergence over the stored top tokens where a chunk is one token of both sides."""
 
+    needs: ClassVar[Needs] = frozenset({"top_k"})
     kind: Literal["one_to_one_kl"]
     weight: float = Field(default=1.0, gt=0)
     direction: Literal["forward", "reverse"] = "reverse"
 
 
-class Live(Options):
+class Online(Options):
     """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
 
+    needs: ClassVar[Needs] = frozenset({"teacher"})
     weight: float = Field(default=1.0, gt=0)
 
 
-class Kd(Live):
+class Kd(Online):
     """Kullback-Leibler divergence of the whole distribution, for one tokenizer on both sides (arXiv 1503.02531)."""
 
     kind: Literal["kd"]
     temperature: float = Field(default=1.0, gt=0)
 
 
-class Uld(Live):
+class Uld(Online):
     """Universal logit distillation: distance of sorted probabilities (arXiv 2402.12030)."""
 
     kind: Literal["uld"]
@@ -73,7 +87,7 @@ class Uld(Live):
     )
 
 
-class MinEd(Live):
+class MinEd(Online):
     """Divergence under a map of vocabularies by edit distance at one-to-one chunks, cross-entropy elsewhere
     (arXiv 2401.10491).
     """
@@ -82,25 +96,25 @@ class MinEd(Live):
     temperature: float = Field(default=2.0, gt=0)
 
 
-class PKl(Live):
+class PKl(Online):
     """Divergence of the student projected onto the teacher's vocabulary, at one-to-one chunks (arXiv 2605.21699)."""
 
     kind: Literal["p_kl"]
 
 
-class Gold(Live):
+class Gold(Online):
     """Divergence on the tokens that both share, distance of the sorted rest, at every chunk (TRL's GOLD)."""
 
     kind: Literal["gold"]
 
 
-class HiddenStates(Live):
+class HiddenStates(Online):
     """Distance of the last hidden states at chunk ends (arXiv 2503.20083)."""
 
     kind: Literal["hidden_states"]
 
 
-class Dskd(Live):
+class Dskd(Online):
     """Dual-space distillation: attention from one side's tokens to the other's, projections (arXiv 2406.17328)."""
 
     kind: Literal["dskd"]
@@ -109,3 +123,8 @@ class Dskd(Live):
 AnyObjective = Annotated[
     Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
 ]
+
+
+def extra_teacher_of(objective: AnyObjective) -> str | None:
+    """The name of the extra teacher that `objective` learns from; None for the main one."""
+    return objective.teacher if isinstance(objective, Alm) else None

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ctd_core.config.base import Options
 from ctd_core.config.evaluation import Evaluate, Sample
 from ctd_core.config.models import Student, Teacher
-from ctd_core.config.objectives import Alm, OneToOneKl
+from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.secrets import fields_with_secrets
 from ctd_core.config.shards import Prepare
 from ctd_core.config.text import AnyCorpus, HeldOut, TrainedTokenizer
@@ -49,11 +49,14 @@ class RunConfig(Options):
                 f"train.batch_tokens is {self.train.batch_tokens}, less than one window of "
                 f"prepare.student_window_tokens, {self.prepare.student_window_tokens}"
             )
-        if not self.prepare.targets and any(isinstance(objective, Alm) for objective in self.train.objectives):
-            raise ValueError("train.objectives holds alm, which needs prepare.targets: true")
-        if not self.prepare.top_k and any(isinstance(objective, OneToOneKl) for objective in self.train.objectives):
-            raise ValueError("train.objectives holds one_to_one_kl, which needs prepare.top_k above 0, such as 16")
-        named = [one.teacher if isinstance(one, Alm) else None for one in self.train.objectives]
+        for objective in self.train.objectives:
+            if "targets" in objective.needs and not self.prepare.targets:
+                raise ValueError(f"train.objectives holds {objective.kind}, which needs prepare.targets: true")
+            if "top_k" in objective.needs and not self.prepare.top_k:
+                raise ValueError(
+                    f"train.objectives holds {objective.kind}, which needs prepare.top_k above 0, such as 16"
+                )
+        named = [extra_teacher_of(objective) for objective in self.train.objectives]
         if unknown := [one for one in named if one is not None and one not in self.more_teachers]:
             raise ValueError(f"train.objectives: {unknown[0]!r} is none of more_teachers, {sorted(self.more_teachers)}")
         if idle := [one for one in (None, *self.more_teachers) if one not in named]:
@@ -66,9 +69,9 @@ class RunConfig(Options):
                 f"{', '.join(secrets)}: a URI with a key in it would be shown in messages and stored with the run: "
                 "leave the key out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
             )
-        if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.live_objectives:
+        if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.online_objectives:
             raise ValueError(
-                f"{self.train.live_objectives[0]} asks the student without its adapters at every step, which "
+                f"{self.train.online_objectives[0]} asks the student without its adapters at every step, which "
                 "train.strategy: fsdp shares out: take ddp"
             )
         if self.prepare.top_k and not self.prepare.targets:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ctd_core.config.base import Fraction, Options, resource
-from ctd_core.config.objectives import Alm, AnyObjective, Live
+from ctd_core.config.objectives import Alm, AnyObjective
 
 
 class Train(Options):
@@ -73,9 +73,9 @@ class Train(Options):
         return self.steps // 12 if self.warmup_steps is None else self.warmup_steps
 
     @property
-    def live_objectives(self) -> list[str]:
+    def online_objectives(self) -> list[str]:
         """The kinds of those objectives that ask the teacher at every step."""
-        return [one.kind for one in self.objectives if isinstance(one, Live)]
+        return [objective.kind for objective in self.objectives if "teacher" in objective.needs]
 
     @field_validator("autocast", mode="before")
     @classmethod

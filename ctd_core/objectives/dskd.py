@@ -27,6 +27,7 @@ class Dskd(nn.Module):
 
     def __init__(self, options: config.Dskd, live: OnlineTeacher) -> None:
         super().__init__()
+        self.needs = options.needs
         mine, theirs = live.student_hidden_size, live.hidden_size
         self.query = nn.Linear(2 * mine, 2 * theirs)
         self.to_teacher = nn.Linear(mine, theirs)
@@ -35,8 +36,7 @@ class Dskd(nn.Module):
     def forward(self, batch: Batch) -> Plan:
         """The plan for a batch."""
 
-        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
-            assert teacher is not None, "a live objective is planned only where there is a teacher"
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             in_student, in_teacher = self._cross(batch, student, teacher)
             bias = student.head.bias
             fixed = replace(
@@ -48,7 +48,7 @@ class Dskd(nn.Module):
             to_teacher = sum_over_logits((teacher.head, teacher.head), (in_teacher, theirs), _divergence)
             return to_student + to_teacher
 
-        return Plan(len(batch.target_ids), loss_sum)
+        return Plan(len(batch.target_ids), loss_sum, self.needs)
 
     def _cross(self, batch: Batch, student: StudentOutputs, teacher: TeacherOutputs) -> tuple[Tensor, Tensor]:
         """[Q, H] the teacher's states at the student's targets, [R, H'] the student's at the teacher's."""

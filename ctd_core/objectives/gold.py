@@ -54,13 +54,12 @@ def gold(options: Gold, live: OnlineTeacher) -> Objective:
         scored = batch.chunks.scored
         counts = [one[scored] for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)]
 
-        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
-            assert teacher is not None, "a live objective is planned only where there is a teacher"
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             before_student = _before_last(student.token, counts[0])
             before_teacher = _before_last(_teacher_logprobs(batch, teacher), counts[1])
             return sum_over_blocks(places, student, teacher, loss, before_student, before_teacher)
 
-        return Plan(len(places.student), loss_sum)
+        return Plan(len(places.student), loss_sum, options.needs)
 
     return plan
 

@@ -1,13 +1,15 @@
 """What an objective is to the training step: a plan made before the forward pass, a sum made after it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ctd_core.config.objectives import Need, Needs
 from ctd_core.models.online_teacher import TeacherOutputs
 from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import Batch
@@ -22,7 +24,8 @@ class StudentOutputs:
 
     token: [Q], log-probability of each target. chunk: [C], sums over each finest chunk's tokens.
     boundary: [C], log-probability that a pretoken boundary follows, 0 at chunks where no plan asked.
-    top: [E], log-probability of each of the teacher's stored top tokens, empty where no plan asked.
+    top: [E], log-probability of each of the teacher's stored top tokens.
+    Those of the two that an objective does not declare among its needs are not there for it: to use them is an error.
     hidden: [N, H], its last hidden states. head: what turns them into logits. embeddings: [V, H], its inputs.
     """
 
@@ -35,21 +38,39 @@ class StudentOutputs:
     embeddings: Tensor
 
 
+class Absent:
+    """Stands for an output that an objective did not declare: to use it is an error."""
+
+    def __init__(self, need: Need) -> None:
+        self._need = need
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise LookupError(f"an objective uses {self._need} without declaring it in its needs")
+
+    __getattr__ = __getitem__ = _refuse
+
+
+def declared(student: StudentOutputs, needs: Needs) -> StudentOutputs:
+    """`student` as an objective of these needs sees it."""
+    boundary = student.boundary if "boundary" in needs else cast("Tensor", Absent("boundary"))
+    top = student.top if "top_k" in needs else cast("Tensor", Absent("top_k"))
+    return replace(student, boundary=boundary, top=top)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One objective for one batch.
 
     count: what the sum is divided by, once it has been added up over the step. It is known from the shards alone, so
     it is added up over all workers before any gradient exists; each objective says what it counts.
-    loss_sum: the objective's sum over the batch, a scalar in float32 or wider; the teacher is there where the
-    objective is a live one.
-    boundary_chunks: the finest chunks after which the boundary is needed. needs_top: whether `top` is.
+    loss_sum: the objective's sum over the batch, a scalar in float32 or wider, of the outputs of student and teacher.
+    needs: the outputs that `loss_sum` uses. boundary_chunks: the finest chunks after which the boundary is needed.
     """
 
     count: float
-    loss_sum: Callable[[StudentOutputs, TeacherOutputs | None], Tensor]
+    loss_sum: Callable[[StudentOutputs, TeacherOutputs], Tensor]
+    needs: Needs
     boundary_chunks: Indices = field(default_factory=lambda: NO_CHUNKS)
-    needs_top: bool = False
 
 
 Objective = Callable[[Batch], Plan]  # a torch module where the objective has projections that are trained along

@@ -44,12 +44,11 @@ def mined(options: MinEd, live: OnlineTeacher) -> Objective:
         ones = torch.from_numpy(np.flatnonzero(batch.chunks.one_to_one)).to(batch.chunk_of_target.device)
         rest = (~torch.isin(batch.chunk_of_target, ones)).nonzero()[:, 0]
 
-        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
-            assert teacher is not None, "a live objective is planned only where there is a teacher"
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             hidden = student.hidden[batch.target_rows[rest]]
             missed = sum_over_logits((student.head,), (hidden,), cross_entropy, batch.target_ids[rest])
             return sum_over_blocks(places, student, teacher, divergence) + missed
 
-        return Plan(len(places.student) + len(rest), loss_sum)
+        return Plan(len(places.student) + len(rest), loss_sum, options.needs)
 
     return plan

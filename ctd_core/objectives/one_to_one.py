@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from ctd_core.config.objectives import OneToOneKl
-from ctd_core.models.online_teacher import TeacherOutputs
-from ctd_core.objectives.interface import Plan, StudentOutputs
+from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
+from ctd_core.objectives.interface import Objective, Plan, StudentOutputs
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least probability that all other tokens together are taken to have
 
 
-def one_to_one_kl(options: OneToOneKl, batch: Batch) -> Plan:
+def one_to_one_kl(options: OneToOneKl, online: OnlineTeacher | None) -> Objective:
     """KL(teacher ‖ student), or with the sides swapped, over the stored tokens and one bucket for all others.
 
     The stored tokens are those of the teacher's top k whose bytes are a token of the student too. Merging the rest
@@ -19,15 +19,19 @@ def one_to_one_kl(options: OneToOneKl, batch: Batch) -> Plan:
     that have a stored token; those of whose top tokens the student has none teach nothing.
     Strict one-to-one positions with a top-16 reverse KL: arXiv 2610.08448.
     """
-    top = batch.top
 
-    def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
-        mine, theirs = student.top, top.teacher_logprobs.to(student.top.dtype)
-        terms = _terms(options.direction, mine, theirs)
-        rest = [_log_rest(one, top.group, top.groups) for one in (mine, theirs)]
-        return terms.sum() + _terms(options.direction, *rest).sum()
+    def plan(batch: Batch) -> Plan:
+        top = batch.top
 
-    return Plan(top.groups, loss_sum, needs_top=True)
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
+            mine, theirs = student.top, top.teacher_logprobs.to(student.top.dtype)
+            terms = _terms(options.direction, mine, theirs)
+            rest = [_log_rest(one, top.group, top.groups) for one in (mine, theirs)]
+            return terms.sum() + _terms(options.direction, *rest).sum()
+
+        return Plan(top.groups, loss_sum, options.needs)
+
+    return plan
 
 
 def _terms(direction: str, mine: Tensor, theirs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ctd_core.config.objectives import Online
 from ctd_core.models.online_teacher import TeacherOutputs
 from ctd_core.objectives.interface import Objective, Plan, StudentOutputs
 from ctd_core.ops.fused_logprobs import Head, logits_of
@@ -81,11 +82,10 @@ def logit_objective(find_places: Callable[[Batch], Places], loss: LogitLoss) -> 
     def plan(batch: Batch) -> Plan:
         places = find_places(batch)
 
-        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs | None) -> Tensor:
-            assert teacher is not None, "a live objective is planned only where there is a teacher"
+        def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             return sum_over_blocks(places, student, teacher, loss)
 
-        return Plan(len(places.student), loss_sum)
+        return Plan(len(places.student), loss_sum, Online.needs)
 
     return plan
 

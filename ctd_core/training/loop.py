@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ctd_core.config.objectives import Alm, OneToOneKl
+from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, Recurring
 from ctd_core.models.logprob_model import LogprobModel
@@ -79,8 +79,7 @@ def train(
         student.to(device)  # a live teacher may be the student itself, and objectives ask where it is
     torch.manual_seed(options.seed)
     objectives = [
-        WeightedObjective(one.weight, make_objective(one, live), one.teacher if isinstance(one, Alm) else None)
-        for one in options.objectives
+        WeightedObjective(one.weight, make_objective(one, live), extra_teacher_of(one)) for one in options.objectives
     ]
     trained_along = [one.plan for one in objectives if isinstance(one.plan, torch.nn.Module)]
     student.projections = torch.nn.ModuleList(trained_along).to(dtype=model.dtype)
@@ -159,17 +158,22 @@ def _nothing_compared(options: Train, steps: int) -> str:
 
 def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> None:
     """Raises CtdError where an objective asks for what the shards of its teacher do not hold."""
-    for name in {one.teacher for one in options.objectives if isinstance(one, Alm)}:
+    for objective in options.objectives:
+        name = extra_teacher_of(objective)
         if name not in sources:
-            raise CtdError(f"alm asks for the targets of the teacher {name!r}, and no shards of it are given.")
-        if not sources[name].has_targets:
             raise CtdError(
-                f"{sources[name].name}: alm needs targets, and these shards have none. Prepare with targets: true."
+                f"{objective.kind} asks for the targets of the teacher {name!r}, and no shards of it are given."
             )
-    if not sources[None].has_top and any(isinstance(objective, OneToOneKl) for objective in options.objectives):
-        raise CtdError(
-            f"{sources[None].name}: one_to_one_kl needs shards with top tokens. Prepare with top_k, such as 16."
-        )
+        shards = sources[name]
+        if "targets" in objective.needs and not shards.has_targets:
+            raise CtdError(
+                f"{shards.name}: {objective.kind} needs targets, and these shards have none. Prepare with targets: "
+                "true."
+            )
+        if "top_k" in objective.needs and not shards.has_top:
+            raise CtdError(
+                f"{shards.name}: {objective.kind} needs shards with top tokens. Prepare with top_k, such as 16."
+            )
 
 
 def _figures(options: Train, measured: StepMetrics) -> Metrics:

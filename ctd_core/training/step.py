@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,11 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.loading import head_of, layers
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.models.online_teacher import OnlineTeacher
-from ctd_core.objectives.interface import Objective, Plan, StudentOutputs, at_chunks, boundary_chunks, chunk_sums
+from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
+from ctd_core.objectives.interface import (
+    Absent,
+    Objective,
+    Plan,
+    StudentOutputs,
+    at_chunks,
+    boundary_chunks,
+    chunk_sums,
+    declared,
+)
 from ctd_core.shards.batches import Batch
 
-NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0)  # for batches of another teacher
+NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0, frozenset())  # for batches of another teacher
 LEAST_NORM = 1e-12  # an objective whose gradient is smaller has nothing to say in a step
 
 
@@ -167,9 +177,10 @@ def _forward(
     asked = boundary_chunks(plans)
     boundary_rows = batch.chunk_rows[torch.from_numpy(asked).to(batch.chunk_rows.device)]
     rows, ids = batch.target_rows, batch.target_ids
-    if any(one.needs_top for one in plans):
+    if any("top_k" in plan.needs for plan in plans):
         rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
-    teacher = live.outputs(batch) if live is not None and batch.source is None else None
+    absent = cast("TeacherOutputs", Absent("teacher"))
+    teacher = live.outputs(batch) if live is not None and batch.source is None else absent
     logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
     model = _without_ddp(student).model
@@ -182,7 +193,9 @@ def _forward(
         head=head_of(model),
         embeddings=model.get_input_embeddings().weight,
     )
-    terms = [one.loss_sum(said, teacher) for one in plans]
+    terms = [
+        plan.loss_sum(declared(said, plan.needs), teacher if "teacher" in plan.needs else absent) for plan in plans
+    ]
     chunks, scored = batch.chunks, batch.chunks.scored
     measured = [
         scored.sum(),

@@ -127,7 +127,7 @@ def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Si
     model = with_adapters(chosen, made, options.seed)
     student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken)
     check_student(shards.manifest, "the sample", student_side, len(student.mask))
-    live = online_teacher(places, student_side, student, device) if options.live_objectives else None
+    live = online_teacher(places, student_side, student, device) if options.online_objectives else None
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
     few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})

@@ -69,7 +69,7 @@ def _train_student(
         return
     if done:
         say(f"train: going on from step {done}, in {places.checkpoints}")
-    if live := options.live_objectives:
+    if live := options.online_objectives:
         is_own = places.config.student.is_its_own_teacher
         how = "which is the student without its adapters" if is_own else "so it is loaded beside the student"
         say(f"train: {', '.join(live)} asks the teacher at every step, {how}")

@@ -70,7 +70,7 @@ def run_worker(
             shared_metrics(places)
         keep(metrics, write)
 
-    live = online_teacher(places, side, student, worker.device) if options.live_objectives else None
+    live = online_teacher(places, side, student, worker.device) if options.online_objectives else None
     try:
         hooks = Hooks(on_step, on_checkpoint, evaluate, stops_after)
         train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)

@@ -19,7 +19,6 @@ from ctd_core.config.objectives import (
     Gold,
     HiddenStates,
     Kd,
-    Live,
     MinEd,
     OneToOneKl,
     PKl,
@@ -127,7 +126,7 @@ def make_step(pair: Pair, options: list[AnyObjective], balance: bool = False) ->
     """A training step of `options`; the learning rate is so small that the student stays what it is."""
     student = pair.student
     objectives = [WeightedObjective(1.0, make_objective(one, pair.live)) for one in options]
-    live = pair.live if any(isinstance(one, Live) for one in options) else None
+    live = pair.live if any("teacher" in one.needs for one in options) else None
     student.projections = torch.nn.ModuleList(one.plan for one in objectives if isinstance(one.plan, torch.nn.Module))
     optimizer = make_optimizer(student, Train(steps=1, learning_rate=1e-9, projection_learning_rate=1e-9))
 

@@ -8,11 +8,11 @@ import torch
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
-from ctd_core.config.objectives import Alm, OneToOneKl, Sft
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, Sft
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import TopTokens
 from ctd_core.objectives.divergences import binarised_divergence
-from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums
+from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums, declared
 from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
@@ -149,3 +149,18 @@ def test_chunk_log_likelihoods_are_sums_over_tokens(batch):
     student = random_student(batch, boundary_chunks([]))
     for chunk in range(len(batch.chunk_rows)):
         torch.testing.assert_close(student.chunk[chunk], student.token[batch.chunk_of_target == chunk].sum())
+
+
+def test_an_output_that_an_objective_does_not_declare_is_not_there(batch):
+    seen = declared(outputs(batch), frozenset({"targets"}))
+    for use in (lambda: seen.boundary[0], lambda: seen.boundary.sum(), lambda: seen.top + 1):
+        with pytest.raises((LookupError, TypeError)):
+            use()
+    assert declared(outputs(batch), frozenset({"boundary"})).boundary is not seen.boundary
+
+
+def test_a_plan_declares_what_its_options_need(batch):
+    for options in (Alm(kind="alm"), PUBLISHED_ALM, Sft(kind="sft"), OneToOneKl(kind="one_to_one_kl")):
+        assert plan(options, batch).needs == options.needs
+    assert "boundary" in PUBLISHED_ALM.needs
+    assert "boundary" not in Alm(kind="alm").needs

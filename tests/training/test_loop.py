@@ -220,7 +220,7 @@ def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that
 
 
 def test_a_training_that_compares_nothing_fails_before_it_leaves_a_model(shards, monkeypatch):
-    nothing = Plan(0.0, lambda student, teacher: student.token.sum() * 0)
+    nothing = Plan(0.0, lambda student, teacher: student.token.sum() * 0, frozenset())
     monkeypatch.setattr(loop, "make_objective", lambda options, live: lambda batch: nothing)
     steps, checkpoints = [], []
     hooks = Hooks(
