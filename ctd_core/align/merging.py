@@ -7,11 +7,12 @@ is closed by the next break.
 
 import math
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
 
-from ctd_core.config.align import AnyChunks, AtWhitespace, Debiased, Finest
+from ctd_core.config.align import AnyChunks, AtWhitespace, Debiased, Finest, Groups
 
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
@@ -33,19 +34,22 @@ def merge(
     before_whitespace: the next chunk begins with white space. teacher_boundary_logprobs: the teacher's log-probability
     that a pretoken boundary follows. Outcome chunk debiasing is arXiv 2503.20083, section 3.2 (gamma 0.1 there).
     """
-    if isinstance(rule, Finest):
-        may_close = np.ones_like(breaks)
-    elif isinstance(rule, AtWhitespace):
-        may_close = before_whitespace
-    elif isinstance(rule, Debiased):
-        may_close = teacher_boundary_logprobs > (math.log(rule.gamma) if rule.gamma else -math.inf)
-    else:
-        may_close = _place_in_run(breaks) % rule.size == rule.size - 1
+    match rule:
+        case Finest():
+            may_close = np.ones_like(breaks)
+        case AtWhitespace():
+            may_close = before_whitespace
+        case Debiased():
+            may_close = teacher_boundary_logprobs > (math.log(rule.gamma) if rule.gamma else -math.inf)
+        case Groups():
+            may_close = _index_in_run(breaks) % rule.size == rule.size - 1
+        case _:
+            assert_never(rule)
     closed = may_close | breaks
     return MergedChunks(index=np.cumsum(closed) - closed, last=np.flatnonzero(closed))
 
 
-def _place_in_run(breaks: Flags) -> Indices:
+def _index_in_run(breaks: Flags) -> Indices:
     """0, 1, 2 … from the chunk after one break to the next break."""
     ends = np.flatnonzero(breaks) + 1
     lengths = np.diff(ends, prepend=0)

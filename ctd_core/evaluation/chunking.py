@@ -7,7 +7,7 @@ import numpy as np
 from ctd_core.align.merging import merge
 from ctd_core.config.align import AnyChunks
 from ctd_core.shards.batches import collate
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 
 ROWS_AT_ONCE = 512
 
@@ -29,7 +29,7 @@ class Chunking:
     covered_share: float
 
 
-def measure_chunking(shards: ShardSet, rule: AnyChunks) -> Chunking:
+def measure_chunking(shards: RowSource, rule: AnyChunks) -> Chunking:
     """The figures of `rule` over all rows of `shards`."""
     total = np.zeros(5)  # merged chunks, bytes, student tokens, teacher tokens, those of one token on both sides
     for start in range(0, len(shards), ROWS_AT_ONCE):
@@ -49,5 +49,5 @@ def measure_chunking(shards: ShardSet, rule: AnyChunks) -> Chunking:
         student_tokens=student_tokens / max(count, 1),
         teacher_tokens=teacher_tokens / max(count, 1),
         single_token_share=single_count / max(count, 1),
-        covered_share=num_bytes / max(shards.manifest.counts.text_bytes, 1),
+        covered_share=num_bytes / max(shards.counts.text_bytes, 1),
     )

@@ -13,7 +13,7 @@ from ctd_core.evaluation.metrics import Likelihoods
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.objectives.interface import chunk_sums
 from ctd_core.shards.batches import collate, ordered_batches
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 @torch.no_grad()
 def measure_likelihoods(
     student: LogprobModel,
-    shards: ShardSet,
+    shards: RowSource,
     batch_tokens: int,
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> Likelihoods:
@@ -57,7 +57,7 @@ def measure_likelihoods(
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
     student_logprobs, teacher_logprobs = (np.concatenate(part) for part in list(zip(*in_order, strict=True))[:2])
-    counts = shards.manifest.counts
+    counts = shards.counts
     return Likelihoods(
         student_logprobs=student_logprobs,
         teacher_logprobs=teacher_logprobs,

@@ -8,7 +8,7 @@ from ctd_core.align.merging import merge
 from ctd_core.config.align import AnyChunks
 from ctd_core.shards import schema
 from ctd_core.shards.batches import collate
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 from ctd_core.text.spelling import Spelling
 
 
@@ -28,7 +28,7 @@ class MergedText:
     boundary_probability: float | None
 
 
-def merged_text(shards: ShardSet, row: int, rule: AnyChunks, student: Spelling) -> list[MergedText]:
+def merged_text(shards: RowSource, row: int, rule: AnyChunks, student: Spelling) -> list[MergedText]:
     """The merged chunks of a row under `rule`; `student` is the spelling of the tokenizer that the shards are for.
 
     Markers have no bytes. Raises IndexError where there is no such row.

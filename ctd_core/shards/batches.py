@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctd_core.align.documents import BEFORE_WHITESPACE, MARKER, ONE_TO_ONE, SCORED
 from ctd_core.shards import schema
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 
 POOL_ROWS = 1024  # rows sorted by length together
 
@@ -151,7 +151,7 @@ def ordered_batches(lengths: npt.NDArray[np.int64], rows: Rows, batch_tokens: in
     return batches
 
 
-def collate(shards: ShardSet, rows: Rows) -> Batch:
+def collate(shards: RowSource, rows: Rows) -> Batch:
     """Some rows as one batch. Padding ids are 0: under causal attention nothing reads them."""
     chunks = _chunks(shards, rows)
     student = _side(shards.read(schema.STUDENT_IDS, rows), chunks.scored, chunks.num_student_tokens)
@@ -208,7 +208,7 @@ def _side(
     )
 
 
-def _top(shards: ShardSet, rows: Rows, rows_before: Rows) -> Top:
+def _top(shards: RowSource, rows: Rows, rows_before: Rows) -> Top:
     """`rows_before` [C]: for each finest chunk the index of the token before it."""
     if not shards.has_top:
         none = torch.zeros(0, dtype=torch.int64)
@@ -225,7 +225,7 @@ def _top(shards: ShardSet, rows: Rows, rows_before: Rows) -> Top:
     )
 
 
-def _chunks(shards: ShardSet, rows: Rows) -> Chunks:
+def _chunks(shards: RowSource, rows: Rows) -> Chunks:
     ends = shards.read(schema.STUDENT_CHUNK_ENDS, rows)
     student_tokens, teacher_tokens = (
         np.concatenate([np.diff(one, prepend=0) for one in side]).astype(np.int64)

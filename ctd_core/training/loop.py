@@ -16,7 +16,7 @@ from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate, micro_batches
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
@@ -54,12 +54,12 @@ class Stopped(CtdError):
 def train(
     options: Train,
     student: LogprobModel,
-    shards: ShardSet,
+    shards: RowSource,
     hooks: Hooks,
     start: str | Path | None = None,
     worker: Worker = ALONE,
     live: OnlineTeacher | None = None,
-    more_shards: Mapping[str, ShardSet] | None = None,
+    more_shards: Mapping[str, RowSource] | None = None,
 ) -> None:
     """Train `student` in place, from the checkpoint in `start` where there is one.
 
@@ -71,7 +71,7 @@ def train(
     compare.
     """
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
-    sources: dict[str | None, ShardSet] = dict((more_shards or {}).items())
+    sources: dict[str | None, RowSource] = dict((more_shards or {}).items())
     sources[None] = shards
     _check_targets(options, sources)
     model, device = student.model, worker.device
@@ -138,7 +138,7 @@ def train(
             raise Stopped(step + 1)
 
 
-def _lost(step: int, error: LossNotFinite, shards: ShardSet) -> Recurring:
+def _lost(step: int, error: LossNotFinite, shards: RowSource) -> Recurring:
     """What to tell of a loss that is not finite, with the documents whose rows it is of."""
     documents = sorted(set(shards.documents(np.array(error.rows))))
     return Recurring(
@@ -156,7 +156,7 @@ def _nothing_compared(options: Train, steps: int) -> str:
     )
 
 
-def _check_targets(options: Train, sources: Mapping[str | None, ShardSet]) -> None:
+def _check_targets(options: Train, sources: Mapping[str | None, RowSource]) -> None:
     """Raises CtdError where an objective asks for what the shards of its teacher do not hold."""
     for objective in options.objectives:
         name = extra_teacher_of(objective)

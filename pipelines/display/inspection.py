@@ -1,6 +1,5 @@
 """What `ctd inspect` shows: the aligned chunks of one text, or merged chunks with the teacher's numbers."""
 
-import tempfile
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
@@ -14,9 +13,9 @@ from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
-from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
-from ctd_core.shards.manifest import Origin, build_manifest, check_dropped, check_student, tokenizer_fingerprint
+from ctd_core.shards.manifest import check_dropped, check_student
 from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import MemoryRows
 from ctd_core.text.documents import plain_document
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
 from ctd_core.text.prepared_tokenizer import make_side
@@ -93,13 +92,8 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
     longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and counts.teacher_tokens > longest:
         raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
-    with tempfile.TemporaryDirectory() as location:
-        folder = Folder(location)
-        entry = write_shard(folder, 0, shard_bytes(score_rows(model, rows, WHOLE)), counts)
-        prints = [tokenizer_fingerprint(side) for side in sides]
-        origin = Origin(student_tokenizer=prints[0], teacher_tokenizer=prints[1], teacher_model=None, config={})
-        write_manifest(folder, build_manifest(origin, [entry]))
-        return merged_text(ShardSet(location, verify=False), 0, rule, sides[0].encoder.spelling)
+    scored = MemoryRows("the text", [score_rows(model, rows, WHOLE)], counts)
+    return merged_text(scored, 0, rule, sides[0].encoder.spelling)
 
 
 def merged_as_json(merged: list[MergedText]) -> dict[str, object]:

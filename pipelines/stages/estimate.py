@@ -20,9 +20,9 @@ from ctd_core.models.building import build_student, build_teacher, build_teacher
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
-from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
-from ctd_core.shards.manifest import Counts, Origin, build_manifest, check_student, tokenizer_fingerprint
-from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.files import shard_bytes
+from ctd_core.shards.manifest import Counts
+from ctd_core.shards.rows import MemoryRows, RowSource
 from ctd_core.text.corpora import read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document, is_unicode
@@ -79,17 +79,9 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
             expected["scoring"] = _span(seconds["score"] * scale / actors) + _each(actors, "scoring actors")
     if "train" in stages:
         with tempfile.TemporaryDirectory(prefix="ctd-estimate-") as folder:
-            origin = Origin(
-                student_tokenizer=tokenizer_fingerprint(student),
-                teacher_tokenizer=tokenizer_fingerprint(teacher),
-                teacher_model=None,
-                config={},
-            )
-            entry = write_shard(Folder(folder), 0, shard_bytes(rows), counts)
-            write_manifest(Folder(folder), build_manifest(origin, [entry]))
             aside = copy.copy(places)
             aside.config = places.config.model_copy(update={"output": folder})  # for what it may keep
-            measured = _step(aside, ShardSet(folder, verify=False), student, teacher)
+            measured = _step(aside, MemoryRows("the sample", [rows], counts), student, teacher)
         expected |= _training(places, counts.student_tokens * scale, *measured)
     return Estimate(expected)
 
@@ -117,7 +109,7 @@ def _student_tokenizer(places: Places, texts: list[Document]) -> Side:
     return student_tokenizer(places)
 
 
-def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Side) -> tuple[float, int]:
+def _step(places: Places, shards: RowSource, student_side: Side, teacher_side: Side) -> tuple[float, int]:
     """The seconds of a step in one process, and the bytes of memory that it takes with all that a worker holds."""
     options = places.config.train
     device = torch.device("cuda" if options.use_gpu else "cpu")
@@ -126,7 +118,6 @@ def _step(places: Places, shards: ShardSet, student_side: Side, teacher_side: Si
     made = build_student(chosen, places.config.teacher, student_side, teacher_side)
     model = with_adapters(chosen, made, options.seed)
     student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken)
-    check_student(shards.manifest, "the sample", student_side, len(student.mask))
     live = online_teacher(places, student_side, student, device) if options.online_objectives else None
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})

@@ -89,13 +89,13 @@ def ensure_tokenizer(places: Places) -> None:
         return
     places.files.bring(places.tokenizer)
     if places.tokenizer.exists():
-        places.files.hash_fraction(places.tokenizer, anew=False)  # where an earlier try was cut short
+        places.files.share(places.tokenizer, anew=False)  # where an earlier try was cut short
         return
     say(f"prepare: training a tokenizer of {options.vocab_size} entries")
     tokenizer = _train_tokenizer(places, options)
     with atomic_directory(places.tokenizer) as temporary:
         save_tokenizer(tokenizer, temporary)
-    places.files.hash_fraction(places.tokenizer)
+    places.files.share(places.tokenizer)
 
 
 def _tokenizer_texts(places: Places, max_text_bytes: int) -> Iterator[str]:
