@@ -59,7 +59,7 @@ def train(
     start: str | Path | None = None,
     worker: Worker = ALONE,
     live: OnlineTeacher | None = None,
-    more_shards: Mapping[str, RowSource] | None = None,
+    more_shards: Mapping[str | None, RowSource] | None = None,
 ) -> None:
     """Train `student` in place, from the checkpoint in `start` where there is one.
 

@@ -108,8 +108,8 @@ class Places:
     @property
     def training_sets(self) -> dict[str | None, DatasetPlan]:
         """The training sets by the name of their teacher among more_teachers, None for the main one's."""
-        more = {name: self.datasets[_train_set(name)] for name in self.config.more_teachers}
-        return {None: self.datasets[TRAIN_SET], **more}
+        names: list[str | None] = [None, *self.config.more_teachers]
+        return {name: self.datasets[TRAIN_SET if name is None else _train_set(name)] for name in names}
 
     @property
     def init(self) -> Path:

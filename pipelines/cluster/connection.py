@@ -56,10 +56,12 @@ def let_go() -> None:
         ray.shutdown()
 
 
-def beside_command(actor: type) -> ray.actor.ActorHandle:
+def beside_command(actor: type) -> ray.actor.ActorHandle[Any]:
     """A small actor on the machine of this command, so that it is there for as long as the command."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(actor).options(scheduling_strategy=here).remote()
+    made: Any = ray.remote(num_cpus=0)(actor)
+    handle: ray.actor.ActorHandle[Any] = made.options(scheduling_strategy=here).remote()
+    return handle
 
 
 def is_own() -> bool:

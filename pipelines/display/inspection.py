@@ -36,8 +36,8 @@ class Inspection:
 
 def inspect_text(student: str, teacher: str, text: str) -> Inspection:
     """Align `text` under two tokenizers by name. Raises TokenizerError or DocumentError where that cannot be."""
-    encoders = [TextEncoder(load_tokenizer(name), name) for name in (student, teacher)]
-    (pair,) = encode_pairs(*encoders, [text])
+    student_encoder, teacher_encoder = (TextEncoder(load_tokenizer(name), name) for name in (student, teacher))
+    (pair,) = encode_pairs(student_encoder, teacher_encoder, [text])
     if isinstance(pair, DocumentError):
         raise pair
     (chunks,) = finest_chunks([pair.student.byte_ends], [pair.teacher.byte_ends])
@@ -83,17 +83,17 @@ def inspect_shards(student: str, location: str, row: int, rule: AnyChunks) -> li
 
 def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> list[MergedText]:
     """The merged chunks of `text`, scored by the model in `teacher`."""
-    sides = [make_side(load_tokenizer(name), name, None, None) for name in (student, teacher)]
-    rows, counts = build_rows(*sides, [plain_document("text", text)], WHOLE, WHOLE)
+    student_side, teacher_side = (make_side(load_tokenizer(name), name, None, None) for name in (student, teacher))
+    rows, counts = build_rows(student_side, teacher_side, [plain_document("text", text)], WHOLE, WHOLE)
     check_dropped(counts, 0)
     if not rows.num_rows:
         raise UsageError("the text is empty, so there is nothing to merge.")
-    model = LogprobModel(load_model(teacher), sides[1].encoder.spelling.begins_pretoken)
+    model = LogprobModel(load_model(teacher), teacher_side.encoder.spelling.begins_pretoken)
     longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and counts.teacher_tokens > longest:
         raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
     scored = MemoryRows("the text", [score_rows(model, rows, WHOLE)], counts)
-    return merged_text(scored, 0, rule, sides[0].encoder.spelling)
+    return merged_text(scored, 0, rule, student_side.encoder.spelling)
 
 
 def merged_as_json(merged: list[MergedText]) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Optuna's sampler as a searcher of Ray Tune, which can be told of trials that ended before it began."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from ray.tune.search import Searcher
@@ -21,9 +21,10 @@ class OptunaSearcher(Searcher):
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._running = space, {}
+        self._space = space
+        self._running: dict[str, Any] = {}
         self.choices: dict[str, dict[str, float]] = {}
-        direction = "minimize" if mode == "min" else "maximize"
+        direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
         self._study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=seed))
         for trial in (one for one in past if one.state != "running"):
             self._study.enqueue_trial(dict(trial.choices))
@@ -57,7 +58,7 @@ class OptunaSearcher(Searcher):
             if isinstance(one, Choice):
                 return trial.suggest_categorical(name, list(range(len(one.options))))
             if one.whole:
-                return trial.suggest_int(name, one.low, one.high)
+                return trial.suggest_int(name, int(one.low), int(one.high))
             return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
 
         return trial, draw(self._space, choose)

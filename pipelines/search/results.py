@@ -162,7 +162,7 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
         for axis, name in zip(axes.flat, names, strict=False):
             points = [(_leaves(one.values)[name], one) for one in shown if name in _leaves(one.values)]
             numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
-            xs = [x if numeric else str(x) for x, _ in points]
+            xs: list[Any] = [x if numeric else str(x) for x, _ in points]
             colors = ["C0" if one.steps == whole else "C7" for _, one in points]  # grey: stopped early
             axis.scatter(xs, [one.lines[-1][metric] for _, one in points], c=colors)
             if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):

@@ -33,7 +33,7 @@ class Rungs(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         ended, self.ended = self.ended, ()
         for number, one in enumerate(ended):
-            past = _Past(f"past {number}")
+            past: Any = _Past(f"past {number}")
             super().on_trial_add(tune_controller, past)
             for line in one.lines:
                 self.on_trial_result(tune_controller, past, line)

@@ -231,7 +231,7 @@ def _run(
     drawn: list[dict[str, Any]],
     directory: Path,
     watch: Watch,
-    trackers: list[tune.Callback],
+    trackers: Sequence[tune.Callback],
 ) -> None:
     """Run the trials that have not ended, in a new experiment of Ray Tune's: nothing of its own state is read."""
     train = base.config.train

@@ -37,7 +37,9 @@ class Watch(tune.Callback):
         self._said = "", 0
         self._shared = -math.inf
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
         number = self._number(trial)
         lines = {line["step"]: line for line in self.trials[number].lines} | {result["step"]: numbers_of(result)}
         self._change(number, lines=[lines[step] for step in sorted(lines)])

@@ -53,7 +53,7 @@ class Estimate:
 
 def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
     """What `stages` of a run, of prepare and train, will take and make on its training set. Nothing is written."""
-    options, plan = places.config.prepare, places.datasets[TRAIN_SET]
+    options = places.config.prepare
     if (options.scoring_gpus or places.config.train.use_gpu) and not torch.cuda.is_available():
         return Estimate({"nothing": "the run asks for GPUs, and this machine has none to measure with"})
     texts, whole_bytes = _sample(places)
@@ -63,7 +63,7 @@ def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
         windows = (options.student_window_tokens, options.teacher_window_tokens)
         rows, counts = build_rows(student, teacher, texts, *windows, options.split_fraction)
     if not counts.rows:
-        raise CtdError(f"{plan.corpus.kind}: the first {counts.documents} documents make no row to estimate from.")
+        raise CtdError(f"the corpus: the first {counts.documents} documents make no row to estimate from.")
     expected: dict[str, str] = {}
     scale = whole_bytes / max(sum(len(one.text.encode()) for one in texts), 1)
     if options.targets:
@@ -122,7 +122,7 @@ def _step(places: Places, shards: RowSource, student_side: Side, teacher_side: S
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
     few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
-    more = dict.fromkeys(places.config.more_teachers, shards)
+    more: dict[str | None, RowSource] = dict.fromkeys(places.config.more_teachers, shards)
     train(few, student, shards, hooks, worker=Worker(device=device), live=live, more_shards=more)
     return (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
 

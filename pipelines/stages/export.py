@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from ctd_core.evaluation.metrics import METRICS
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory
 from pipelines.artifacts.checkpoints import steps_done, trained_checkpoint
-from pipelines.artifacts.report import Report, markdown_table, read_report
+from pipelines.artifacts.report import Report, figure_rows, markdown_table, read_report
 from pipelines.artifacts.run_paths import Places
 from pipelines.stages.student import load_student, student_tokenizer
 
@@ -28,18 +27,12 @@ def export(places: Places) -> Path:
 
 def _card(places: Places, checkpoint: str, report: Report | None) -> str:
     config = places.config
-    rows = [
-        [name, metric.title, *(f"{figures[metric.name]:.{metric.digits}f}" for figures in models)]
-        for name, one in (report.sets if report else {}).items()
-        for models in [(one.teacher, one.student_before, one.student_after)]
-        for metric in METRICS
-        if all(metric.name in figures for figures in models)
-    ]
+    figures = figure_rows(report) if report else []
     columns = ["text", "metric", "teacher", "student before", "student after"]
-    measured = markdown_table(columns, rows) if rows else "Nothing was measured.\n"
+    measured = markdown_table(columns, figures) if figures else "Nothing was measured.\n"
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {} if Path(base).exists() else {"base_model": base}
     head |= {"license": licence} if (licence := _licence(base)) else {}
     head["tags"] = ["distillation", "cross-tokenizer"]

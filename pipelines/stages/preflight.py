@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ctd_core.config.models import Student, Teacher
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError, UsageError
@@ -41,7 +42,9 @@ def check_inputs(config: RunConfig, places: Places) -> None:
     }
     student = config.student
     windows = (config.prepare.teacher_window_tokens, config.prepare.student_window_tokens)
-    models = [(f"{field}.model", one, one.model, windows[0]) for field, one in teachers.items()]
+    models: list[tuple[str, Student | Teacher, str, int]] = [
+        (f"{field}.model", one, one.model, windows[0]) for field, one in teachers.items()
+    ]
     if student.model is not None:
         models.append(("student.model", student, student.model, windows[1]))
     else:

@@ -47,7 +47,7 @@ from pipelines.artifacts.locks import one_at_a_time
 from pipelines.artifacts.run_paths import TRAIN_SET, DatasetPlan, Places
 from pipelines.cluster.connection import beside_command, connect, own_errors
 from pipelines.display.progress import progress, say
-from pipelines.stages.prepare_progress import Tally, Within, noting, watched
+from pipelines.stages.prepare_progress import Handle, Tally, Within, noting, watched
 from pipelines.stages.prepare_tasks import (
     Job,
     encode,
@@ -132,7 +132,7 @@ def _train_tokenizer(places: Places, options: TrainedTokenizer) -> PreTrainedTok
 class Score:
     """The teacher, held by an actor: adds its two numbers a chunk to a part's rows and writes their shard."""
 
-    def __init__(self, teacher: Teacher, options: Prepare, sides: ray.ObjectRef, tally: ray.actor.ActorHandle) -> None:
+    def __init__(self, teacher: Teacher, options: Prepare, sides: ray.ObjectRef[Any], tally: Handle) -> None:
         self._options, self._tally = options, tally
         device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
@@ -179,7 +179,8 @@ def _make_shards(places: Places, teacher: Teacher, sides: tuple[Side, Side], dat
     gpus = actors * options.scoring_gpus if options.targets else 0
     others = options.scoring_resources if options.targets else None
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus", others)
-    stream = ray.data.from_items([{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=len(jobs))
+    items = [{"job": pickle.dumps(job)} for job in jobs]
+    stream: Any = ray.data.from_items(items, override_num_blocks=len(jobs))
     tally = beside_command(Tally)
     alike = {"sides": ray.put(sides), "options": options, "tally": tally}
     if options.targets:

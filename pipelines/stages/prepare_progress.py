@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -11,6 +12,7 @@ from ray.exceptions import RayError
 from pipelines.artifacts.background import repeating
 from pipelines.display.progress import Reporter
 
+Handle = ray.actor.ActorHandle[Any]
 SECONDS_BETWEEN_NOTES = 1.0
 
 
@@ -36,7 +38,7 @@ class Tally:
         return self._parts
 
 
-def noting(tally: ray.actor.ActorHandle, part: str) -> Callable[[Within], None]:
+def noting(tally: Handle, part: str) -> Callable[[Within], None]:
     """A function for a worker to call as often as it likes with what is done of `part`; few calls go through."""
     last = time.monotonic()
 
@@ -50,7 +52,7 @@ def noting(tally: ray.actor.ActorHandle, part: str) -> Callable[[Within], None]:
 
 
 @contextmanager
-def watched(tally: ray.actor.ActorHandle, reporter: Reporter, total: int) -> Iterator[Callable[[str, Within], None]]:
+def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[[str, Within], None]]:
     """Report every two seconds how far `total` parts are; yields what is to be called with each that is finished."""
     finished: dict[str, Within] = {}
     first: tuple[int, float] | None = None  # when tokens were first seen scored: a model had to be loaded before
@@ -59,7 +61,8 @@ def watched(tally: ray.actor.ActorHandle, reporter: Reporter, total: int) -> Ite
         nonlocal first
         parts = dict(finished)
         with suppress(RayError):
-            parts = ray.get(tally.parts.remote()) | parts
+            told = cast("dict[str, Within]", ray.get(tally.parts.remote()))
+            parts = {**told, **finished}
         tokens = sum(one.tokens for one in parts.values())
         known = [one.of_tokens for part, one in parts.items() if one.of_tokens or part in finished]
         share = tokens / (sum(known) / len(known) * total) if tokens else len(finished) / total

@@ -19,7 +19,7 @@ from ctd_core.text.corpora import CorpusSlice, read_slice
 from ctd_core.text.corpora.slices import held_out_documents, training_documents
 from ctd_core.text.documents import Document
 from ctd_core.text.prepared_tokenizer import Side
-from pipelines.stages.prepare_progress import Within, noting
+from pipelines.stages.prepare_progress import Handle, Within, noting
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,13 @@ class Job:
 
 
 @lru_cache(maxsize=1)
-def shared_sides(sides: ray.ObjectRef) -> tuple[Side, Side]:
+def shared_sides(sides: ray.ObjectRef[Any]) -> tuple[Side, Side]:
     """Student and teacher side as the driver made them, fetched once a process for each teacher."""
     student, teacher = ray.get(sides)
     return student, teacher
 
 
-def align_part(
-    job: Job, sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle
-) -> tuple[pa.RecordBatch, Counts]:
+def align_part(job: Job, sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> tuple[pa.RecordBatch, Counts]:
     """Read a part, encode it twice, align and cut it: the content of its shard but for the teacher's numbers."""
     note, text_bytes = noting(tally, job.key), 0
 
@@ -83,7 +81,7 @@ def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]
     return {"part": job.key, "text_bytes": counts.text_bytes, "teacher_tokens": counts.teacher_tokens}
 
 
-def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle) -> dict[str, Any]:
+def encode(row: dict[str, Any], sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> dict[str, Any]:
     """A part aligned, as a row for the teacher."""
 
     def work() -> dict[str, Any]:
@@ -95,9 +93,7 @@ def encode(row: dict[str, Any], sides: ray.ObjectRef, options: Prepare, tally: r
     return outcome(row, work)
 
 
-def encode_and_write(
-    row: dict[str, Any], sides: ray.ObjectRef, options: Prepare, tally: ray.actor.ActorHandle
-) -> dict[str, Any]:
+def encode_and_write(row: dict[str, Any], sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> dict[str, Any]:
     """A part aligned and written in one task, where no teacher is asked."""
 
     def work() -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Switch:
         return self._last is not None and step >= self._last
 
 
-def run_stoppable(work: Callable[[], Any], switch: ray.actor.ActorHandle) -> None:
+def run_stoppable(work: Callable[[], Any], switch: ray.actor.ActorHandle[Any]) -> None:
     """Do `work`, and turn `switch` when the command is asked to end.
 
     In a thread: Ray Train would take the signals for itself in the main one.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -97,6 +97,7 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    v2: Any = ray.train  # its classes here are those of Train V2, and mypy sees those of V1
     options = places.config.train
     most, least = options.num_workers, options.min_workers or options.num_workers
     connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu", options.worker_resources)
@@ -106,17 +107,17 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
         ray_worker,
         # With what the places have computed: no worker reads the corpus again.
         train_loop_config={"places": places, "switch": switch},
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=v2.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=options.use_gpu,
             resources_per_worker=resources | options.worker_resources,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
-        run_config=ray.train.RunConfig(
+        run_config=v2.RunConfig(
             name=places.train.name,
             storage_path=places.files.store or str(places.directory),
             callbacks=callbacks,
-            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            failure_config=v2.FailureConfig(max_failures=options.max_failures),
         ),
     )
     forget_failure(places)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
+from ctd_core.config.text import Corpus
 from ctd_core.config.yaml_files import read_config
 from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
@@ -45,7 +46,7 @@ def make(directory: Path) -> None:
         shutil.copytree(places.model, target, dirs_exist_ok=True)
 
 
-def _write_untrained(corpus, directory: Path) -> None:
+def _write_untrained(corpus: Corpus, directory: Path) -> None:
     texts = (one for part in plan_slices(corpus, 2**20) for one in read_slice(corpus, part))
     tokenizer = train_tokenizer(
         [one.text for one in training_documents(corpus, texts) if isinstance(one, Document)], VOCABULARY
