@@ -118,7 +118,7 @@ def _trainings(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _search(folder: Path, file: Path) -> Any:
-    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.objectives.0.temperature": {"choice": [1, 5]}}
+    space = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "train.objectives.0.temperature": {"choice": [1, 5]}}
     search = {"recipe": str(file), "space": space, "trials": 4, "seed": 1, "scheduler": {"kind": "none"}}
     best = Path(ctd("tune", "--config", _written(folder / "search.yaml", search)).split()[-1])
     rows = parquet.read_table(best.parent / "trials.parquet").to_pylist()

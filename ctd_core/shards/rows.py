@@ -37,10 +37,10 @@ class RowSource(Protocol):
 
 
 class MemoryRows:
-    """The rows of record batches, numbered through; a RowSource."""
+    """The rows of record batches, numbered through; a RowSource. batches: these."""
 
     def __init__(self, name: str, batches: Sequence[pa.RecordBatch], counts: Counts) -> None:
-        self.name, self.counts = name, counts
+        self.name, self.batches, self.counts = name, batches, counts
         self.has_targets, self.has_top = (
             all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
         )

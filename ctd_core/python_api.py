@@ -1,0 +1,225 @@
+"""What a notebook needs: the whole method on a list of texts, in memory. `import ctd_core` gives these names.
+
+Everything here is a few lines around the packages that `ctd` uses; results are those of `ctd` on the same documents.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.align.chunks import finest_chunks
+from ctd_core.config.models import Teacher
+from ctd_core.config.training import Train
+from ctd_core.errors import CtdError, DocumentError
+from ctd_core.evaluation.likelihoods import measure_likelihoods
+from ctd_core.evaluation.metrics import figures_of
+from ctd_core.models.building import build_teacher
+from ctd_core.models.export import export_model
+from ctd_core.models.loading import load_model
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.scoring import score_rows
+from ctd_core.models.transfer import transfer_model
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.rows import MemoryRows, RowSource
+from ctd_core.text.documents import plain_document
+from ctd_core.text.encoding import encode_pairs
+from ctd_core.text.prepared_tokenizer import Side, make_side
+from ctd_core.text.tokenizers import load_tokenizer
+from ctd_core.training.loop import Hooks, Metrics
+from ctd_core.training.loop import train as train_loop
+
+
+@dataclass(frozen=True)
+class AlignedChunk:
+    """A finest chunk: a span of bytes at whose ends a student token and a teacher token both end.
+
+    text_bytes: its bytes. student_ids, teacher_ids: the tokens of either side that spell it.
+    """
+
+    text_bytes: bytes
+    student_ids: tuple[int, ...]
+    teacher_ids: tuple[int, ...]
+
+
+def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> Side:
+    """A tokenizer with the exact bytes of every token.
+
+    Args:
+        tokenizer: a directory, a hub id, a tokenizer.json file, `bytes`, or a loaded one.
+
+    Returns:
+        The tokenizer made ready for aligning, with the tokens that begin and end a text.
+
+    Raises:
+        TokenizerError: it cannot be loaded, or cannot spell its input.
+    """
+    if isinstance(tokenizer, str):
+        return make_side(load_tokenizer(tokenizer), tokenizer, None, None)
+    return make_side(tokenizer, tokenizer.name_or_path or "the tokenizer", None, None)
+
+
+def align_texts(student: Side, teacher: Side, texts: Sequence[str]) -> list[list[AlignedChunk]]:
+    """The finest chunks of each text under two tokenizers.
+
+    Args:
+        student: the one tokenizer, from `prepare_tokenizer`.
+        teacher: the other one.
+        texts: N texts.
+
+    Returns:
+        N lists of chunks; their bytes joined are the text's.
+
+    Raises:
+        DocumentError: the two tokenizers do not spell the same bytes for a text.
+    """
+    results = []
+    for pair in encode_pairs(student.encoder, teacher.encoder, texts):
+        if isinstance(pair, DocumentError):
+            raise pair
+        (chunks,) = finest_chunks([pair.student.byte_ends], [pair.teacher.byte_ends])
+        ends = list(zip(chunks.byte_ends, chunks.student_ends, chunks.teacher_ends, strict=True))
+        starts = [(0, 0, 0), *ends[:-1]]
+        results.append(
+            [
+                AlignedChunk(
+                    pair.text_bytes[start[0] : end[0]],
+                    tuple(pair.student.ids[start[1] : end[1]].tolist()),
+                    tuple(pair.teacher.ids[start[2] : end[2]].tolist()),
+                )
+                for start, end in zip(starts, ends, strict=True)
+            ]
+        )
+    return results
+
+
+def make_rows(student: Side, teacher: Side, texts: Iterable[str], window_tokens: int = 512) -> MemoryRows:
+    """Rows to train on: the texts encoded twice, aligned, and cut into windows.
+
+    Args:
+        student: the student's tokenizer.
+        teacher: the teacher's tokenizer.
+        texts: documents; those that the tokenizers spell differently are dropped and counted in `counts.dropped`.
+        window_tokens: the length of a window at most, on either side.
+
+    Returns:
+        The rows, without targets: `score` adds them.
+
+    Raises:
+        CtdError: no text makes a row.
+    """
+    documents = (plain_document(f"text {number}", text) for number, text in enumerate(texts))
+    batch, counts = build_rows(student, teacher, documents, window_tokens, window_tokens)
+    if not batch.num_rows:
+        raise CtdError(f"{counts.documents} texts make no row. Give texts that are not empty.")
+    return MemoryRows("the texts", [batch], counts)
+
+
+def load_teacher(name: str, tokenizer: Side, dtype: Any = "float32", device: str = "cpu") -> LogprobModel:
+    """A teacher ready to score.
+
+    Args:
+        name: a directory or a hub id of a causal language model.
+        tokenizer: its tokenizer, from `prepare_tokenizer`.
+        dtype: float32, bfloat16 or float16.
+        device: where it is put.
+
+    Returns:
+        The model, which answers with log-probabilities.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    return build_teacher(Teacher(model=name, dtype=dtype), tokenizer, torch.device(device))
+
+
+def score(teacher: LogprobModel, rows: MemoryRows, batch_tokens: int = 4096) -> MemoryRows:
+    """The rows with the teacher's two numbers for each finest chunk (its log-likelihood, and that of a boundary).
+
+    Args:
+        teacher: from `load_teacher`.
+        rows: from `make_rows`.
+        batch_tokens: padded teacher tokens in a forward pass.
+
+    Returns:
+        Rows to train on with any objective of stored targets.
+
+    Raises:
+        CtdError: a number is not finite, or the tokenizer is not the teacher's.
+    """
+    return MemoryRows(rows.name, [score_rows(teacher, batch, batch_tokens) for batch in rows.batches], rows.counts)
+
+
+def make_student(teacher: str, student_tokenizer: Side, teacher_tokenizer: Side) -> LogprobModel:
+    """The teacher under another tokenizer: each new token begins as the mean of the old tokens that spell it.
+
+    Args:
+        teacher: a directory or a hub id.
+        student_tokenizer: the new tokenizer.
+        teacher_tokenizer: the teacher's own.
+
+    Returns:
+        A student to train; under the teacher's own tokenizer it is the teacher.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    model = transfer_model(load_model(teacher), student_tokenizer, teacher_tokenizer)
+    return LogprobModel(model, student_tokenizer.encoder.spelling.begins_pretoken)
+
+
+def train(student: LogprobModel, rows: RowSource, steps: int, **options: Any) -> list[Metrics]:
+    """Train a student in place on rows with targets.
+
+    Args:
+        student: from `make_student`.
+        rows: from `score`.
+        steps: optimizer steps.
+        **options: other fields of `train` in a run's file, such as objectives, learning_rate or batch_tokens.
+
+    Returns:
+        What each step measured.
+
+    Raises:
+        CtdError: the loss is not finite, or an objective found nothing to compare.
+    """
+    measured: list[Metrics] = []
+    hooks = Hooks(measured.append, lambda metrics, write: None, lambda model: {})
+    train_loop(Train.model_validate({"steps": steps, **options}), student, rows, hooks)
+    return measured
+
+
+def measure(student: LogprobModel, rows: RowSource, batch_tokens: int = 4096) -> dict[str, float]:
+    """Bits per byte, distance to the teacher and the other metrics of a student.
+
+    Args:
+        student: before or after training.
+        rows: from `score`; others than it was trained on.
+        batch_tokens: padded student tokens in a forward pass.
+
+    Returns:
+        Each metric by name.
+
+    Raises:
+        CtdError: the rows have no targets, or no text with context.
+    """
+    return figures_of(measure_likelihoods(student, rows, batch_tokens))
+
+
+def export(student: LogprobModel, tokenizer: Side, directory: str | Path, card: str = "") -> None:
+    """Write a student as a directory that Hugging Face transformers loads.
+
+    Args:
+        student: after training.
+        tokenizer: its tokenizer.
+        directory: where to; it is created.
+        card: the text of its README.md.
+
+    Raises:
+        CtdError: a weight is not finite.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    export_model(student.model, tokenizer.encoder.tokenizer, card, Path(directory))

@@ -1,0 +1,60 @@
+"""The method in memory, through `import ctd_core`, as a notebook has it."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ctd_core
+from tests.support.models import llama
+from tests.support.shard_sets import texts
+from tests.support.tokenizers import TEXTS, train_tokenizer
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    llama(600).save_pretrained(tmp_path / "teacher")
+    train_tokenizer(TEXTS, 600).save_pretrained(tmp_path / "teacher")
+    return str(tmp_path / "teacher")
+
+
+def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher, tmp_path):
+    student_tokenizer = ctd_core.prepare_tokenizer(train_tokenizer(TEXTS, 300))
+    teacher_tokenizer = ctd_core.prepare_tokenizer(teacher)
+    rows = ctd_core.make_rows(student_tokenizer, teacher_tokenizer, texts(60), window_tokens=96)
+    rows = ctd_core.score(ctd_core.load_teacher(teacher, teacher_tokenizer), rows)
+    student = ctd_core.make_student(teacher, student_tokenizer, teacher_tokenizer)
+    before = ctd_core.measure(student, rows)
+    steps = ctd_core.train(student, rows, 30, batch_tokens=400, learning_rate=1e-2)
+    after = ctd_core.measure(student, rows)
+    assert [step["step"] for step in steps] == [*range(1, 31)]
+    assert after["teacher_distance_bits_per_byte"] < 0.95 * before["teacher_distance_bits_per_byte"]
+    ctd_core.export(student, student_tokenizer, tmp_path / "student")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert loaded.num_parameters() == student.model.num_parameters()
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 300
+
+
+def test_under_its_own_tokenizer_the_student_is_the_teacher(teacher):
+    tokenizer = ctd_core.prepare_tokenizer(teacher)
+    rows = ctd_core.score(ctd_core.load_teacher(teacher, tokenizer), ctd_core.make_rows(tokenizer, tokenizer, texts(9)))
+    student = ctd_core.make_student(teacher, tokenizer, tokenizer)
+    assert ctd_core.measure(student, rows)["teacher_distance_bits_per_byte"] == pytest.approx(0, abs=1e-5)
+
+
+def test_chunks_of_an_alignment_spell_the_text():
+    student, teacher = (ctd_core.prepare_tokenizer(one) for one in ("bytes", train_tokenizer(TEXTS, 600)))
+    for text, chunks in zip(texts(20), ctd_core.align_texts(student, teacher, texts(20)), strict=True):
+        assert b"".join(chunk.text_bytes for chunk in chunks) == text.encode()
+        for chunk in chunks:
+            assert len(chunk.student_ids) == len(chunk.text_bytes)  # a byte a token
+
+
+def test_import_is_light_and_names_are_there():
+    code = (
+        "import sys, ctd_core; assert 'torch' not in sys.modules; ctd_core.align_texts; assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(ctd_core.__all__) <= set(dir(ctd_core))
+    assert not hasattr(ctd_core, "no_such_name")
