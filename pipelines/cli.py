@@ -260,6 +260,22 @@ def tune(
 
 
 @app.command()
+def config(
+    new: Annotated[bool, typer.Option("--new", help="A commented run file to begin with.")] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="Every field, as Markdown.")] = False,
+) -> None:
+    """Print a run file to begin with, or every field with its default and meaning.
+
+    Example: ctd config --new > mine.yaml
+    """
+    from ctd_core.config import reference as described
+
+    if new == reference:
+        raise UsageError("give either --new or --reference")
+    print(described.NEW_RUN if new else described.reference(), end="")
+
+
+@app.command()
 def submit(
     command: Annotated[
         list[str] | None, typer.Argument(help="What to run there, after --: train --config FILE")

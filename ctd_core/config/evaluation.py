@@ -12,9 +12,11 @@ from ctd_core.config.text import AnyCorpus, HeldOut
 class Evaluate(Options):
     """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
 
-    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = Field(default={})
-    batch_tokens: int = Field(default=4096, gt=0)
-    gap_set: str | None = None
+    sets: dict[str, Annotated[AnyCorpus | HeldOut, Field(discriminator="kind")]] = Field(
+        default={}, description="by name: a corpus, or the held-out documents of the run's own"
+    )
+    batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a forward pass")
+    gap_set: str | None = Field(default=None, description="the set by which searches and `gap_closed` go")
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":
@@ -31,5 +33,5 @@ class Evaluate(Options):
 class Sample(Options):
     """Texts that teacher and student continue at the end of a run, greedily."""
 
-    prompts: list[str] = Field(default=[])
-    max_new_tokens: int = Field(default=40, gt=0)
+    prompts: list[str] = Field(default=[], description="texts to continue")
+    max_new_tokens: int = Field(default=40, gt=0, description="tokens after each prompt")

@@ -13,7 +13,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Adapters(Options):
     """Low-rank adapters (LoRA, arXiv 2106.09685): they and the embeddings are trained, all other weights stay."""
 
-    rank: int = Field(default=64, ge=1)
+    rank: int = Field(default=64, ge=1, description="the rank of the update of each layer")
     alpha: float = Field(default=64.0, gt=0, description="what they add is scaled by alpha / rank")
     targets: list[str] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
@@ -25,9 +25,13 @@ class Adapters(Options):
 class Student(Options):
     """The model that learns: a pretrained one, or (without `model`) the teacher under a new tokenizer."""
 
-    tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")]
-    model: str | None = None
-    revision: str | None = None
+    tokenizer: Annotated[TrainedTokenizer | BytesTokenizer | PretrainedTokenizer, Field(discriminator="kind")] = Field(
+        description="the tokenizer that it works with"
+    )
+    model: str | None = Field(
+        default=None, description="a directory or a hub id; left out, the student is made from the teacher"
+    )
+    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     head: Literal["as_teacher", "untied"] = Field(
         default="as_teacher", description="whether a tied output matrix stays tied"
@@ -51,10 +55,10 @@ class Student(Options):
 class Teacher(Options):
     """The model that is asked."""
 
-    model: str
-    revision: str | None = None
+    model: str = Field(description="a directory or a hub id")
+    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
-    dtype: Dtype = "float32"
+    dtype: Dtype = Field(default="float32", description="what its weights are loaded as for scoring")
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"
     )

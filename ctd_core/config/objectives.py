@@ -19,10 +19,10 @@ class Alm(Options):
     """Approximate likelihood matching (arXiv 2503.20083). The defaults are what `ctd compare` measured as the best."""
 
     kind: Literal["alm"]
-    weight: float = Field(default=1.0, gt=0)
-    divergence: Literal["kl", "reverse_kl", "tv"] = "tv"
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
+    divergence: Literal["kl", "reverse_kl", "tv"] = Field(default="tv", description="of the binarised likelihoods")
     temperature: float = Field(default=math.inf, gt=0, allow_inf_nan=True, description=".inf for the limit")
-    chunks: AnyChunks = Finest()
+    chunks: AnyChunks = Field(default=Finest(), description="how finest chunks are joined")
     boundary: bool = Field(
         default=False, description="whether a chunk's likelihood includes that a pretoken boundary follows"
     )
@@ -51,7 +51,7 @@ class Sft(Options):
 
     needs: ClassVar[Needs] = frozenset()
     kind: Literal["sft"]
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
 
 
 class OneToOneKl(Options):
@@ -59,22 +59,24 @@ class OneToOneKl(Options):
 
     needs: ClassVar[Needs] = frozenset({"top_k"})
     kind: Literal["one_to_one_kl"]
-    weight: float = Field(default=1.0, gt=0)
-    direction: Literal["forward", "reverse"] = "reverse"
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
+    direction: Literal["forward", "reverse"] = Field(
+        default="reverse", description="forward: KL(teacher ‖ student); reverse: the other"
+    )
 
 
 class Online(Options):
     """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
 
     needs: ClassVar[Needs] = frozenset({"teacher"})
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
 
 
 class Kd(Online):
     """Kullback-Leibler divergence of the whole distribution, for one tokenizer on both sides (arXiv 1503.02531)."""
 
     kind: Literal["kd"]
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of both softmaxes")
 
 
 class Uld(Online):
@@ -93,7 +95,7 @@ class MinEd(Online):
     """
 
     kind: Literal["mined"]
-    temperature: float = Field(default=2.0, gt=0)
+    temperature: float = Field(default=2.0, gt=0, description="of all softmaxes")
 
 
 class PKl(Online):

@@ -17,18 +17,18 @@ from ctd_core.config.training import Train
 class RunConfig(Options):
     """A whole run: what goes in, how it is prepared, trained and measured. Everything lands in `output`/`name`."""
 
-    name: str = Field(pattern=r"^[\w-][\w.-]*$")
+    name: str = Field(pattern=r"^[\w-][\w.-]*$", description="the run; its directory in `output`")
     output: str = Field(default="runs", description="a directory, or s3://bucket/folder, that all machines share")
-    student: Student
-    teacher: Teacher
+    student: Student = Field(description="the model that learns")
+    teacher: Teacher = Field(description="the model that it learns from")
     more_teachers: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Teacher] = Field(
         default={}, description="by name; alm learns from one that it names, on shards of their own"
     )
-    corpus: AnyCorpus
-    prepare: Prepare = Prepare()
-    train: Train
-    evaluate: Evaluate = Evaluate()
-    sample: Sample = Sample()
+    corpus: AnyCorpus = Field(description="the text to train on")
+    prepare: Prepare = Field(default=Prepare(), description="how text becomes shards")
+    train: Train = Field(description="how the student learns from them")
+    evaluate: Evaluate = Field(default=Evaluate(), description="what it is measured on")
+    sample: Sample = Field(default=Sample(), description="texts that both models continue at the end")
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":

@@ -10,8 +10,10 @@ from ctd_core.config.base import Options, resource
 class Prepare(Options):
     """From documents to Arrow shards."""
 
-    student_window_tokens: int = Field(default=1024, ge=8)
-    teacher_window_tokens: int = Field(default=1024, ge=8)
+    student_window_tokens: int = Field(
+        default=1024, ge=8, description="documents longer than this are cut, at the ends of chunks"
+    )
+    teacher_window_tokens: int = Field(default=1024, ge=8, description="the same on the teacher's side")
     split_fraction: float = Field(
         default=1.0,
         gt=0,
@@ -28,7 +30,9 @@ class Prepare(Options):
         gt=0,
         description="copies of such shards that each machine keeps in ~/.cache/ctd",
     )
-    max_dropped_fraction: float = resource(default=0.01, ge=0, le=1)
+    max_dropped_fraction: float = resource(
+        default=0.01, ge=0, le=1, description="more dropped documents than this fail the job"
+    )
     part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
     top_k: int = Field(
         default=0,
@@ -37,7 +41,7 @@ class Prepare(Options):
         description="how many of the teacher's top tokens are stored where a chunk is one token of both sides",
     )
     scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")
-    scoring_actors: int = resource(default=1, ge=1)
+    scoring_actors: int = resource(default=1, ge=1, description="copies of the teacher that score at once")
     scoring_gpus: float = resource(default=0, ge=0, description="GPUs for each scoring actor")
     scoring_resources: dict[str, Annotated[float, Field(gt=0)]] = resource(
         default={},

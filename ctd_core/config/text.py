@@ -11,7 +11,7 @@ class TrainedTokenizer(Options):
     """A new byte-level BPE tokenizer, trained on the corpus without its held-out documents."""
 
     kind: Literal["train"]
-    vocab_size: int = Field(default=8192, ge=257)
+    vocab_size: int = Field(default=8192, ge=257, description="entries, the 256 bytes and the end of text among them")
     max_text_bytes: int = Field(default=100_000_000, gt=0, description="train on this much of the corpus at most")
 
 
@@ -25,8 +25,8 @@ class PretrainedTokenizer(Options):
     """An existing one: a directory, a hub id or a tokenizer.json file."""
 
     kind: Literal["pretrained"]
-    name: str
-    revision: str | None = None
+    name: str = Field(description="a directory, a hub id or a tokenizer.json file")
+    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
 
 
 class Corpus(Options):
@@ -41,33 +41,33 @@ class JsonLines(Corpus):
 
     kind: Literal["jsonl"]
     paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
-    field: str = "text"
+    field: str = Field(default="text", description="the key of the text in each object")
 
 
 class Parquet(Corpus):
     """Parquet files."""
 
     kind: Literal["parquet"]
-    paths: list[str] = Field(min_length=1)
-    field: str = "text"
+    paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
+    field: str = Field(default="text", description="the column of the text")
 
 
 class TextFiles(Corpus):
     """UTF-8 text files, each one document."""
 
     kind: Literal["text"]
-    paths: list[str] = Field(min_length=1)
+    paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
 
 
 class HubDataset(Corpus):
     """A dataset of the Hugging Face hub, or a directory written by `save_to_disk`."""
 
     kind: Literal["dataset"]
-    name: str
-    configuration: str | None = None
-    revision: str | None = None
-    split: str = "train"
-    field: str = "text"
+    name: str = Field(description="a hub id, or a directory written by `save_to_disk`")
+    configuration: str | None = Field(default=None, description="of a dataset that has several")
+    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
+    split: str = Field(default="train", description="of the dataset")
+    field: str = Field(default="text", description="the column of the text")
 
 
 class StdlibDocs(Corpus):

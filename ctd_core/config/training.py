@@ -12,9 +12,11 @@ from ctd_core.config.objectives import Alm, AnyObjective
 class Train(Options):
     """One training run on stored targets."""
 
-    steps: int = Field(gt=0)
-    seed: int = Field(default=0, ge=0)
-    objectives: list[AnyObjective] = Field(default=[Alm(kind="alm")], min_length=1)
+    steps: int = Field(gt=0, description="optimizer steps")
+    seed: int = Field(default=0, ge=0, description="of the order of rows and of new weights")
+    objectives: list[AnyObjective] = Field(
+        default=[Alm(kind="alm")], min_length=1, description="what is minimised: a weighted sum"
+    )
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
     micro_batches: int = Field(
         default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
@@ -34,7 +36,7 @@ class Train(Options):
     activation_checkpointing: bool = resource(
         default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
     )
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, description="the highest, after warm-up")
     embedding_learning_rate: float | None = Field(
         default=None, gt=0, description="for embeddings and head, where it differs"
     )
@@ -49,9 +51,11 @@ class Train(Options):
     )
     warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
     final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float | None = Field(default=1.0, gt=0)
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    clip_norm: float | None = Field(
+        default=1.0, gt=0, description="the largest norm of a step's gradient; none leaves it as it is"
+    )
     freeze: list[str] = Field(
         default=[], description="regular expressions; parameters with a match in their name stay fixed"
     )
