@@ -6,7 +6,7 @@ TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers
 SMALL := runs/teachers/small
 
-.PHONY: install demo check test chaos bench compare clean
+.PHONY: install demo check test-fast test chaos bench goldens compare clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -14,6 +14,7 @@ install: .venv/installed  ## .venv in the checkout, with everything in it
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e . --group dev --group demo
+	if test -d .git; then git config core.hooksPath .githooks; fi
 	touch $@
 
 demo: install $(TEACHER)  ## the main job on a real model: SmolLM2 moved to a tokenizer of 8,192 entries
@@ -30,6 +31,10 @@ check: install  ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	.githooks/commit-msg
+
+test-fast: install  ## the tests without Ray, downloads and long trainings: about a minute
+	$(BIN)/python -m pytest -m "not chaos and not slow" --ignore tests/pipelines
 
 test: install $(TEACHER) $(TOKENIZERS)  ## the tests, but for those of chaos
 	$(BIN)/python -m pytest -m "not chaos"
@@ -39,6 +44,9 @@ chaos: install $(TEACHER) $(TOKENIZERS)  ## the tests that kill what is running,
 
 bench: install $(TEACHER) $(TOKENIZERS)  ## ratios against baselines measured in the same process
 	$(BIN)/python -m tests.benchmarks
+
+goldens: install $(TEACHER) $(TOKENIZERS)  ## losses, shards and figures, to the last digit as tests/goldens.json has them
+	$(BIN)/python -m tests.goldens tests/goldens.json
 
 compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small pair
 	$(BIN)/ctd compare --config tune_configs/objectives.yaml

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,6 +51,15 @@ def test_chunks_of_an_alignment_spell_the_text():
         assert b"".join(chunk.text_bytes for chunk in chunks) == text.encode()
         for chunk in chunks:
             assert len(chunk.student_ids) == len(chunk.text_bytes)  # a byte a token
+
+
+def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example = textwrap.dedent(readme.split("on texts in memory:")[1].split("A stage that was killed")[0])
+    example = example.replace("runs/teachers/SmolLM2-135M-Instruct", teacher).replace("steps=100", "steps=2")
+    monkeypatch.chdir(tmp_path)
+    exec(example, {"texts": texts(20)})
+    assert (tmp_path / "byte-student" / "model.safetensors").exists()
 
 
 def test_import_is_light_and_names_are_there():

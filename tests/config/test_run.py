@@ -74,7 +74,7 @@ def test_what_is_set_may_lie_in_a_default():
 
 def test_the_run_in_the_readme_is_a_run():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    run = readme.split("A run is one YAML file:")[1].split("ctd run")[0]
+    run = readme.split("writes a commented one):")[1].split("ctd run")[0]
     assert read_config(run, "README.md", []).name == "mine"
 
 
