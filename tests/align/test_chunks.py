@@ -36,6 +36,7 @@ def test_chunks_cover_both_sides_with_equal_bytes_and_none_is_finer(student, tea
     holds_what_chunks_promise(encoder(student), encoder(teacher))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), combinations_with_replacement(REAL, 2))
 def test_chunks_of_real_tokenizers_hold_it_too(student, teacher):
     holds_what_chunks_promise(real_encoder(student), real_encoder(teacher))

@@ -205,6 +205,7 @@ def lines(output):
     return dict(json.loads(line) for line in output.splitlines() if line.endswith("]"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that_was_not(shards, tmp_path):
     uninterrupted = lines(started(shards, tmp_path / "whole").communicate()[0])
     assert len(uninterrupted) == 40

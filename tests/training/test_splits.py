@@ -95,6 +95,7 @@ def alone(rank, world, port, location, out):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_an_objective_without_the_output_matrix_works_under_ddp(tmp_path):
     write_set(tmp_path / "shards", side(STUDENT), side(TEACHER), texts(40))
     mp.spawn(alone, (2, free_port(), tmp_path / "shards", tmp_path), nprocs=2)
@@ -145,6 +146,7 @@ def test_balanced_objectives_pull_equally_at_the_last_layer_and_idle_ones_not_at
     assert weights[0] * norms[0] == pytest.approx(weights[1] * norms[1], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", [False, True])
 def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path, balance):
     student, teacher = side(STUDENT), side(TEACHER)

@@ -24,6 +24,7 @@ from tests.support.models import llama
 from tests.support.shard_sets import side, texts, write_set
 from tests.training.test_splits import free_port
 
+pytestmark = pytest.mark.slow
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
