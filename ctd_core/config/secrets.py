@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
-SECRET_NAME = re.compile(
-    r"(?i)(^|[_-])(secret|password|passwd|pwd|token|sig|signature|credentials?|(api|access|account|secret|private)[_-]?key)"
-    r"([_-]|$)|secretkey|accesskey|accountkey|apikey"
-)
-WITH_PASSWORD = re.compile(r"(\w+://)[^\s/@:]*:[^\s/@]+@")
+SECRET_WORDS = {
+    "secret", "password", "passwd", "passphrase", "pwd", "token", "sig", "signature", "credential", "credentials",
+    "auth", "sas", "jwt", "key", "secretkey", "accesskey", "accountkey", "apikey", "privatekey",
+}  # fmt: skip
+WITH_PASSWORD = re.compile(r"(\w+://)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
+TOKEN_AS_USER = re.compile(r"(https?://)[^\s/@]+@")
 KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
-QUERY = re.compile(r"([?&;])([^=&;\s]+)=([^&;\s]+)")
+QUERY = re.compile(r"([?&;#])([^=&;#\s]+)=([^&;#\s]+)")
 
 
 def has_secret(text: str) -> bool:
@@ -20,9 +22,15 @@ def has_secret(text: str) -> bool:
     """
     if "://" not in text:
         return False
-    if WITH_PASSWORD.search(text) or KEY_OF_STORE.search(text):
+    if any(pattern.search(text) for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER)):
         return True
-    return any(SECRET_NAME.search(one[2]) for one in QUERY.finditer(text))
+    return any(_is_secret(one[2]) for one in QUERY.finditer(text))
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a parameter of this name holds a secret: one of its words says so, in whatever spelling."""
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1-\2", unquote(name))
+    return not SECRET_WORDS.isdisjoint(re.split(r"[^a-z0-9]+", words.lower()))
 
 
 def fields_with_secrets(values: Any, path: str = "") -> Iterator[str]:
@@ -40,5 +48,6 @@ def redact(text: str) -> str:
     """`text` with `***` in place of every secret in a URI."""
     if "://" not in text:
         return text
-    text = KEY_OF_STORE.sub(r"\1***@", WITH_PASSWORD.sub(r"\1***@", text))
-    return QUERY.sub(lambda one: f"{one[1]}{one[2]}={'***' if SECRET_NAME.search(one[2]) else one[3]}", text)
+    for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER):
+        text = pattern.sub(r"\1***@", text)
+    return QUERY.sub(lambda one: f"{one[1]}{one[2]}={'***' if _is_secret(one[2]) else one[3]}", text)

@@ -177,6 +177,9 @@ def _explain(error: Any, kind: Any = None) -> str:
         if near := difflib.get_close_matches(str(given), allowed, n=1):
             return f"{where}: {error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
     if error["type"] == "union_tag_not_found":
-        return f"{where}: give its kind (it is {redact(repr(error['input']))})."
+        given = error["input"]
+        is_group = isinstance(given, dict)
+        shown = f"its fields are {', '.join(map(str, given))}" if is_group else f"it is {redact(repr(given))}"
+        return f"{where}: give its kind ({shown})."
     given = "" if error["type"] in {"missing", "value_error"} else f" (it is {redact(repr(error['input']))})"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."

@@ -62,11 +62,18 @@ def _teacher_distance(found: Likelihoods) -> float:
 
 
 def _correlation(found: Likelihoods) -> float:
-    return float(np.corrcoef(found.student_logprobs, found.teacher_logprobs)[0, 1])
+    return _pearson(found.student_logprobs, found.teacher_logprobs)
 
 
 def _rank_correlation(found: Likelihoods) -> float:
-    return float(np.corrcoef(_ranks(found.student_logprobs), _ranks(found.teacher_logprobs))[0, 1])
+    return _pearson(_ranks(found.student_logprobs), _ranks(found.teacher_logprobs))
+
+
+def _pearson(student: Logprobs, teacher: Logprobs) -> float:
+    """Pearson's correlation; not a number where one side does not vary, and 1 of what is equal."""
+    if len(student) < 2 or student.std() == 0 or teacher.std() == 0:
+        return math.nan
+    return 1.0 if np.array_equal(student, teacher) else float(np.corrcoef(student, teacher)[0, 1])
 
 
 def _ranks(values: Logprobs) -> Logprobs:

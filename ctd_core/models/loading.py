@@ -141,7 +141,7 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
     if not folder.is_dir():
         return f"{name}@{revision}"
     digest = hashlib.sha256()
-    suffixes = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja"}
+    suffixes = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".gguf"}
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in suffixes:
             digest.update(file.name.encode())

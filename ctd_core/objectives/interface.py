@@ -47,7 +47,11 @@ class Absent:
     def _refuse(self, *_: object) -> NoReturn:
         raise LookupError(f"an objective uses {self._need} without declaring it in its needs")
 
-    __getattr__ = __getitem__ = _refuse
+    __getattr__ = __getitem__ = __bool__ = __mul__ = __rmul__ = __add__ = __radd__ = _refuse
+
+    @classmethod
+    def __torch_function__(cls, *_: object, **options: object) -> NoReturn:
+        raise LookupError("an objective uses an output that it does not declare in its needs")
 
 
 def declared(student: StudentOutputs, needs: Needs) -> StudentOutputs:

@@ -1,10 +1,12 @@
 """Files and directories that are there complete or not at all, whatever is killed."""
 
+import errno
 import os
 import platform
 import posixpath
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +17,9 @@ from safetensors import SafetensorError
 
 from ctd_core.errors import CtdError
 from ctd_core.storage.locations import file_system
+
+REPLACE_TRIES = 5
+OTHERS_SECONDS = 3600.0  # without a change, after which a directory of another machine counts as left behind
 
 
 def write_atomic(location: str | Path, content: str | bytes | pa.Buffer, temporary: str | None = None) -> None:
@@ -60,19 +65,39 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
+        _replace_directory(temporary, directory)
     except (OSError, SafetensorError) as error:
         raise CtdError(f"{directory}: cannot be written ({error}). Free some space and run it again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace_directory(temporary: Path, directory: Path) -> None:
+    """Put `temporary` in the place of `directory`, whose old content is moved aside first, also where others do so."""
+    for left in reversed(range(REPLACE_TRIES)):
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent)) / "old"
+        try:
+            with suppress(FileNotFoundError):
+                os.replace(directory, aside)
+            os.replace(temporary, directory)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not left:
+                raise
+        finally:
+            shutil.rmtree(aside.parent, ignore_errors=True)
+
+
 def _is_filled(temporary: Path) -> bool:
-    """Whether another process of this machine is filling a directory of `atomic_directory`'s."""
+    """Whether another process is filling a directory of `atomic_directory`'s: another machine's by its last change."""
     machine, _, pid = temporary.name.rpartition(".")[0].rpartition(".")
-    if not machine.endswith("." + platform.node()) or not pid.isdigit() or int(pid) == os.getpid():
+    if not pid.isdigit():
+        return False
+    if not machine.endswith("." + platform.node()):
+        with suppress(FileNotFoundError):
+            return time.time() - temporary.stat().st_mtime < OTHERS_SECONDS
+        return False
+    if int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)

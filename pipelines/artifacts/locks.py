@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ctd_core.errors import CtdError
 from ctd_core.storage.locations import delete_file, open_to_read, write_text
@@ -31,9 +31,8 @@ def one_at_a_time(files: RunFiles, stage: str) -> Iterator[None]:
     Whoever else asks is told who holds it and since when, and waits. A killed holder's lock is free at once on its
     machine; in a store, once it has given no sign of life for LEASE_SECONDS.
     """
-    files.directory.mkdir(parents=True, exist_ok=True)
     path = files.directory / f".lock-{stage}"
-    with path.open("a+") as file:
+    with _opened(path) as file:
         _wait_for_machine(file, path, stage)
         file.truncate(0)
         file.write(json.dumps(_holder()))
@@ -43,6 +42,14 @@ def one_at_a_time(files: RunFiles, stage: str) -> Iterator[None]:
             return
         with _lease(files.within(path), stage):
             yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise CtdError(f"{path.parent}: cannot be written ({error}). Choose another output.") from error
 
 
 def _wait_for_machine(file: Any, path: Path, stage: str) -> None:

@@ -9,6 +9,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.training.loop import Metrics
 
@@ -59,10 +60,17 @@ def step_words(metrics: dict[str, Any]) -> str:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; none where there is no file."""
-    return parse_metrics(file.read_text()) if file.exists() else []
+    """The complete lines of a metrics file; none where there is no file. Raises CtdError where one is damaged."""
+    return parse_metrics(file.read_text(), str(file)) if file.exists() else []
 
 
-def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """The whole lines of what a metrics file holds."""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def parse_metrics(text: str, source: str) -> list[dict[str, Any]]:
+    """The complete lines of what a metrics file holds; raises CtdError, naming `source`, where one is damaged."""
+    lines = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if line.endswith("\n"):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise CtdError(f"{source}: line {number} is damaged ({error}). Take that line out.") from error
+    return lines

@@ -3,11 +3,13 @@
 import json
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
-from ctd_core.errors import UsageError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import TEACHER_DISTANCE
 from ctd_core.shards.files import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
@@ -65,7 +67,10 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
     if not newest:
         return None
     state, file = max(newest.items(), key=lambda one: (files[one[1]], one[0] != "preparing"))
-    steps = parse_metrics(_text(storage, name, newest["training"])) if "training" in newest else []
+    steps: list[dict[str, Any]] = []
+    if "training" in newest:
+        with suppress(CtdError):  # a damaged line: the run is listed without its last figures
+            steps = parse_metrics(_text(storage, name, newest["training"]), newest["training"])
     last: dict[str, float] = {}
     if state == "measured":
         last = _gap_closed(_text(storage, name, file))

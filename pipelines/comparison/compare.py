@@ -16,6 +16,7 @@ from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
+from pipelines.artifacts.locks import one_at_a_time
 from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_paths import Places, variant
 from pipelines.cluster.connection import connect, own_errors
@@ -105,6 +106,12 @@ def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[
 
 
 def _trial(places: Places) -> str:
+    """Train and measure one variant under one seed; another comparison that wants the same trial waits."""
+    with one_at_a_time(places.files, f"compare-{places.train.name}"):
+        return _trial_alone(places)
+
+
+def _trial_alone(places: Places) -> str:
     cost = places.train / COST
     places.files.bring(cost)
     if not places.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one

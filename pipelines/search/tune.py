@@ -182,6 +182,9 @@ def _metric(options: Search, base: Places, file: Path) -> str:
     chosen = options.metric or figure_name(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
     if chosen not in measured:
         raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
+    better = "min" if next(one for one in METRICS if chosen.endswith(f"_{one.name}")).lower_is_better else "max"
+    if options.mode != better:
+        raise UsageError(f"{file}: mode: {options.mode}: {chosen} is best at its {better}imum. Set mode: {better}.")
     return chosen
 
 

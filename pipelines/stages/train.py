@@ -146,5 +146,5 @@ def _lines_so_far(places: Places) -> list[Metrics]:
     if places.files.store is None:
         return read_metrics(places.train / METRICS_FILE)
     with suppress(OSError), open_to_read(places.files.within(places.train / METRICS_FILE)) as stream:
-        return parse_metrics(stream.read().decode())
+        return parse_metrics(stream.read().decode(), METRICS_FILE)
     return []

@@ -20,6 +20,14 @@ SECRETS = [
     "s3://bucket/x?region=eu;secret_key=hunter2",
     "wasbs://container/x?x=y;AccountKey=hunter2",
     "hdfs://user:hunter2@host/x",
+    "https://user:hun/ter2/hunter2@host/x",
+    "https://hunter2@huggingface.co/org/model",
+    "s3://b/x?region=us-east-1&sessionToken=hunter2",
+    "s3://b/x?clientSecret=hunter2",
+    "https://host/x?key=hunter2",
+    "https://host/x?%74oken=hunter2",
+    "https://host/x#access_token=hunter2",
+    "https://host/x?sas=hunter2&auth=hunter2",
 ]
 HARMLESS = [
     "abfs://container@account/x",
@@ -28,6 +36,8 @@ HARMLESS = [
     "s3://bucket/design/tokens.jsonl",
     "https://huggingface.co/org/model",
     "./a:b@c",
+    "http://127.0.0.1:9000/folder/a@b.parquet",
+    "https://host/monkey.parquet?keyboard=de&author=me",
 ]
 FIELDS = ["output", "prepare.storage", "teacher.model", "corpus.paths.0", "evaluate.sets.held.paths.0"]
 

@@ -39,7 +39,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 def test_what_another_process_is_writing_is_left_alone(tmp_path):
     with atomic_directory(tmp_path / "model") as mine:
         (mine / "a").write_text("mine")
-        other = "import pathlib; from pipelines.artifacts.remote_copy import atomic_directory\n"
+        other = "import pathlib; from ctd_core.storage.atomic import atomic_directory\n"
         other += f"with atomic_directory(pathlib.Path({str(tmp_path / 'model')!r})) as temporary: pass"
         subprocess.run([sys.executable, "-c", other], check=True)
     assert (tmp_path / "model" / "a").read_text() == "mine"

@@ -24,6 +24,8 @@ def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
         raise UsageError(
             f"corpus.field: {corpus.name} has no {corpus.field!r}; there is {', '.join(rows.column_names)}."
         )
+    if not len(rows):
+        return
     probe = [len(str(text)) for text in rows[: min(len(rows), PROBED_ROWS)][corpus.field]]
     step = max(1, slice_bytes * len(probe) // max(sum(probe), 1))
     for number, start in enumerate(range(0, len(rows), step)):
@@ -44,7 +46,14 @@ def _dataset(corpus: HubDataset) -> Any:
     try:
         if folder.is_dir() and ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
             saved = datasets.load_from_disk(corpus.name)
-            return saved[corpus.split] if isinstance(saved, datasets.DatasetDict) else saved
+            if isinstance(saved, datasets.DatasetDict):
+                return saved[corpus.split]
+            if corpus.split != "train" or corpus.configuration is not None or corpus.revision is not None:
+                raise UsageError(
+                    f"corpus.name: {corpus.name}: a directory of one dataset, which has no split, configuration or "
+                    "revision to choose. Leave them out."
+                )
+            return saved
         return datasets.load_dataset(corpus.name, corpus.configuration, split=corpus.split, revision=corpus.revision)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:  # by where the dataset is
         raise UsageError(

@@ -30,6 +30,8 @@ def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
         except OSError as error:
             raise CtdError(f"corpus.paths: {file}: cannot be read ({error}).") from error
         columns = metadata.schema.to_arrow_schema()
+        if columns.names.count(corpus.field) > 1:
+            raise UsageError(f"corpus.field: {file} has several columns {corpus.field!r}. Name another.")
         if corpus.field not in columns.names:
             raise UsageError(f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(columns.names)}.")
         start = size = 0
@@ -41,8 +43,12 @@ def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
 
 
 def read(corpus: Parquet, part: CorpusSlice) -> Iterator[Document | DocumentError]:
-    """The documents of the slice's row groups."""
+    """The documents of the slice's row groups; raises CtdError for one that is damaged."""
     with open_file(part.source) as stream, pq.ParquetFile(stream) as file:
         for group in range(part.start, part.stop):
-            for row, text in enumerate(file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()):
+            try:
+                column = file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise CtdError(f"{part.source}: row group {group} cannot be read ({error}). Copy it again.") from error
+            for row, text in enumerate(column):
                 yield document_of({corpus.field: text}, corpus.field, f"{part.source}:row group {group}, row {row}")

@@ -24,6 +24,6 @@ def read(corpus: TextFiles, part: CorpusSlice) -> Iterator[Document]:
         with open_file(file) as stream:
             content = stream.read()
         try:
-            yield plain_document(file, content.decode())
+            yield plain_document(file, content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise CtdError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it.") from error
