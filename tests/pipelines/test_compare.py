@@ -1,11 +1,15 @@
 """Comparisons: every variant under every seed, once."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 
 from ctd_core.errors import UsageError
+from pipelines.artifacts.metrics_log import read_metrics
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
 
 
@@ -70,3 +74,20 @@ def test_a_comparison_that_is_none_is_refused(comparison, change, message):
     comparison.write_text(yaml.safe_dump(yaml.safe_load(comparison.read_text()) | change))
     with pytest.raises(UsageError, match=message):
         ctd("compare", "--config", comparison)
+
+
+def test_of_two_comparisons_at_once_neither_takes_the_others_training_away(comparison, tmp_path):
+    values = yaml.safe_load(comparison.read_text())
+    values["seeds"], values["variants"] = [0], {"alm": {"train.steps": 150}}
+    comparison.write_text(yaml.safe_dump(values))
+    ctd("prepare", "--config", tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "pipelines", "compare", "--config", str(comparison)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "runs" / "tiny"
+    while first.poll() is None and not any(read_metrics(file) for file in runs.glob("train-*/metrics.jsonl")):
+        time.sleep(0.1)
+    second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = [one.communicate(timeout=200)[1] for one in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
+    (file,) = runs.glob("train-*/metrics.jsonl")
+    assert [line["step"] for line in read_metrics(file)] == [*range(1, 151)]
