@@ -39,7 +39,7 @@ class Student(Options):
     vocab_multiple: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
     adapters: Adapters | None = Field(
         default=None,
-        description="train low-rank adapters; a student made from its teacher is then its live teacher too",
+        description="train low-rank adapters; a student made from its teacher is then its online teacher too",
     )
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"
@@ -53,7 +53,7 @@ class Student(Options):
 
 
 class Teacher(Options):
-    """The model that is asked."""
+    """The teacher model."""
 
     model: str = Field(description="a directory or a hub id")
     revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")

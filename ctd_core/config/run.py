@@ -72,7 +72,7 @@ class RunConfig(Options):
         if self.train.strategy == "fsdp" and self.student.is_its_own_teacher and self.train.online_objectives:
             raise ValueError(
                 f"{self.train.online_objectives[0]} asks the student without its adapters at every step, which "
-                "train.strategy: fsdp shares out: take ddp"
+                "train.strategy: fsdp does not support; use ddp"
             )
         if self.prepare.top_k and not self.prepare.targets:
             raise ValueError("prepare.top_k is part of the targets, which prepare.targets: false leaves out")

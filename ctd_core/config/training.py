@@ -31,7 +31,7 @@ class Train(Options):
         description="what else of a cluster's own resources, such as {train: 1}, which certain machines have",
     )
     strategy: Literal["ddp", "fsdp"] = resource(
-        default="ddp", description="ddp: every worker holds the whole student; fsdp: a share of it"
+        default="ddp", description="ddp: every worker has a replica of the student; fsdp: a shard of it"
     )
     activation_checkpointing: bool = resource(
         default=False, description="compute each layer again in the backward pass, which takes time and saves memory"
@@ -113,11 +113,11 @@ class Train(Options):
     @model_validator(mode="after")
     def _shares_are_possible(self) -> "Train":
         if self.strategy == "fsdp" and not self.num_workers:
-            raise ValueError("strategy: fsdp shares the student out among num_workers, which is 0: set it to 2 or more")
+            raise ValueError("strategy: fsdp shards the student over num_workers, which is 0: set it to 2 or more")
         if self.strategy == "fsdp" and self.weighting == "gradient_magnitude":
             raise ValueError(
-                "weighting: gradient_magnitude needs whole layers, which strategy: fsdp shares out: take ddp, or fixed "
-                "weights"
+                "weighting: gradient_magnitude is not supported with strategy: fsdp, which shards layers; use ddp or "
+                "weighting: fixed"
             )
         return self
 

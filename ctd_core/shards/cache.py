@@ -1,4 +1,4 @@
-"""Copies of remote shards on this machine: never read half, and never more than is allowed."""
+"""A local cache of remote shards: complete files by checksum, up to a size."""
 
 import hashlib
 import os
@@ -35,13 +35,13 @@ class Cache:
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise CtdError(f"{entry.file}: what was read of it differs from its checksum. Run it again.")
             write_atomic(file, content)
-            self._make_room(file)
+            self._evict(file)
         except OSError as error:
             raise CtdError(f"{self.directory}: a shard cannot be kept there ({error}). Free some space.") from error
         return _mapped(file, entry, verify=False) or pa.py_buffer(content)  # another process may have made room
 
-    def _make_room(self, newest: Path) -> None:
-        """Take the shards away that were not read for longest; who has mapped one still reads it."""
+    def _evict(self, newest: Path) -> None:
+        """Evict least recently used shards; a process that has mapped one still reads it."""
         found = []
         for one in self.directory.glob("*.arrow"):
             with suppress(FileNotFoundError):  # another process makes room as well

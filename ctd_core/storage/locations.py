@@ -139,14 +139,14 @@ def files_below(location: str | Path) -> dict[str, float]:
 
 
 def delete_folder(location: str | Path) -> None:
-    """Take a folder away with all that is in it; raises CtdError where that cannot be done."""
+    """Delete a folder recursively; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
     with _told(f"{location}: cannot be deleted"):
         files.delete_dir(path)
 
 
 def delete_file(location: str | Path) -> None:
-    """Take a file away, where there is one; raises CtdError where that cannot be done."""
+    """Delete a file, where there is one; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
     with _told(f"{location}: cannot be deleted"):
         if files.get_file_info(path).type == fs.FileType.File:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: all that makes the steps after it those of a run that never stopped.
+"""A checkpoint: the full state for an exact resume.
 
 torch.distributed.checkpoint plans who writes and reads what, see checkpoint_storage for the files: each worker writes
 what it has, and any number of workers of either strategy, or a single process, reads what it needs.

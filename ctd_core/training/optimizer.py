@@ -1,4 +1,4 @@
-"""What is updated, how fast."""
+"""AdamW parameter groups, learning-rate schedule, clipping, freezing."""
 
 import re
 

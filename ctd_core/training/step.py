@@ -28,7 +28,7 @@ from ctd_core.objectives.interface import (
 from ctd_core.shards.batches import Batch
 
 NOTHING = Plan(0.0, lambda student, teacher: student.token.sum() * 0, frozenset())  # for batches of another teacher
-LEAST_NORM = 1e-12  # an objective whose gradient is smaller has nothing to say in a step
+LEAST_NORM = 1e-12  # gradient norms below this count as zero
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Several processes that train one student: copies of it, or shares of it."""
+"""Several processes that train one student: replicas (DDP) or shards (FSDP2) of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ def _share(student: LogprobModel, device: torch.device, narrow: torch.dtype | No
 
 
 def _compute_twice(layer: nn.Module) -> None:
-    """Keep a layer's inputs alone for the backward pass, which computes the rest of it again."""
+    """Enable activation checkpointing for one layer."""
     forward = layer.forward
 
     def again(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Where a run's artefacts lie. A name carries the fingerprint of what decides its content: other options, other place.
+"""Paths of a run's artifacts. A name has the fingerprint of what decides its content, so a changed option creates a new
+directory.
 
 runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is trained
 runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set

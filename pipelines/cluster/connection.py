@@ -1,4 +1,4 @@
-"""Getting hold of Ray, and errors that come back through it."""
+"""Connecting to Ray, and errors that come back through it."""
 
 import logging
 import os
@@ -108,7 +108,7 @@ def _without(words: str) -> Iterator[None]:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Errors of ours raised on a worker come out as themselves, others of Ray as a CtdError that tells the cause."""
+    """Re-raise a worker's CtdError unchanged, and other errors of Ray as a CtdError that names the cause."""
     try:
         yield
     except CtdError:

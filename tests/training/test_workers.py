@@ -175,7 +175,7 @@ def test_shares_may_be_gathered_in_bfloat16_and_stay_float32(folder):
 def test_shares_are_refused_where_they_cannot_be():
     with pytest.raises(ValidationError, match="num_workers, which is 0"):
         options(0, "fsdp")
-    with pytest.raises(ValidationError, match="gradient_magnitude needs whole layers"):
+    with pytest.raises(ValidationError, match="gradient_magnitude is not supported with strategy"):
         options(2, "fsdp", weighting="gradient_magnitude")
 
 
