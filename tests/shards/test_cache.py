@@ -23,7 +23,7 @@ def fetched(cache, content, again=True, verify=True):
     return cache.fetch(entry(content), (lambda: content) if again else never, verify).to_pybytes()
 
 
-def test_a_shard_is_read_once_and_those_not_read_for_longest_make_room(tmp_path):
+def test_a_shard_is_read_once_and_those_not_read_for_longest_evict(tmp_path):
     cache = Cache(tmp_path, 250)
     a, b, c = (bytes([n]) * 100 for n in range(3))
     assert fetched(cache, a) == a
@@ -38,7 +38,7 @@ def test_a_shard_is_read_once_and_those_not_read_for_longest_make_room(tmp_path)
 
 def test_a_shard_that_another_process_took_away_at_once_is_read_all_the_same(tmp_path, monkeypatch):
     cache, content = Cache(tmp_path, 250), bytes(100)
-    monkeypatch.setattr(Cache, "_make_room", lambda self, newest: newest.unlink())
+    monkeypatch.setattr(Cache, "_evict", lambda self, newest: newest.unlink())
     assert fetched(cache, content) == content
 
 
