@@ -167,6 +167,7 @@ def _stage(
 
         check_inputs(chosen, places)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
+        print(f"checked: nothing is wrong with this run. It writes into {places.directory}.", file=sys.stderr)
         if estimated:
             from pipelines.stages.estimate import estimate
 
@@ -219,7 +220,8 @@ def inspect(
     if as_json_lines:
         print(json.dumps(shown.as_json(inspection), ensure_ascii=False))
     else:
-        Console().print(shown.as_rich(inspection), soft_wrap=True)
+        console = Console()
+        console.print(shown.as_rich(inspection, console.is_terminal), soft_wrap=True)
 
 
 @app.command()

@@ -33,7 +33,12 @@ class Corpus(Options):
     """Shares of a corpus, drawn by a hash of each document's text."""
 
     held_out_fraction: Fraction = Field(default=0.0, description="documents kept from training, for evaluation")
-    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="train on this share of the other documents")
+    sample_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="train on this share of the other documents; held-out sets have their own",
+    )
 
 
 class JsonLines(Corpus):

@@ -72,13 +72,17 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
         with suppress(CtdError):  # a damaged line: the run is listed without its last figures
             steps = parse_metrics(_text(storage, name, newest["training"]), newest["training"])
     last: dict[str, float] = {}
+    step = int(steps[-1]["step"]) if steps else None
     if state == "measured":
-        last = _gap_closed(_text(storage, name, file))
+        report = _text(storage, name, file)
+        last = _gap_closed(report)
+        if of_report := re.search(r'"run": *"[^"]*/step_(\d+)/', report):  # another training may have gone on since
+            step = int(of_report[1])
     elif state == "training" and steps:
         distances = (step for step in reversed(steps) if any(TEACHER_DISTANCE.name in figure for figure in step))
         measured = {figure: value for figure, value in next(distances, {}).items() if TEACHER_DISTANCE.name in figure}
         last = {"loss": steps[-1]["loss"], **measured}
-    return RunState(name, state, int(steps[-1]["step"]) if steps else None, last, time.time() - files[file])
+    return RunState(name, state, step, last, time.time() - files[file])
 
 
 def _gap_closed(report: str) -> dict[str, float]:

@@ -115,12 +115,14 @@ def merged_as_table(merged: list[MergedText]) -> Table:
     return table
 
 
-def as_rich(inspection: Inspection) -> Text:
-    """The text with its chunks in alternating colours, and a line of figures."""
+def as_rich(inspection: Inspection, has_colours: bool) -> Text:
+    """The text with its chunks in alternating colours, or with a │ between them, and a line of figures."""
     pair, ends = inspection.pair, inspection.chunks.byte_ends.tolist()
     shown = Text()
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         chunk = pair.text_bytes[start:end].decode(errors="backslashreplace")
+        if number and not has_colours:
+            shown.append("│")
         shown.append(chunk.replace("\n", "⏎\n").replace("\t", "⇥"), COLOURS[number % 2])
     mean = len(pair.text_bytes) / max(len(ends), 1)
     shown.append(

@@ -37,7 +37,13 @@ def ensure_student(places: Places) -> None:
         say(f"train: the student is {student.model}")
     else:
         say(f"train: making the student from {teacher.model}")
-    model = build_student(student, teacher, student_tokenizer(places), build_teacher_tokenizer(teacher))
+    own, given = student_tokenizer(places), build_teacher_tokenizer(teacher)
+    if student.model is None and given.encoder.tokenizer.chat_template and not own.encoder.tokenizer.chat_template:
+        say(
+            f"train: {teacher.model} has a chat template, and the student's tokenizer has none: the student is "
+            "exported without one"
+        )
+    model = build_student(student, teacher, own, given)
     with atomic_directory(places.init) as temporary:
         model.save_pretrained(temporary)
     places.files.share(places.init)

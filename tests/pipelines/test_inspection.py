@@ -48,7 +48,7 @@ def test_json_holds_every_token_and_byte_and_nothing_else_is_printed(tokenizer_d
 def test_people_see_the_text_and_the_counts(tokenizer_dir):
     done = ctd("inspect", "--student", "bytes", "--teacher", tokenizer_dir, "--text", "the fox")
     assert done.returncode == 0, done.stderr
-    assert "the fox" in done.stdout
+    assert "the│ fox" in done.stdout
     assert "7 student tokens" in done.stdout
 
 

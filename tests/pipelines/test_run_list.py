@@ -32,7 +32,7 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
         put(tmp_path / name / "prepared/train-1/manifest.json", "", 4000)
         put(tmp_path / name / "train-1/metrics.jsonl", metrics([1, 2]), 3000)
         put(tmp_path / name / "train-2/metrics.jsonl", metrics([1, 2, 3]) + '{"step": 4', 2000)
-    put(tmp_path / "d/report.json", json.dumps({"gap_closed": 0.25}), 1000)
+    put(tmp_path / "d/report.json", json.dumps({"run": "train-1/step_00000002/x", "gap_closed": 0.25}), 1000)
     put(tmp_path / "e/report.json", "{}", 20_000)  # of another version
     put(tmp_path / "tokenizers/tokenizer.json", "", 0)  # no run
 
@@ -40,7 +40,7 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
     found = [json.loads(line) for line in result.output.splitlines()]
     assert [one.pop("age_seconds") for one in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
     assert found == [
-        {"name": "d", "state": "measured", "step": 3, "last": {"gap_closed": 0.25}},
+        {"name": "d", "state": "measured", "step": 2, "last": {"gap_closed": 0.25}},
         {
             "name": "c",
             "state": "training",
