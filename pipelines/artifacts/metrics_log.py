@@ -27,7 +27,7 @@ class MetricsLog:
 
     def __init__(self, file: Path, done: int) -> None:
         kept = [line for line in read_metrics(file) if line["step"] <= done]
-        write_atomic(file, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomic(file, "".join(json.dumps(line) + "\n" for line in kept), temporary="metrics.partial")
         self._file, self._last = file, time.monotonic()
         self._events = EventsWriter(str(file.parent / "events"), filename_suffix=f".{done}")
         begins = SessionLog(status=SessionLog.START)  # TensorBoard forgets what it saw from this step on
