@@ -25,6 +25,7 @@ def workers_of(folder):
     return [(int(one["workers"]), one["loss"]) for one in (lines[0] if lines else [])]
 
 
+@pytest.mark.chaos
 def test_losses_stay_the_same_while_machines_come_and_go(config, tmp_path):  # noqa: F811
     config |= {"evaluate": {}, "sample": {}}
     config["train"] |= {"steps": 400, "learning_rate": 1e-5, "checkpoint_every": 400}

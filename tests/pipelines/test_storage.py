@@ -13,8 +13,6 @@ from ctd_core.storage.locations import file_system, names_in
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 from tests.support.stores import s3_store
 
-pytestmark = pytest.mark.chaos
-
 
 @pytest.fixture
 def store(faults):
@@ -125,6 +123,7 @@ def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store,
     }
 
 
+@pytest.mark.chaos
 def test_comparisons_and_searches_on_s3_are_taken_up_on_another_machine(store, config, tmp_path, another_machine):  # noqa: F811
     first = another_machine("first")
     config["train"] |= {"steps": 2, "evaluate_every": 1}

@@ -109,6 +109,7 @@ def test_a_trial_may_have_several_workers_also_beside_another_ray(searched, tmp_
         assert {line["workers"] for line in read_metrics(file)} == {2}
 
 
+@pytest.mark.chaos
 def test_a_trial_that_dies_goes_on_from_its_checkpoint(searched, tmp_path, faults):
     rate = {"train.learning_rate": {"choice": [1e-3]}}
     changes = {"train.steps": 300, "train.evaluate_every": 30}
