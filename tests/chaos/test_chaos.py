@@ -148,7 +148,7 @@ def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(undisturbed
     full.symlink_to("/dev/full")
     command = [sys.executable, "-m", "pipelines", "prepare", "--config", str(path)]
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    full.unlink()
+    full.unlink(missing_ok=True)
     chaos.injected.append("a full disk at a shard")
     assert failed.returncode == 1
     assert "No space left on device" in failed.stderr
