@@ -6,15 +6,13 @@ from functools import cache
 from importlib import resources
 
 from ctd_core.config.text import GeneralText
-from ctd_core.text.corpora.slices import CorpusSlice, cut_by_size
+from ctd_core.text.corpora.slices import CorpusSlice, slices_of
 from ctd_core.text.documents import Document, plain_document
 
 
 def plan(corpus: GeneralText, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Slices that hold their documents."""
-    documents = _documents()
-    for number, (start, stop) in enumerate(cut_by_size([len(one.text) for one in documents], slice_bytes)):
-        yield CorpusSlice(number, "", start, stop, documents[start:stop])
+    yield from slices_of(_documents(), slice_bytes)
 
 
 def read(corpus: GeneralText, part: CorpusSlice) -> Iterator[Document]:

@@ -51,6 +51,12 @@ def hash_fraction(text: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def slices_of(documents: tuple[Document, ...], slice_bytes: int) -> Iterator[CorpusSlice]:
+    """Slices that hold `documents` of a corpus that lies in no files."""
+    for number, (start, stop) in enumerate(cut_by_size([len(document.text) for document in documents], slice_bytes)):
+        yield CorpusSlice(number, "", start, stop, documents[start:stop])
+
+
 def cut_by_size(sizes: list[int], slice_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of consecutive items that each reach `slice_bytes`, but for the last."""
     start = total = 0

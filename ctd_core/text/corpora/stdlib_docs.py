@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from ctd_core.config.text import StdlibDocs
-from ctd_core.text.corpora.slices import CorpusSlice, cut_by_size
+from ctd_core.text.corpora.slices import CorpusSlice, slices_of
 from ctd_core.text.documents import Document, plain_document
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
@@ -16,9 +16,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2t
 
 def plan(corpus: StdlibDocs, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Slices that hold their documents."""
-    documents = _documents()
-    for number, (start, stop) in enumerate(cut_by_size([len(one.text) for one in documents], slice_bytes)):
-        yield CorpusSlice(number, "", start, stop, documents[start:stop])
+    yield from slices_of(_documents(), slice_bytes)
 
 
 def read(corpus: StdlibDocs, part: CorpusSlice) -> Iterator[Document]:
