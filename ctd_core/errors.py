@@ -23,3 +23,8 @@ class DocumentError(CtdError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def first_line(error: Exception) -> str:
+    """An error of a library in one line: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"

@@ -17,17 +17,19 @@ from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import figures_of
-from ctd_core.models.building import build_teacher
+from ctd_core.models.building import build_scorer, logprob_model
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.scorer import Scorer
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.transfer import transfer_model
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.rows import MemoryRows, RowSource
+from ctd_core.text import prepared_tokenizer
 from ctd_core.text.documents import plain_document
 from ctd_core.text.encoding import encode_pairs
-from ctd_core.text.prepared_tokenizer import Side, make_side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.loop import Hooks, Metrics
 from ctd_core.training.loop import train as train_loop
@@ -45,7 +47,7 @@ class AlignedChunk:
     teacher_ids: tuple[int, ...]
 
 
-def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> Side:
+def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> PreparedTokenizer:
     """A tokenizer with the exact bytes of every token.
 
     Args:
@@ -58,11 +60,13 @@ def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> Side:
         TokenizerError: it cannot be loaded, or cannot spell its input.
     """
     if isinstance(tokenizer, str):
-        return make_side(load_tokenizer(tokenizer), tokenizer, None, None)
-    return make_side(tokenizer, tokenizer.name_or_path or "the tokenizer", None, None)
+        return prepared_tokenizer.prepare_tokenizer(load_tokenizer(tokenizer), tokenizer, None, None)
+    return prepared_tokenizer.prepare_tokenizer(tokenizer, tokenizer.name_or_path or "the tokenizer", None, None)
 
 
-def align_texts(student: Side, teacher: Side, texts: Sequence[str]) -> list[list[AlignedChunk]]:
+def align_texts(
+    student: PreparedTokenizer, teacher: PreparedTokenizer, texts: Sequence[str]
+) -> list[list[AlignedChunk]]:
     """The finest chunks of each text under two tokenizers.
 
     Args:
@@ -96,7 +100,9 @@ def align_texts(student: Side, teacher: Side, texts: Sequence[str]) -> list[list
     return results
 
 
-def make_rows(student: Side, teacher: Side, texts: Iterable[str], window_tokens: int = 512) -> MemoryRows:
+def make_rows(
+    student: PreparedTokenizer, teacher: PreparedTokenizer, texts: Iterable[str], window_tokens: int = 512
+) -> MemoryRows:
     """Rows to train on: the texts encoded twice, aligned, and cut into windows.
 
     Args:
@@ -118,7 +124,7 @@ def make_rows(student: Side, teacher: Side, texts: Iterable[str], window_tokens:
     return MemoryRows("the texts", [batch], counts)
 
 
-def load_teacher(name: str, tokenizer: Side, dtype: Any = "float32", device: str = "cpu") -> LogprobModel:
+def load_teacher(name: str, tokenizer: PreparedTokenizer, dtype: Any = "float32", device: str = "cpu") -> Scorer:
     """A teacher ready to score.
 
     Args:
@@ -128,15 +134,15 @@ def load_teacher(name: str, tokenizer: Side, dtype: Any = "float32", device: str
         device: where it is put.
 
     Returns:
-        The model, which answers with log-probabilities.
+        The scorer.
 
     Raises:
         UsageError: there is no such model.
     """
-    return build_teacher(Teacher(model=name, dtype=dtype), tokenizer, torch.device(device))
+    return build_scorer(Teacher(model=name, dtype=dtype), tokenizer, torch.device(device))
 
 
-def score(teacher: LogprobModel, rows: MemoryRows, batch_tokens: int = 4096) -> MemoryRows:
+def score(teacher: Scorer, rows: MemoryRows, batch_tokens: int = 4096) -> MemoryRows:
     """The rows with the teacher's two numbers for each finest chunk (its log-likelihood, and that of a boundary).
 
     Args:
@@ -153,7 +159,9 @@ def score(teacher: LogprobModel, rows: MemoryRows, batch_tokens: int = 4096) -> 
     return MemoryRows(rows.name, [score_rows(teacher, batch, batch_tokens) for batch in rows.batches], rows.counts)
 
 
-def make_student(teacher: str, student_tokenizer: Side, teacher_tokenizer: Side) -> LogprobModel:
+def make_student(
+    teacher: str, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
+) -> LogprobModel:
     """The teacher under another tokenizer: each new token begins as the mean of the old tokens that spell it.
 
     Args:
@@ -168,7 +176,7 @@ def make_student(teacher: str, student_tokenizer: Side, teacher_tokenizer: Side)
         UsageError: there is no such model.
     """
     model = transfer_model(load_model(teacher), student_tokenizer, teacher_tokenizer)
-    return LogprobModel(model, student_tokenizer.encoder.spelling.begins_pretoken)
+    return logprob_model(model, student_tokenizer)
 
 
 def train(student: LogprobModel, rows: RowSource, steps: int, **options: Any) -> list[Metrics]:
@@ -209,7 +217,7 @@ def measure(student: LogprobModel, rows: RowSource, batch_tokens: int = 4096) ->
     return figures_of(measure_likelihoods(student, rows, batch_tokens))
 
 
-def export(student: LogprobModel, tokenizer: Side, directory: str | Path, card: str = "") -> None:
+def export(student: LogprobModel, tokenizer: PreparedTokenizer, directory: str | Path, card: str = "") -> None:
     """Write a student as a directory that Hugging Face transformers loads.
 
     Args:
@@ -222,4 +230,4 @@ def export(student: LogprobModel, tokenizer: Side, directory: str | Path, card: 
         CtdError: a weight is not finite.
     """
     Path(directory).mkdir(parents=True, exist_ok=True)
-    export_model(student.model, tokenizer.encoder.tokenizer, card, Path(directory))
+    export_model(student.language_model, tokenizer.encoder.tokenizer, card, Path(directory))

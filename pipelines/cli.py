@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,15 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from rich.console import Console
 
 from ctd_core.config.secrets import redact
 from ctd_core.config.yaml_files import read_config, read_rule, read_text
 from ctd_core.errors import CtdError, UsageError
+from pipelines.display.progress import show_log
+from pipelines.display.tables import print_table, wide_console
 from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from pipelines.artifacts.run_paths import Places
+    from pipelines.artifacts.run_plan import RunPlan
 
 app = typer.Typer(
     name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -63,13 +63,14 @@ def prepare(
 ) -> None:
     """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
 
-    def work(places: "Places") -> None:
+    def work(plan: "RunPlan") -> None:
         from pipelines.artifacts.report import data_table
         from pipelines.stages.preflight import check_inputs
         from pipelines.stages.prepare import prepare as stage
 
-        check_inputs(places.config, places)
-        Console().print(data_table(stage(places)))
+        check_inputs(plan.config)
+        locations = {name: dataset.location for name, dataset in plan.datasets.items()}
+        print_table(data_table(stage(plan), locations))
 
     _stage(config, recipe, overrides, dry_run, work, ("prepare",) if estimate else ())
 
@@ -84,10 +85,10 @@ def train(
 ) -> None:
     """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
 
-    def work(places: "Places") -> None:
+    def work(plan: "RunPlan") -> None:
         from pipelines.stages.train import train_student
 
-        train_student(places)
+        train_student(plan)
 
     _stage(config, recipe, overrides, dry_run, work, ("train",) if estimate else ())
 
@@ -98,11 +99,11 @@ def evaluate(
 ) -> None:
     """Measure the student before and after training against its teacher, on every evaluation set."""
 
-    def work(places: "Places") -> None:
+    def work(plan: "RunPlan") -> None:
         from pipelines.artifacts.report import metrics_table
         from pipelines.stages.evaluate import evaluate as stage
 
-        Console().print(metrics_table(stage(places)))
+        print_table(metrics_table(stage(plan)))
 
     _stage(config, recipe, overrides, dry_run, work)
 
@@ -113,10 +114,10 @@ def export(
 ) -> None:
     """Write the trained student as a directory that Hugging Face transformers loads."""
 
-    def work(places: "Places") -> None:
+    def work(plan: "RunPlan") -> None:
         from pipelines.stages.export import export as stage
 
-        print(stage(places))
+        print(stage(plan))
 
     _stage(config, recipe, overrides, dry_run, work)
 
@@ -134,13 +135,13 @@ def run(
     Example: ctd run --recipe demo --set name=mine --set teacher.model=./my-model --set train.steps=500
     """
 
-    def work(places: "Places") -> None:
+    def work(plan: "RunPlan") -> None:
         from pipelines.artifacts.report import print_report
         from pipelines.stages.preflight import check_inputs
         from pipelines.stages.run import run as stage
 
-        check_inputs(places.config, places)
-        print_report(places, stage(places))
+        check_inputs(plan.config)
+        print_report(plan, stage(plan))
 
     _stage(config, recipe, overrides, dry_run, work, ("prepare", "train") if estimate else ())
 
@@ -150,7 +151,7 @@ def _stage(
     recipe: str | None,
     overrides: list[str] | None,
     dry_run: bool,
-    work: Callable[["Places"], None],
+    work: Callable[["RunPlan"], None],
     estimated: tuple[str, ...] = (),
 ) -> None:
     if (file is None) == (recipe is None):
@@ -159,21 +160,23 @@ def _stage(
         raise UsageError("--estimate belongs to --dry-run: give both")
     text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
     chosen = read_config(text, source, overrides or [])
-    from pipelines.artifacts.run_paths import Places
+    from pipelines.artifacts.run_plan import plan_run, resolve_locations, run_files
 
-    places = Places(chosen)
+    chosen = resolve_locations(chosen)
     if dry_run:
         from pipelines.stages.preflight import check_inputs
 
-        check_inputs(chosen, places)
+        check_inputs(chosen)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
-        print(f"checked: nothing is wrong with this run. It writes into {places.directory}.", file=sys.stderr)
+        print(
+            f"checked: nothing is wrong with this run. It writes into {run_files(chosen).directory}.", file=sys.stderr
+        )
         if estimated:
             from pipelines.stages.estimate import estimate
 
-            Console(stderr=True).print(estimate(places, estimated).as_table())
+            print_table(estimate(chosen, plan_run(chosen).tokenizer, estimated).as_table(), sys.stderr)
     else:
-        work(places)
+        work(plan_run(chosen))
 
 
 @app.command()
@@ -214,13 +217,13 @@ def inspect(
         if as_json_lines:
             print(json.dumps(shown.merged_as_json(merged), ensure_ascii=False))
         else:
-            Console().print(shown.merged_as_table(merged))
+            wide_console(sys.stdout).print(shown.merged_as_table(merged))
         return
     inspection = shown.inspect_text(student, teacher or "", document)
     if as_json_lines:
         print(json.dumps(shown.as_json(inspection), ensure_ascii=False))
     else:
-        console = Console()
+        console = wide_console(sys.stdout)
         console.print(shown.as_rich(inspection, console.is_terminal), soft_wrap=True)
 
 
@@ -237,7 +240,7 @@ def compare(
     from pipelines.comparison.summary import as_table
 
     rows, directory = stage(config, overrides or [])
-    Console().print(as_table(rows))
+    print_table(as_table(rows))
     print(directory)
 
 
@@ -250,14 +253,14 @@ def tune(
 ) -> None:
     """Search the settings of a run's training, on Ray Tune: all trials learn from the same shards.
 
-    No trial runs a tokenizer, or the teacher unless an objective asks it live. The best one's run is written as a file
-    for `ctd train --config`.
+    No trial runs a tokenizer, or the teacher, unless an objective compares with it online. The best trial's run is
+    written as a file for `ctd train --config`.
     """
     from pipelines.search.results import BEST, as_table
     from pipelines.search.tune import search
 
     found = search(config, overrides or [], resume, retry_failed)
-    Console().print(as_table(found.trials, found.metric))
+    print_table(as_table(found.trials, found.metric))
     print(found.directory / BEST)
 
 
@@ -318,7 +321,7 @@ def runs(
         for one in found:
             print(json.dumps(asdict(one)))
     else:
-        Console().print(as_table(found))
+        print_table(as_table(found))
 
 
 @app.command()
@@ -343,30 +346,13 @@ def chunks(
         for one in as_json(measured):
             print(json.dumps(one))
     else:
-        Console().print(as_table(measured))
-
-
-class _Lines(logging.Handler):
-    """What is logged, as lines on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from pipelines.display.progress import say
-
-        say(redact(record.getMessage()))
-
-
-def _show_log() -> None:
-    for name in ("ctd_core", "pipelines"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        if not any(isinstance(one, _Lines) for one in logger.handlers):
-            logger.addHandler(_Lines())
+        print_table(as_table(measured))
 
 
 def main() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
-    _show_log()
+    show_log()
     try:
         app()
     except CtdError as error:

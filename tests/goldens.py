@@ -27,7 +27,7 @@ from tests.support.tokenizers import TEXTS, train_tokenizer
 
 STEPS = 12
 PAIRS = [("SmolLM2", "Mistral v1"), ("Qwen", "SmolLM2"), ("Mistral v1", "Qwen")]
-ONE_TO_ONE = [{"kind": "alm", "leave_out_one_to_one": True}, {"kind": "one_to_one_kl"}]
+ONE_TO_ONE = [{"kind": "alm", "exclude_one_to_one": True}, {"kind": "one_to_one_kl"}]
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "alm": [{"kind": "alm"}],
     "alm as published": [
@@ -41,8 +41,8 @@ OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "sft": [{"kind": "sft"}],
     "one_to_one_kl": ONE_TO_ONE,
     "one_to_one_kl forward": [{"kind": "one_to_one_kl", "direction": "forward"}],
-    **{kind: [{"kind": kind}] for kind in ("uld", "mined", "p_kl", "gold", "hidden_states", "dskd")},
-    "uld one-to-one": [{"kind": "uld", "places": "one_to_one"}],
+    **{kind: [{"kind": kind}] for kind in ("uld", "min_ed", "p_kl", "gold", "hidden_states", "dskd")},
+    "uld one-to-one": [{"kind": "uld", "positions": "one_to_one"}],
 }
 
 
@@ -68,7 +68,7 @@ def _pairs(folder: Path) -> Iterator[tuple[str, Any]]:
             "teacher": {"model": str(model)},
             "student": {"tokenizer": {"kind": "pretrained", "name": str(REAL[student])}},
             "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")]},
-            "prepare": {"student_window_tokens": 64, "teacher_window_tokens": 64, "part_bytes": 8000, "top_k": 4},
+            "prepare": {"student_window_tokens": 64, "teacher_window_tokens": 64, "slice_bytes": 8000, "top_k": 4},
             "train": {"steps": STEPS},
         }
         ctd("prepare", "--config", _written(folder / "run.yaml", run))
@@ -89,8 +89,8 @@ def _trainings(folder: Path) -> Iterator[tuple[str, Any]]:
         "teacher": {"model": str(folder / "teacher")},
         "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
         "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2},
-        "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 8000, "top_k": 4},
-        "train": {"steps": STEPS, "batch_tokens": 400, "micro_batches": 2, "learning_rate": 1e-3},
+        "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "slice_bytes": 8000, "top_k": 4},
+        "train": {"steps": STEPS, "batch_tokens": 400, "gradient_accumulation": 2, "learning_rate": 1e-3},
         "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
     }
     for name, objectives in OBJECTIVES.items():
@@ -99,16 +99,16 @@ def _trainings(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "losses: gradient_magnitude", losses(folder, run, **balanced)
     yield (
         "losses: warm-up, decay, frozen",
-        losses(folder, run, warmup_steps=4, final_learning_rate_fraction=0.1, weight_decay=0.1, freeze=["norm"]),
+        losses(folder, run, warmup_steps=4, min_lr_ratio=0.1, weight_decay=0.1, freeze=["norm"]),
     )
     student = {"tokenizer": {"kind": "pretrained", "name": str(folder / "teacher")}}
     yield "losses: kd", losses(folder, run | {"name": "same", "student": student}, objectives=[{"kind": "kd"}])
     adapted = run | {"name": "adapted", "student": run["student"] | {"adapters": {"rank": 4}}}
     yield "losses: adapters", losses(folder, adapted, objectives=[{"kind": "alm"}, {"kind": "uld"}])
     both = [{"kind": "alm"}, {"kind": "alm", "weight": 0.5, "teacher": "second"}]
-    two = run | {"name": "two", "more_teachers": {"second": {"model": str(folder / "second")}}}
+    two = run | {"name": "two", "extra_teachers": {"second": {"model": str(folder / "second")}}}
     yield "losses: two teachers", losses(folder, two, objectives=both)
-    untied = run | {"name": "untied", "student": run["student"] | {"head": "untied", "vocab_multiple": 64}}
+    untied = run | {"name": "untied", "student": run["student"] | {"head": "untied", "pad_to_multiple_of": 64}}
     yield "losses: untied", losses(folder, untied)
     file = _written(folder / "run.yaml", run)
     ctd("run", "--config", file)

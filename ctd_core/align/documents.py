@@ -12,8 +12,8 @@ from ctd_core.align.chunks import FinestChunks, finest_chunks
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document, Marker, Text
 from ctd_core.text.encoding import EncodedPair, encode_pairs
-from ctd_core.text.prepared_tokenizer import Side
-from ctd_core.text.spelling import PRETOKEN_STARTS
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.token_bytes import PRETOKEN_STARTS
 
 # What chunk_kinds holds, as flags.
 SCORED, MARKER, BEFORE_WHITESPACE, ONE_TO_ONE = 1, 2, 4, 8
@@ -41,7 +41,9 @@ class AlignedText:
     chunk_bytes: npt.NDArray[np.int32]
 
 
-def align_documents(student: Side, teacher: Side, documents: Sequence[Document]) -> list[AlignedText | DocumentError]:
+def align_documents(
+    student: PreparedTokenizer, teacher: PreparedTokenizer, documents: Sequence[Document]
+) -> list[AlignedText | DocumentError]:
     """Each document encoded by both sides and aligned, or why it has to be dropped.
 
     Text aligns by its bytes, a marker as a unit, even where one side has no token for it.
@@ -82,14 +84,14 @@ def cut_windows(
         return [document]
     total = len(document.chunk_kinds)
     first = int(total > 0 and bool(document.chunk_kinds[0] & MARKER))
-    sides = (
+    tokenizers = (
         (document.student_chunk_ends, student_window_tokens),
         (document.teacher_chunk_ends, teacher_window_tokens),
     )
     windows, start = [], first
     while start < total:
         stop = total
-        for ends, limit in sides:
+        for ends, limit in tokenizers:
             prefix = ends[0] if first else 0
             used = ends[start - 1] if start else 0
             stop = min(stop, int(np.searchsorted(ends, used + limit - prefix, side="right")))
@@ -130,8 +132,8 @@ def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
     )  # fmt: skip
 
 
-def _marker_piece(role: str, student: Side, teacher: Side) -> _Piece:
-    mine, theirs = (np.array(side.markers.get(role, ()), dtype=np.int32) for side in (student, teacher))
+def _marker_piece(role: str, student: PreparedTokenizer, teacher: PreparedTokenizer) -> _Piece:
+    mine, theirs = (np.array(tokenizer.markers.get(role, ()), dtype=np.int32) for tokenizer in (student, teacher))
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
     my_end, their_end = (np.array([len(ids)]) for ids in (mine, theirs))
     return _Piece(mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int64), False)

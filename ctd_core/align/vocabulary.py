@@ -3,25 +3,25 @@
 import numpy as np
 import numpy.typing as npt
 
-from ctd_core.text.spelling import Spelling, ids_by_bytes
+from ctd_core.text.token_bytes import TokenBytes, ids_by_bytes
 
 NEAREST_AT_ONCE = 256  # rows of a matrix of distances
 
 
-def exact_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
+def exact_map(student: TokenBytes, teacher: TokenBytes) -> npt.NDArray[np.int32]:
     """[U], for each teacher token the student token of the same bytes, −1 where there is none.
 
     Special tokens and tokens of no bytes have none. Where several tokens of one side have the same bytes, one of them
     stands for all (see ids_by_bytes), so no student token is named twice.
     """
     mine, theirs = ids_by_bytes(student), ids_by_bytes(teacher)
-    result = np.full(len(teacher.token_bytes), -1, dtype=np.int32)
+    result = np.full(len(teacher.by_id), -1, dtype=np.int32)
     for raw, token in theirs.items():
         result[token] = mine.get(raw, -1)
     return result
 
 
-def nearest_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
+def nearest_map(student: TokenBytes, teacher: TokenBytes) -> npt.NDArray[np.int32]:
     """[U], for each teacher token the student token of the least edit distance in bytes; the same bytes have none.
 
     Special tokens and ids without a token have no student token: −1. Of several equally near ones, the shortest and
@@ -43,7 +43,7 @@ def nearest_map(student: Spelling, teacher: Spelling) -> npt.NDArray[np.int32]:
     return result
 
 
-def _spelled(side: Spelling) -> list[str]:
+def _spelled(side: TokenBytes) -> list[str]:
     """A character for each byte of every token, none for special tokens and ids without one."""
-    plain = zip(side.token_bytes, side.is_special, strict=True)
+    plain = zip(side.by_id, side.is_special, strict=True)
     return [raw.decode("latin-1") if raw and not is_special else "" for raw, is_special in plain]

@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from ctd_core.align.vocabulary import nearest_map
 from ctd_core.storage.atomic import write_atomic
-from ctd_core.text.spelling import Spelling
+from ctd_core.text.token_bytes import TokenBytes
 
 VERSION = 2  # of what nearest_map calculates
 
 
-def kept_nearest_map(student: Spelling, teacher: Spelling, folder: Path | None) -> npt.NDArray[np.int32]:
-    """`nearest_map`, kept in `folder` by the fingerprint of the two spellings where there is one."""
+def cached_nearest_map(student: TokenBytes, teacher: TokenBytes, folder: Path | None) -> npt.NDArray[np.int32]:
+    """`nearest_map`, kept in `folder` by the fingerprint of the two tokenizers' bytes where there is one."""
     if folder is None:
         return nearest_map(student, teacher)
     file = folder / f"nearest-{_fingerprint(student, teacher)}.npy"
@@ -31,9 +31,9 @@ def kept_nearest_map(student: Spelling, teacher: Spelling, folder: Path | None) 
     return result
 
 
-def _fingerprint(*spellings: Spelling) -> str:
+def _fingerprint(*both: TokenBytes) -> str:
     digest = hashlib.sha256(str(VERSION).encode())
-    for spelling in spellings:
-        digest.update(repr((len(spelling.token_bytes), spelling.token_bytes)).encode())
-        digest.update(spelling.is_special.tobytes() + spelling.is_fallback.tobytes())
+    for token_bytes in both:
+        digest.update(repr((len(token_bytes.by_id), token_bytes.by_id)).encode())
+        digest.update(token_bytes.is_special.tobytes() + token_bytes.is_fallback.tobytes())
     return digest.hexdigest()[:16]

@@ -7,7 +7,7 @@ import numpy as np
 from ctd_core.align.documents import MARKER, AlignedText
 
 
-def most_split(windows: Sequence[AlignedText], fraction: float) -> list[AlignedText]:
+def most_fragmented(windows: Sequence[AlignedText], fraction: float) -> list[AlignedText]:
     """Those of `windows` that hold at most `fraction` of the student's tokens, one at least, in their order.
 
     They are the ones in which the largest share of text chunks has several student tokens. There the student has to

@@ -36,7 +36,7 @@ class Student(Options):
     head: Literal["as_teacher", "untied"] = Field(
         default="as_teacher", description="whether a tied output matrix stays tied"
     )
-    vocab_multiple: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
+    pad_to_multiple_of: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
     adapters: Adapters | None = Field(
         default=None,
         description="train low-rank adapters; a student made from its teacher is then its online teacher too",

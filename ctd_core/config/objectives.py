@@ -30,8 +30,8 @@ class Alm(Options):
         default="chunk",
         description="what the loss is a mean over: merged chunks, their bytes (markers have none) or student tokens",
     )
-    teacher: str | None = Field(default=None, description="one of more_teachers, to learn from that one instead")
-    leave_out_one_to_one: bool = Field(
+    teacher: str | None = Field(default=None, description="one of extra_teachers, to learn from that one instead")
+    exclude_one_to_one: bool = Field(
         default=False, description="whether chunks that are one token of both sides are left to one_to_one_kl"
     )
 
@@ -83,7 +83,7 @@ class Uld(Online):
     """Universal logit distillation: distance of sorted probabilities (arXiv 2402.12030)."""
 
     kind: Literal["uld"]
-    places: Literal["same_index", "one_to_one"] = Field(
+    positions: Literal["same_index", "one_to_one"] = Field(
         default="same_index",
         description="compare the n-th tokens of both sides, as published, or where a chunk is one token of both sides",
     )
@@ -94,7 +94,7 @@ class MinEd(Online):
     (arXiv 2401.10491).
     """
 
-    kind: Literal["mined"]
+    kind: Literal["min_ed"]
     temperature: float = Field(default=2.0, gt=0, description="of all softmaxes")
 
 

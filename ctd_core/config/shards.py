@@ -14,7 +14,7 @@ class Prepare(Options):
         default=1024, ge=8, description="documents longer than this are cut, at the ends of chunks"
     )
     teacher_window_tokens: int = Field(default=1024, ge=8, description="the same on the teacher's side")
-    split_fraction: float = Field(
+    fragmented_fraction: float = Field(
         default=1.0,
         gt=0,
         le=1,
@@ -33,7 +33,7 @@ class Prepare(Options):
     max_dropped_fraction: float = resource(
         default=0.01, ge=0, le=1, description="more dropped documents than this fail the job"
     )
-    part_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
+    slice_bytes: int = Field(default=4 * 2**20, gt=0, description="text a shard, about")
     top_k: int = Field(
         default=0,
         ge=0,

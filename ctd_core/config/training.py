@@ -18,8 +18,8 @@ class Train(Options):
         default=[Alm(kind="alm")], min_length=1, description="what is minimised: a weighted sum"
     )
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
-    micro_batches: int = Field(
-        default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of more_teachers"
+    gradient_accumulation: int = Field(
+        default=1, gt=0, description="micro-batches a step, over all workers; as many again for each of extra_teachers"
     )
     num_workers: int = resource(default=0, ge=0, description="Ray Train workers; 0 trains in this process")
     min_workers: int | None = resource(
@@ -50,10 +50,10 @@ class Train(Options):
         description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
     )
     warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
-    final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
-    clip_norm: float | None = Field(
+    max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="the largest norm of a step's gradient; none leaves it as it is"
     )
     freeze: list[str] = Field(
@@ -103,10 +103,10 @@ class Train(Options):
             raise ValueError(f"min_workers is {self.min_workers}, and num_workers, the most, {self.num_workers}")
         most = max(self.num_workers, 1)
         for workers in range(self.min_workers or most, most + 1):
-            if self.micro_batches % workers:
+            if self.gradient_accumulation % workers:
                 raise ValueError(
-                    f"micro_batches is {self.micro_batches}, and a step may have {workers} workers: each takes the "
-                    "same number of micro-batches a step, so the first must be a multiple of the second"
+                    f"gradient_accumulation is {self.gradient_accumulation}, and a step may have {workers} workers: "
+                    "each takes the same number of micro-batches a step, so the first must be a multiple of the second"
                 )
         return self
 

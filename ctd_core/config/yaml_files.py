@@ -20,6 +20,18 @@ from ctd_core.errors import UsageError
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 _NO_KIND = FieldInfo()
+RENAMED_FIELDS = {
+    "clip_norm": "max_grad_norm",
+    "final_learning_rate_fraction": "min_lr_ratio",
+    "leave_out_one_to_one": "exclude_one_to_one",
+    "micro_batches": "gradient_accumulation",
+    "more_teachers": "extra_teachers",
+    "part_bytes": "slice_bytes",
+    "places": "positions",
+    "split_fraction": "fragmented_fraction",
+    "vocab_multiple": "pad_to_multiple_of",
+}
+RENAMED_KINDS = {"mined": "min_ed"}
 
 
 def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
@@ -168,12 +180,17 @@ def _explain(error: Any, kind: Any = None) -> str:
     """One of pydantic's errors in words: the field, what is wrong, the value; `kind` is the model that it is of."""
     where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _fields_beside(kind, error["loc"]), n=1)
+        name = str(error["loc"][-1])
+        if name in RENAMED_FIELDS:
+            return f"{where}: this field is called {RENAMED_FIELDS[name]} since version 0.1.0."
+        near = difflib.get_close_matches(name, _fields_beside(kind, error["loc"]), n=1)
         hint = f" Did you mean {near[0]}?" if near else " The README tells where the fields are described."
         return f"{where}: there is no such field.{hint}"
     if error["type"] in {"literal_error", "union_tag_invalid"}:
         allowed = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
         given = error["ctx"].get("tag") or error["input"]
+        if str(given) in RENAMED_KINDS:
+            return f"{where}: the kind {given} is called {RENAMED_KINDS[given]} since version 0.1.0."
         if near := difflib.get_close_matches(str(given), allowed, n=1):
             return f"{where}: {error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
     if error["type"] == "union_tag_not_found":

@@ -9,7 +9,7 @@ from ctd_core.config.align import AnyChunks
 from ctd_core.shards import schema
 from ctd_core.shards.batches import collate
 from ctd_core.shards.rows import RowSource
-from ctd_core.text.spelling import Spelling
+from ctd_core.text.token_bytes import TokenBytes
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class MergedText:
     boundary_probability: float | None
 
 
-def merged_text(shards: RowSource, row: int, rule: AnyChunks, student: Spelling) -> list[MergedText]:
-    """The merged chunks of a row under `rule`; `student` is the spelling of the tokenizer that the shards are for.
+def merged_text(shards: RowSource, row: int, rule: AnyChunks, student: TokenBytes) -> list[MergedText]:
+    """The merged chunks of a row under `rule`; `student` are the token bytes of the student's tokenizer.
 
     Markers have no bytes. Raises IndexError where there is no such row.
     """
@@ -44,7 +44,7 @@ def merged_text(shards: RowSource, row: int, rule: AnyChunks, student: Spelling)
     for last in merged.last:
         asked = shards.has_targets and teacher_ends[last] > teacher_start
         inside = ids[student_start : student_ends[last]]
-        spelled = b"".join(student.token_bytes[token] or b"" for token in inside)
+        spelled = b"".join(student.by_id[token] or b"" for token in inside)
         num_bytes = int(chunks.num_bytes[first : last + 1].sum())
         result.append(
             MergedText(

@@ -46,7 +46,7 @@ def check_targets(model: PreTrainedModel, options: Adapters) -> None:
             )
 
 
-def merge_adapters(model: PreTrainedModel) -> None:
+def merge_adapters(model: nn.Module) -> None:
     """Add the adapters to the weights that they are for, in place; nothing where there are none."""
     for name, layer in _adapted(model):
         layer.merge()
@@ -54,7 +54,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def without_adapters(model: PreTrainedModel) -> Iterator[None]:
+def without_adapters(model: nn.Module) -> Iterator[None]:
     """`model` as it is without its adapters."""
     layers = [layer for _, layer in _adapted(model)]
     trained = [(one, one.requires_grad) for layer in layers for one in layer.parameters()]
@@ -69,7 +69,7 @@ def without_adapters(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(is_trained)
 
 
-def _adapted(model: PreTrainedModel) -> list[tuple[str, Any]]:
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     """The layers of the model that have an adapter, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -1,5 +1,6 @@
-"""Students, teachers and their tokenizers, built from the options of a run."""
+"""Students and teachers, built from the options of a run."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,47 +9,43 @@ from transformers import PreTrainedModel
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.models import Student, Teacher
 from ctd_core.config.shards import Prepare
-from ctd_core.config.text import BytesTokenizer, TrainedTokenizer
 from ctd_core.models.adapters import add_adapters
-from ctd_core.models.loading import load_model, num_embeddings
+from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.models.online_teacher import OnlineTeacher, OwnTeacher
+from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
+from ctd_core.models.scorer import Scorer, TransformersScorer
 from ctd_core.models.scoring import TopTokens
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.models.transfer import transfer_model
-from ctd_core.text.prepared_tokenizer import Side, make_side
-from ctd_core.text.tokenizers import load_tokenizer
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 
-def build_student_tokenizer(student: Student, trained: Path | None) -> Side:
-    """The student's tokenizer, made ready; `trained` is its directory where the run trains it."""
-    chosen = student.tokenizer
-    if isinstance(chosen, TrainedTokenizer):
-        name, revision = str(trained), None
-    elif isinstance(chosen, BytesTokenizer):
-        name, revision = "bytes", None
-    else:
-        name, revision = chosen.name, chosen.revision
-    rows = None
-    if student.model is not None:
-        rows = num_embeddings(student.model, student.revision, student.trust_remote_code)
-    return make_side(load_tokenizer(name, revision), name, student.begin_token, student.end_token, rows)
+def logprob_model(model: PreTrainedModel, tokenizer: PreparedTokenizer) -> LogprobModel:
+    """A Hugging Face model that answers with log-probabilities; `tokenizer` says which tokens begin a pretoken."""
+    return LogprobModel(HuggingFaceModel(model), tokenizer.encoder.token_bytes.begins_pretoken)
 
 
-def build_teacher_tokenizer(teacher: Teacher) -> Side:
-    """A teacher's tokenizer, made ready."""
-    rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
-    tokenizer = load_tokenizer(teacher.model, teacher.revision)
-    return make_side(tokenizer, teacher.model, teacher.begin_token, teacher.end_token, rows)
+def build_scorer(teacher: Teacher, tokenizer: PreparedTokenizer, device: torch.device) -> Scorer:
+    """A teacher ready to score.
 
+    Args:
+        teacher: the teacher's options.
+        tokenizer: the teacher's tokenizer.
+        device: where it is put.
 
-def build_teacher(teacher: Teacher, tokenizer: Side, device: torch.device) -> LogprobModel:
-    """A teacher ready to score."""
+    Returns:
+        The scorer.
+
+    Raises:
+        UsageError: there is no such model.
+    """
     model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code).to(device)
-    return LogprobModel(model, tokenizer.encoder.spelling.begins_pretoken)
+    return TransformersScorer(logprob_model(model, tokenizer))
 
 
 def build_student(
-    student: Student, teacher: Teacher, student_tokenizer: Side, teacher_tokenizer: Side
+    student: Student, teacher: Teacher, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
 ) -> PreTrainedModel:
     """The student before training: a model of its own, or the teacher under the student's tokenizer."""
     if student.model is not None:
@@ -58,7 +55,7 @@ def build_student(
         student_tokenizer,
         teacher_tokenizer,
         untie=student.head == "untied",
-        vocab_multiple=student.vocab_multiple,
+        pad_to_multiple_of=student.pad_to_multiple_of,
     )
 
 
@@ -70,34 +67,57 @@ def with_adapters(student: Student, model: PreTrainedModel, seed: int) -> PreTra
 
 
 def load_student_to_train(
-    student: Student, teacher: Teacher, directory: Path, tokenizer: Side, seed: int
+    student: Student, teacher: Teacher, directory: Path, tokenizer: PreparedTokenizer, seed: int
 ) -> LogprobModel:
     """The student as `build_student` made it and `directory` holds it, with its adapters where it is to have some."""
     trust = student.trust_remote_code if student.model is not None else teacher.trust_remote_code
-    model = with_adapters(student, load_model(str(directory), trust_remote_code=trust), seed)
-    return LogprobModel(model, tokenizer.encoder.spelling.begins_pretoken)
+    return logprob_model(with_adapters(student, load_model(str(directory), trust_remote_code=trust), seed), tokenizer)
 
 
 def build_online_teacher(
-    student: Student, teacher: Teacher, trained: LogprobModel, student_tokenizer: Side, maps: Path, device: torch.device
+    student: Student,
+    teacher: Teacher,
+    trained: LogprobModel,
+    student_tokenizer: PreparedTokenizer,
+    vocabulary_maps: Path | None,
+    device: torch.device,
 ) -> OnlineTeacher:
-    """The teacher on `device`, for objectives that compare the student in training, `trained`, with it directly.
+    """The teacher for objectives that compare the student with it directly.
 
-    It is the student itself where adapters alone tell the two apart. `maps` is a folder for maps of vocabularies.
+    It is the student itself where adapters alone tell the two apart.
+
+    Args:
+        student: the student's options.
+        teacher: the teacher's options.
+        trained: the student in training.
+        student_tokenizer: the student's tokenizer.
+        vocabulary_maps: a directory in which maps between vocabularies are cached.
+        device: where the teacher is put.
+
+    Returns:
+        The teacher, on `device`.
+
+    Raises:
+        UsageError: there is no such model.
     """
-    hidden_size = trained.model.config.get_text_config().hidden_size
-    both = student_tokenizer, build_teacher_tokenizer(teacher)
+    hidden_size = trained.language_model.hidden_size
+    tokenizers = student_tokenizer, build_teacher_tokenizer(teacher)
     if not student.is_its_own_teacher:
         model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code).to(device)
-        return OnlineTeacher(hidden_size, model, *both, maps)
-    model = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)  # as it was made
-    ends = (module.to(device) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
-    return OwnTeacher(hidden_size, trained.model, *both, maps, *ends)
+        return OnlineTeacher(hidden_size, HuggingFaceModel(model), *tokenizers, vocabulary_maps)
+    original = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    ends = [end.to(device) for end in (original.get_input_embeddings(), original.get_output_embeddings())]
+    own = trained.language_model
+    if not isinstance(own, HuggingFaceModel):
+        raise TypeError("adapters are for Hugging Face models alone")
+    return OnlineTeacher(hidden_size, own, *tokenizers, vocabulary_maps, partial(as_own_teacher, own, *ends))
 
 
-def top_tokens(options: Prepare, student_tokenizer: Side, teacher_tokenizer: Side) -> TopTokens | None:
+def top_tokens(
+    options: Prepare, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
+) -> TopTokens | None:
     """What of the teacher's distribution is stored beside the chunks; None where nothing is."""
     if not options.top_k:
         return None
-    spellings = student_tokenizer.encoder.spelling, teacher_tokenizer.encoder.spelling
-    return TopTokens(options.top_k, exact_map(*spellings))
+    token_bytes = student_tokenizer.encoder.token_bytes, teacher_tokenizer.encoder.token_bytes
+    return TopTokens(options.top_k, exact_map(*token_bytes))

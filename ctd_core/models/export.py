@@ -6,19 +6,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError
+from ctd_core.models.language_model import LanguageModel
 from ctd_core.text.tokenizers import save_tokenizer
 
 
-def export_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, card: str, directory: Path) -> None:
+def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card: str, directory: Path) -> None:
     """Write model, tokenizer, generation config and model card into `directory`.
 
     Raises:
         CtdError: a weight is not finite.
     """
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
-    model.save_pretrained(directory)
+    model.save(directory)
     save_tokenizer(tokenizer, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 

@@ -1,36 +1,66 @@
-"""A student as training and evaluation call it: token ids in, log-probabilities out."""
+"""A model as training, scoring and evaluation call it: token ids in, log-probabilities out."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from ctd_core.models.loading import head_of, last_hidden, vocabulary_mask
+from ctd_core.models.language_model import NO_INPUTS, LanguageModel
 from ctd_core.ops.fused_logprobs import token_and_boundary_logprobs
 
 
 class LogprobModel(nn.Module):
-    """A causal language model that answers with log-probabilities. `begins_pretoken`: [tokens] bool, see Spelling.
+    """A language model that answers with log-probabilities.
+
+    Args:
+        language_model: its module becomes `model`, whose parameters are trained.
+        begins_pretoken: [tokens] bool, see TokenBytes.
 
     projections: modules of the objectives that are trained along with the model and are no part of it.
+    mask: [V] bool, the tokens that begin a pretoken; rows that pad the vocabulary are not among them.
     """
 
-    def __init__(self, model: PreTrainedModel, begins_pretoken: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, language_model: LanguageModel, begins_pretoken: npt.NDArray[np.bool_]) -> None:
         super().__init__()
-        self.model = model
+        self.language_model = language_model
+        self.model = language_model.module
         self.mask: Tensor
-        self.register_buffer("mask", vocabulary_mask(begins_pretoken, model), persistent=False)
+        self.register_buffer("mask", _vocabulary_mask(begins_pretoken, language_model), persistent=False)
         self.projections = nn.ModuleList()
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, token_rows: Tensor, token_ids: Tensor, boundary_rows: Tensor
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        token_rows: Tensor,
+        token_ids: Tensor,
+        boundary_rows: Tensor,
+        extra_inputs: Mapping[str, Tensor] = NO_INPUTS,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """[Q] log-probabilities of next tokens, [M] of a pretoken boundary (see token_and_boundary_logprobs).
+        """Log-probabilities of chosen next tokens and of pretoken boundaries.
 
-        The third result are the hidden states [N, H] that they are of.
+        Args:
+            input_ids: [B, S].
+            positions: [N], the positions in [B * S] that matter.
+            token_rows: [Q], among the N, those whose next token is asked for.
+            token_ids: [Q], these next tokens.
+            boundary_rows: [M], among the N, those at which a boundary is asked for.
+            extra_inputs: see LanguageModel.hidden_states.
 
-        input_ids: [B, S]; positions: [N], the places in [B * S] that matter; token_rows and boundary_rows: among the N.
+        Returns:
+            [Q] log-probabilities of the next tokens, [M] of a boundary (see token_and_boundary_logprobs), and the
+            hidden states [N, H] that they are of.
         """
-        hidden = last_hidden(self.model, input_ids).flatten(0, 1)[positions]
-        head = head_of(self.model)
+        hidden = self.language_model.hidden_states(input_ids, extra_inputs).flatten(0, 1)[positions]
+        head = self.language_model.head
         return *token_and_boundary_logprobs(hidden, head, token_rows, token_ids, self.mask, boundary_rows), hidden
+
+
+def _vocabulary_mask(begins_pretoken: npt.NDArray[np.bool_], model: LanguageModel) -> Tensor:
+    weight = model.head.weight
+    size = weight.shape[0]
+    mask = torch.zeros(size, dtype=torch.bool, device=weight.device)
+    mask[: len(begins_pretoken)] = torch.from_numpy(begins_pretoken[:size])  # ids beyond are refused where they occur
+    return mask

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
 
-from ctd_core.text.prepared_tokenizer import Side
-from ctd_core.text.spelling import ids_by_bytes
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.token_bytes import ids_by_bytes
 
 IDS = re.compile(
     r"(.*_)?token_(id|ids|index)|token_ids|bad_words_ids|force_words_ids|suppress_tokens|begin_suppress_tokens"
@@ -17,7 +17,7 @@ ROLES = ("bos", "eos", "pad")
 
 
 def renumber(
-    config: PretrainedConfig | GenerationConfig, student: Side, new_ids: dict[int, int], source: str
+    config: PretrainedConfig | GenerationConfig, student: PreparedTokenizer, new_ids: dict[int, int], source: str
 ) -> list[str]:
     """Turn every token id in `config` into the student's, in place; what has none there is taken out.
 
@@ -53,22 +53,20 @@ def renumber(
     return lost
 
 
-def ids_with_student(student: Side, teacher: Side) -> dict[int, int]:
+def ids_with_student(student: PreparedTokenizer, teacher: PreparedTokenizer) -> dict[int, int]:
     """The student's id for each teacher id of which it has the same token: by bytes, or special ones by their name."""
-    own = ids_by_bytes(student.encoder.spelling)
-    found = {
-        token_id: own[raw] for token_id, raw in enumerate(teacher.encoder.spelling.token_bytes) if raw and raw in own
-    }
+    own = ids_by_bytes(student.encoder.token_bytes)
+    found = {token_id: own[raw] for token_id, raw in enumerate(teacher.encoder.token_bytes.by_id) if raw and raw in own}
     named = {token.content: one for one, token in _special(student)}
     for role in ROLES:
-        old, new = (getattr(side.encoder.tokenizer, f"{role}_token_id") for side in (teacher, student))
+        old, new = (getattr(tokenizer.encoder.tokenizer, f"{role}_token_id") for tokenizer in (teacher, student))
         if old is not None and new is not None:
             found[old] = new
     return found | {one: named[token.content] for one, token in _special(teacher) if token.content in named}
 
 
-def _special(side: Side) -> Iterator[tuple[int, Any]]:
-    return ((one, token) for one, token in side.encoder.tokenizer.added_tokens_decoder.items() if token.special)
+def _special(tokenizer: PreparedTokenizer) -> Iterator[tuple[int, Any]]:
+    return ((one, token) for one, token in tokenizer.encoder.tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def _ids(config: Any) -> Iterator[tuple[Any, str, Any]]:

@@ -12,23 +12,25 @@ from transformers import PreTrainedModel
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.models.loading import train_every_row
 from ctd_core.models.token_ids import ids_with_student, renumber
-from ctd_core.text.prepared_tokenizer import Side, check_embedding
-from ctd_core.text.spelling import ids_by_bytes
-
-TRANSFER_VERSION = 3  # of what transfer_model calculates
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
+from ctd_core.text.token_bytes import ids_by_bytes
 
 logger = logging.getLogger(__name__)
 
 
 def transfer_model(
-    teacher: PreTrainedModel, student_side: Side, teacher_side: Side, untie: bool = False, vocab_multiple: int = 1
+    teacher: PreTrainedModel,
+    student_tokenizer: PreparedTokenizer,
+    teacher_tokenizer: PreparedTokenizer,
+    untie: bool = False,
+    pad_to_multiple_of: int = 1,
 ) -> PreTrainedModel:
     """A copy of `teacher` with embeddings for the student's tokenizer.
 
     Each new embedding is the mean of the old ones that spell its token (FVT): the old one itself where a token of the
     same bytes exists; special tokens take the embedding of the token with their role or name. Under the teacher's own
     vocabulary the student is the teacher, rows that no token uses included. Rows that pad the vocabulary to a multiple
-    of `vocab_multiple` are the mean of all; they stay in the softmax, as they are in the exported model, and the
+    of `pad_to_multiple_of` are the mean of all; they stay in the softmax, as they are in the exported model, and the
     student learns to leave them out. Rows that are not finite are in no mean. `untie` gives a tied model an output
     matrix of its own; a model counts as tied where its two matrices are one, whatever its config says.
 
@@ -38,10 +40,10 @@ def transfer_model(
     """
     old_input = teacher.get_input_embeddings().weight
     old_output = teacher.get_output_embeddings()
-    check_embedding(teacher_side.encoder.tokenizer, teacher_side.encoder.name, len(old_input))
+    check_embedding(teacher_tokenizer.encoder.tokenizer, teacher_tokenizer.encoder.name, len(old_input))
     _refuse_further_tables(teacher)
-    sources, size = _rows(student_side, teacher_side, len(old_input))
-    size = -(-size // vocab_multiple) * vocab_multiple
+    sources, size = _rows(student_tokenizer, teacher_tokenizer, len(old_input))
+    size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
     is_tied = old_output.weight is old_input
     tied = is_tied and not untie
     config = copy.deepcopy(teacher.config)
@@ -49,16 +51,16 @@ def transfer_model(
     text_config.vocab_size = config.vocab_size = size
     text_config.tie_word_embeddings = config.tie_word_embeddings = tied
     generation_config = copy.deepcopy(teacher.generation_config)
-    new_ids = ids_with_student(student_side, teacher_side)
-    lost = renumber(config, student_side, new_ids, "config")
+    new_ids = ids_with_student(student_tokenizer, teacher_tokenizer)
+    lost = renumber(config, student_tokenizer, new_ids, "config")
     if generation_config is not None:
-        lost += renumber(generation_config, student_side, new_ids, "generation_config")
+        lost += renumber(generation_config, student_tokenizer, new_ids, "generation_config")
     if lost:
         logger.warning("token ids without a token in the student's tokenizer are taken out: %s", "; ".join(lost))
     student = type(teacher)._from_config(config, dtype=teacher.dtype)
     state = teacher.state_dict()
     input_name, output_name = _name_of(teacher, old_input), _output_names(teacher)
-    _warn_of_rows_not_finite(teacher_side, old_input, old_output.weight)
+    _warn_of_rows_not_finite(teacher_tokenizer, old_input, old_output.weight)
     state[input_name] = average_rows(old_input.detach(), sources, size)
     state[output_name[0]] = state[input_name] if tied else average_rows(old_output.weight.detach(), sources, size)
     if len(output_name) > 1:
@@ -81,38 +83,38 @@ def _refuse_further_tables(teacher: PreTrainedModel) -> None:
         )
 
 
-def _rows(student: Side, teacher: Side, old_size: int) -> tuple[list[list[int]], int]:
+def _rows(student: PreparedTokenizer, teacher: PreparedTokenizer, old_size: int) -> tuple[list[list[int]], int]:
     """For each row of the new embedding the old rows that it is the mean of, and how many rows there are.
 
     Tokens that lie beyond the old embedding have no row there.
     """
     if student.encoder.tokenizer.get_vocab() == teacher.encoder.tokenizer.get_vocab():
-        size = max(len(student.encoder.spelling.token_bytes), old_size)
+        size = max(len(student.encoder.token_bytes.by_id), old_size)
         return [[row] if row < old_size else [] for row in range(size)], size
     sources = [[one for one in ids if one < old_size] for ids in old_tokens(student, teacher)]
     return sources, len(sources)
 
 
-def _warn_of_rows_not_finite(side: Side, *tables: Tensor) -> None:
+def _warn_of_rows_not_finite(tokenizer: PreparedTokenizer, *tables: Tensor) -> None:
     rows = sorted({row for one in tables for row in (~one.detach().isfinite().all(1)).nonzero()[:, 0].tolist()})
     if rows:
-        names = side.encoder.tokenizer.convert_ids_to_tokens([row for row in rows[:8]])
+        names = tokenizer.encoder.tokenizer.convert_ids_to_tokens([row for row in rows[:8]])
         logger.warning(
             "%d rows of the teacher's embeddings are not finite and are left out: %s",
             len(rows), ", ".join(f"{row} ({name})" for row, name in zip(rows[:8], names, strict=True)),
         )  # fmt: skip
 
 
-def old_tokens(student: Side, teacher: Side) -> list[list[int]]:
+def old_tokens(student: PreparedTokenizer, teacher: PreparedTokenizer) -> list[list[int]]:
     """For each student token id, the teacher's tokens that stand for the same; none for an id without a token."""
-    spelling = student.encoder.spelling
-    exact = ids_by_bytes(teacher.encoder.spelling)
+    token_bytes = student.encoder.token_bytes
+    exact = ids_by_bytes(teacher.encoder.token_bytes)
     roles = _special_roles(student, teacher)
     sources: list[list[int]] = []
-    spelled = [raw for raw in spelling.token_bytes if raw and raw not in exact]
-    by_bytes = dict(zip(spelled, spell_bytes(teacher, spelled), strict=True))
-    for token_id, raw in enumerate(spelling.token_bytes):
-        if spelling.is_special[token_id]:
+    spelled = [raw for raw in token_bytes.by_id if raw and raw not in exact]
+    by_bytes = dict(zip(spelled, encode_bytes(teacher, spelled), strict=True))
+    for token_id, raw in enumerate(token_bytes.by_id):
+        if token_bytes.is_special[token_id]:
             sources.append(roles.get(token_id, []))
         elif not raw:
             sources.append([])
@@ -121,18 +123,18 @@ def old_tokens(student: Side, teacher: Side) -> list[list[int]]:
     return sources
 
 
-def spell_bytes(side: Side, spelled: list[bytes]) -> list[list[int]]:
+def encode_bytes(tokenizer: PreparedTokenizer, spelled: list[bytes]) -> list[list[int]]:
     """Token ids that spell each byte string: by the tokenizer where it is text, else the longest tokens from the left.
 
     Bytes that no token spells are left out.
     """
-    exact = ids_by_bytes(side.encoder.spelling)
+    exact = ids_by_bytes(tokenizer.encoder.token_bytes)
     longest = max(map(len, exact))
-    encodings = side.encoder.encode_batch([raw.decode(errors="ignore") for raw in spelled])
+    encodings = tokenizer.encoder.encode_batch([raw.decode(errors="ignore") for raw in spelled])
     results = []
     for raw, encoding in zip(spelled, encodings, strict=True):
         ids = [] if isinstance(encoding, DocumentError) else encoding.ids[encoding.byte_ends > 0].tolist()
-        if b"".join(side.encoder.spelling.token_bytes[one] or b"" for one in ids) != raw:
+        if b"".join(tokenizer.encoder.token_bytes.by_id[one] or b"" for one in ids) != raw:
             ids, at = [], 0
             while at < len(raw):
                 end = next((end for end in range(min(len(raw), at + longest), at, -1) if raw[at:end] in exact), None)
@@ -161,7 +163,7 @@ def average_rows(old: Tensor, sources: list[list[int]], size: int) -> Tensor:
     return new.to(old.dtype)
 
 
-def _special_roles(student: Side, teacher: Side) -> dict[int, list[int]]:
+def _special_roles(student: PreparedTokenizer, teacher: PreparedTokenizer) -> dict[int, list[int]]:
     """The teacher's tokens for each special token of the student: where it begins or ends texts, those that do so for
     the teacher, else the one of the same name, else the one of the same role (bos, eos …).
     """

@@ -26,7 +26,7 @@ def alm(options: Alm, online: OnlineTeacher | None) -> Objective:
         chunks = batch.chunks
         everything = merge(options.chunks, chunks.before_whitespace, chunks.teacher_boundary_logprobs, chunks.breaks)
         taken = chunks.scored
-        if options.leave_out_one_to_one:
+        if options.exclude_one_to_one:
             alone = np.bincount(everything.index) == 1
             taken = taken & ~(chunks.one_to_one & alone[everything.index])
         finest = np.flatnonzero(taken)

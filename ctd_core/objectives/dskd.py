@@ -25,10 +25,10 @@ class Dskd(nn.Module):
     batch, so that nothing depends on how a step is split. It is not 0 for a student that is its teacher.
     """
 
-    def __init__(self, options: config.Dskd, live: OnlineTeacher) -> None:
+    def __init__(self, options: config.Dskd, online: OnlineTeacher) -> None:
         super().__init__()
         self.needs = options.needs
-        mine, theirs = live.student_hidden_size, live.hidden_size
+        mine, theirs = online.student_hidden_size, online.hidden_size
         self.query = nn.Linear(2 * mine, 2 * theirs)
         self.to_teacher = nn.Linear(mine, theirs)
         self.to_student = nn.Linear(theirs, mine)

@@ -10,7 +10,7 @@ from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.objectives import Gold
 from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
 from ctd_core.objectives.interface import Indices, Objective, Plan, StudentOutputs
-from ctd_core.objectives.paired_positions import last_token_places, sum_over_blocks
+from ctd_core.objectives.paired_positions import last_token_pairs, sum_over_blocks
 from ctd_core.objectives.uld import sorted_distance
 from ctd_core.ops.fused_logprobs import token_and_boundary_logprobs
 from ctd_core.shards.batches import Batch
@@ -18,7 +18,7 @@ from ctd_core.shards.batches import Batch
 LEAST = 1e-8  # the least probability under a logarithm
 
 
-def gold(options: Gold, live: OnlineTeacher) -> Objective:
+def gold(options: Gold, online: OnlineTeacher) -> Objective:
     """At every scored chunk: a divergence on the tokens that both sides have, a sorted distance on all others.
 
     A chunk of several tokens has the distribution of its last token, times the probabilities of those before it. On
@@ -26,8 +26,8 @@ def gold(options: Gold, live: OnlineTeacher) -> Objective:
     do not add up to 1, without whose last two terms it would fall below 0. The two parts weigh M / U and 1 − M / U, U
     the teacher's vocabulary. Tokens are shared by their exact bytes. Mean over the step's scored chunks.
     """
-    tokens = [len(side.encoder.spelling.token_bytes) for side in (live.student, live.teacher)]
-    ids = exact_map(live.student.encoder.spelling, live.teacher.encoder.spelling)
+    tokens = [len(tokenizer.encoder.token_bytes.by_id) for tokenizer in (online.student, online.teacher)]
+    ids = exact_map(online.student.encoder.token_bytes, online.teacher.encoder.token_bytes)
 
     @cache
     def vocabularies(*widths: int) -> tuple[list[int], list[Tensor], list[Tensor]]:
@@ -36,7 +36,7 @@ def gold(options: Gold, live: OnlineTeacher) -> Objective:
         in_both = (ids >= 0) & (ids < sizes[0]) & (np.arange(len(ids)) < sizes[1])
         same = ids[in_both].astype(np.int64), np.flatnonzero(in_both)
         others = (np.setdiff1d(np.arange(size), one) for one, size in zip(same, sizes, strict=True))
-        shared, rest = ([torch.from_numpy(one).to(live.model.device) for one in which] for which in (same, others))
+        shared, rest = ([torch.from_numpy(one).to(online.device) for one in which] for which in (same, others))
         return sizes, shared, rest
 
     def loss(student: Tensor, teacher: Tensor, before_student: Tensor, before_teacher: Tensor) -> Tensor:
@@ -50,16 +50,16 @@ def gold(options: Gold, live: OnlineTeacher) -> Objective:
         return weight * matched + (1 - weight) * sorted_distance(mine[:, rest[0]], theirs[:, rest[1]])
 
     def plan(batch: Batch) -> Plan:
-        places = last_token_places(batch)
+        pairs = last_token_pairs(batch)
         scored = batch.chunks.scored
         counts = [one[scored] for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)]
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             before_student = _before_last(student.token, counts[0])
             before_teacher = _before_last(_teacher_logprobs(batch, teacher), counts[1])
-            return sum_over_blocks(places, student, teacher, loss, before_student, before_teacher)
+            return sum_over_blocks(pairs, student, teacher, loss, before_student, before_teacher)
 
-        return Plan(len(places.student), loss_sum, options.needs)
+        return Plan(len(pairs.student), loss_sum, options.needs)
 
     return plan
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ctd_core.config import objectives as config
 from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
 from ctd_core.objectives.interface import Plan, StudentOutputs
-from ctd_core.objectives.paired_positions import chunk_end_places, row_of_token
+from ctd_core.objectives.paired_positions import chunk_end_pairs, row_of_token
 from ctd_core.shards.batches import Batch
 
 LEAST = 1e-6  # the least mean square that a channel is divided by
@@ -20,20 +20,20 @@ class HiddenStates(nn.Module):
     states to the teacher's size.
     """
 
-    def __init__(self, options: config.HiddenStates, live: OnlineTeacher) -> None:
+    def __init__(self, options: config.HiddenStates, online: OnlineTeacher) -> None:
         super().__init__()
         self.needs = options.needs
-        mine, theirs = live.student_hidden_size, live.hidden_size
+        mine, theirs = online.student_hidden_size, online.hidden_size
         self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)
 
     def forward(self, batch: Batch) -> Plan:
         """The plan for a batch."""
-        places = chunk_end_places(batch)
+        pairs = chunk_end_pairs(batch)
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
-            mine = self.projection(student.hidden[places.student]).float()
-            theirs = teacher.hidden[places.teacher].float()
-            row = row_of_token(batch)[places.student]
+            mine = self.projection(student.hidden[pairs.student]).float()
+            theirs = teacher.hidden[pairs.teacher].float()
+            row = row_of_token(batch)[pairs.student]
             ends = torch.bincount(row, minlength=len(batch.rows)).clamp(min=1)
             squares = theirs.new_zeros(len(batch.rows), theirs.shape[1]).index_add(0, row, theirs.square())
             scale = (squares / ends[:, None]).clamp(min=LEAST)
@@ -41,4 +41,4 @@ class HiddenStates(nn.Module):
             distance: Tensor = ((mine - theirs).square() / scale[row]).mean(1)
             return distance.sum() + student.token.sum() * 0
 
-        return Plan(len(places.student), loss_sum, self.needs)
+        return Plan(len(pairs.student), loss_sum, self.needs)

@@ -6,17 +6,17 @@ from ctd_core.config.objectives import Kd
 from ctd_core.errors import UsageError
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.interface import Objective
-from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_places
+from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_pairs
 
 
-def kd(options: Kd, live: OnlineTeacher) -> Objective:
+def kd(options: Kd, online: OnlineTeacher) -> Objective:
     """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) of the next token (Hinton et al., arXiv 1503.02531).
 
     Mean over the step's one-to-one chunks: with one tokenizer, all tokens of scored text. Entries beyond the tokenizer
     (padding of the vocabulary) are left out. Raises UsageError where the two vocabularies differ.
     """
-    student_bytes = live.student.encoder.spelling.token_bytes
-    if student_bytes != live.teacher.encoder.spelling.token_bytes:
+    student_bytes = online.student.encoder.token_bytes.by_id
+    if student_bytes != online.teacher.encoder.token_bytes.by_id:
         raise UsageError(
             "train.objectives: kd compares token by token, and student and teacher have different vocabularies. Take "
             "alm, or another objective that crosses tokenizers."
@@ -27,4 +27,4 @@ def kd(options: Kd, live: OnlineTeacher) -> Objective:
         mine, theirs = ((one[:, :tokens] / options.temperature).log_softmax(1) for one in (student, teacher))
         return options.temperature**2 * kl_divergence(mine, theirs)
 
-    return logit_objective(one_to_one_places, loss)
+    return logit_objective(one_to_one_pairs, loss)

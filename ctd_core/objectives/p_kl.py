@@ -9,22 +9,22 @@ from ctd_core.config.objectives import PKl
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import old_tokens
 from ctd_core.objectives.interface import Objective
-from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_places
-from ctd_core.text.prepared_tokenizer import Side
+from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_pairs
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 SPELLED_TOKENS = 4  # of the teacher's tokens that spell a student token, how many share its probability
 DECAY = 0.1  # the share of each to the one before it
 LEAST = 1e-10  # added to projected probabilities under the logarithm
 
 
-def p_kl(options: PKl, live: OnlineTeacher) -> Objective:
+def p_kl(options: PKl, online: OnlineTeacher) -> Objective:
     """KL(teacher ‖ projected student): each student token's probability goes to the teacher's tokens that spell it.
 
     A token of the same bytes takes all of it; else the first four that spell it share it as 1 : 0.1 : 0.01 : 0.001.
     What no teacher token takes is lost and the rest normalised. The published code averages over chunks of several
     tokens as well, and gives a share to an arbitrary entry; here it is the mean over one-to-one chunks alone.
     """
-    whole = projection_matrix(live.student, live.teacher).coalesce()
+    whole = projection_matrix(online.student, online.teacher).coalesce()
 
     @cache
     def projection_of(*widths: int) -> Tensor:
@@ -32,7 +32,7 @@ def p_kl(options: PKl, live: OnlineTeacher) -> Objective:
         size = torch.tensor([min(pair) for pair in zip(whole.shape, widths, strict=True)])
         inside = (whole.indices() < size[:, None]).all(0)
         chosen = whole.indices()[:, inside], whole.values()[inside], tuple(size.tolist())
-        return torch.sparse_coo_tensor(*chosen, check_invariants=True).coalesce().to(live.model.device)
+        return torch.sparse_coo_tensor(*chosen, check_invariants=True).coalesce().to(online.device)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         projection = projection_of(teacher.shape[1], student.shape[1])
@@ -42,10 +42,10 @@ def p_kl(options: PKl, live: OnlineTeacher) -> Objective:
         logprobs = (projected / projected.sum(1, keepdim=True).clamp(min=LEAST) + LEAST).log()
         return kl_divergence(logprobs, teacher[:, : projection.shape[0]].log_softmax(1))
 
-    return logit_objective(one_to_one_places, loss)
+    return logit_objective(one_to_one_pairs, loss)
 
 
-def projection_matrix(student: Side, teacher: Side) -> Tensor:
+def projection_matrix(student: PreparedTokenizer, teacher: PreparedTokenizer) -> Tensor:
     """[U, V] sparse float32: column v holds the shares of student token v's probability; they add up to 1."""
     rows, columns, shares = [], [], []
     for token, ids in enumerate(old_tokens(student, teacher)):
@@ -53,5 +53,5 @@ def projection_matrix(student: Side, teacher: Side) -> Tensor:
         rows += ids[:SPELLED_TOKENS]
         columns += [token] * len(weights)
         shares += [weight / sum(weights) for weight in weights]
-    size = (len(teacher.encoder.spelling.token_bytes), len(student.encoder.spelling.token_bytes))
+    size = (len(teacher.encoder.token_bytes.by_id), len(student.encoder.token_bytes.by_id))
     return torch.sparse_coo_tensor(torch.tensor([rows, columns]), torch.tensor(shares), size, check_invariants=True)

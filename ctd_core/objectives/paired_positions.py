@@ -1,4 +1,4 @@
-"""Places at which student and teacher are asked for the same thing, and objectives that compare their logits there."""
+"""Positions at which student and teacher predict the same thing, and objectives that compare their logits there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,43 +16,43 @@ from ctd_core.shards.batches import Batch, TeacherTokens
 
 BLOCK_BYTES = 64 * 2**20
 
-# From student logits [K, V] and teacher logits [K, U] to a loss for each of the K places.
+# From student logits [K, V] and teacher logits [K, U] to a loss for each of the K pairs.
 LogitLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Places:
-    """P places: `student` [P] and `teacher` [P] are rows of the two sides' hidden states."""
+class PositionPairs:
+    """P pairs: `student` [P] and `teacher` [P] are rows of the two sides' hidden states."""
 
     student: Tensor
     teacher: Tensor
 
 
-def one_to_one_places(batch: Batch) -> Places:
-    """Where the next chunk is one token of both sides, the place before it."""
+def one_to_one_pairs(batch: Batch) -> PositionPairs:
+    """The position before each chunk that is one token of both sides."""
     chosen = torch.from_numpy(np.flatnonzero(batch.chunks.one_to_one)).to(batch.chunk_rows.device)
-    return Places(batch.chunk_rows[chosen] - 1, batch.teacher.chunk_rows[chosen] - 1)
+    return PositionPairs(batch.chunk_rows[chosen] - 1, batch.teacher.chunk_rows[chosen] - 1)
 
 
-def chunk_end_places(batch: Batch) -> Places:
+def chunk_end_pairs(batch: Batch) -> PositionPairs:
     """The last token of every scored chunk."""
     chosen = torch.from_numpy(np.flatnonzero(batch.chunks.scored)).to(batch.chunk_rows.device)
-    return Places(batch.chunk_rows[chosen], batch.teacher.chunk_rows[chosen])
+    return PositionPairs(batch.chunk_rows[chosen], batch.teacher.chunk_rows[chosen])
 
 
-def last_token_places(batch: Batch) -> Places:
-    """The place before the last token of every scored chunk."""
-    ends = chunk_end_places(batch)
-    return Places(ends.student - 1, ends.teacher - 1)
+def last_token_pairs(batch: Batch) -> PositionPairs:
+    """The position before the last token of every scored chunk."""
+    ends = chunk_end_pairs(batch)
+    return PositionPairs(ends.student - 1, ends.teacher - 1)
 
 
-def same_index_places(batch: Batch) -> Places:
-    """The places before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
+def same_index_pairs(batch: Batch) -> PositionPairs:
+    """The positions before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
     student, teacher = (_by_row_and_index(side.target_rows, row_of_token(side)) for side in (batch, batch.teacher))
     _, mine, theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
     device = batch.target_rows.device
     chosen = (torch.from_numpy(one).to(device) for one in (mine, theirs))
-    return Places(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
+    return PositionPairs(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
 
 
 def row_of_token(side: Batch | TeacherTokens) -> Tensor:
@@ -67,36 +67,36 @@ def kl_divergence(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
 
 
 def _by_row_and_index(target_rows: Tensor, row_of_token: Tensor) -> np.ndarray:
-    """For each target a number that stands for its row of the batch and its place among that row's targets."""
+    """For each target a number that stands for its row of the batch and its position among that row's targets."""
     rows = row_of_token[target_rows].cpu().numpy()
     starts = np.searchsorted(rows, rows)
     return rows * 2**32 + np.arange(len(rows)) - starts
 
 
-def logit_objective(find_places: Callable[[Batch], Places], loss: LogitLoss) -> Objective:
-    """An objective that compares logits with a live teacher's: the sum of `loss` over places, divided by their number.
+def logit_objective(find_pairs: Callable[[Batch], PositionPairs], loss: LogitLoss) -> Objective:
+    """An objective that compares logits with an online teacher's: the mean of `loss` over the pairs.
 
-    Logits exist for a block of places at a time, and are computed again for the gradients.
+    Logits exist for a block of positions at a time, and are computed again for the gradients.
     """
 
     def plan(batch: Batch) -> Plan:
-        places = find_places(batch)
+        pairs = find_pairs(batch)
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
-            return sum_over_blocks(places, student, teacher, loss)
+            return sum_over_blocks(pairs, student, teacher, loss)
 
-        return Plan(len(places.student), loss_sum, Online.needs)
+        return Plan(len(pairs.student), loss_sum, Online.needs)
 
     return plan
 
 
 def sum_over_blocks(
-    places: Places, student: StudentOutputs, teacher: TeacherOutputs, loss: Callable[..., Tensor], *extras: Tensor
+    pairs: PositionPairs, student: StudentOutputs, teacher: TeacherOutputs, loss: Callable[..., Tensor], *extras: Tensor
 ) -> Tensor:
-    """Σ over P places of `loss(student logits, teacher logits, *extras)`, each extra [P] cut like the places."""
-    hidden = student.hidden[places.student], teacher.hidden[places.teacher]
+    """Σ over P pairs of `loss(student logits, teacher logits, *extras)`, each extra [P] cut like the pairs."""
+    hidden = student.hidden[pairs.student], teacher.hidden[pairs.teacher]
     total = sum_over_logits((student.head, teacher.head), hidden, loss, *extras)
-    return total + student.hidden.float().sum() * 0  # a batch without places has a gradient too, of zeros
+    return total + student.hidden.float().sum() * 0  # a batch without pairs has a gradient too, of zeros
 
 
 def sum_over_logits(

@@ -11,7 +11,7 @@ from ctd_core.objectives.gold import gold
 from ctd_core.objectives.hidden_states import HiddenStates
 from ctd_core.objectives.interface import Objective
 from ctd_core.objectives.kd import kd
-from ctd_core.objectives.min_ed import mined
+from ctd_core.objectives.min_ed import min_ed
 from ctd_core.objectives.one_to_one import one_to_one_kl
 from ctd_core.objectives.p_kl import p_kl
 from ctd_core.objectives.sft import sft
@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "gold": gold,
     "hidden_states": HiddenStates,
     "kd": kd,
-    "mined": mined,
+    "min_ed": min_ed,
     "one_to_one_kl": one_to_one_kl,
     "p_kl": p_kl,
     "sft": sft,

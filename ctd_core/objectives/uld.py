@@ -6,22 +6,22 @@ from torch.nn.functional import pad
 from ctd_core.config.objectives import Uld
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.interface import Objective
-from ctd_core.objectives.paired_positions import logit_objective, one_to_one_places, same_index_places
+from ctd_core.objectives.paired_positions import logit_objective, one_to_one_pairs, same_index_pairs
 
-PLACES = {"same_index": same_index_places, "one_to_one": one_to_one_places}
+PAIRINGS = {"same_index": same_index_pairs, "one_to_one": one_to_one_pairs}
 
 
-def uld(options: Uld, live: OnlineTeacher) -> Objective:
+def uld(options: Uld, online: OnlineTeacher) -> Objective:
     """Σ_k |p_S(k) − p_T(k)| over both sides' probabilities in descending order, the shorter one filled up with zeros.
 
-    The paper pairs the n-th token of either side, up to the shorter one's end (`places: same_index`). Mean over the
-    places. It is 0 also where the two distributions agree in all but the tokens that they are of.
+    The paper pairs the n-th token of either side, up to the shorter one's end (`positions: same_index`). Mean over the
+    pairs. It is 0 also where the two distributions agree in all but the tokens that they are of.
     """
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         return sorted_distance(student.softmax(1), teacher.softmax(1))
 
-    return logit_objective(PLACES[options.places], loss)
+    return logit_objective(PAIRINGS[options.positions], loss)
 
 
 def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Batches for training: in which order rows come, and what a batch holds."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class Top:
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """The teacher's side of a batch, for objectives that ask it live: B rows padded to T tokens, M not padding.
+    """The teacher's side of a batch, for objectives that ask it online: B rows padded to T tokens, M not padding.
 
     input_ids: [B, T] int64. positions: [M] int64, where the tokens lie in the flattened [B * T].
     target_ids: [R] int64, the tokens of scored chunks. target_rows: [R] int64, the index among the M of the one before.
@@ -104,16 +105,13 @@ class Batch:
     teacher: TeacherTokens
     rows: Rows
     source: str | None = None
-
-    @property
-    def padding_share(self) -> float:
-        """The share of `input_ids` that is padding."""
-        return 1 - len(self.positions) / self.input_ids.numel()
+    extra_inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
         names = ("input_ids", "positions", "target_rows", "target_ids", "chunk_of_target", "chunk_rows")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        moved["extra_inputs"] = {name: one.to(device, non_blocking=True) for name, one in self.extra_inputs.items()}
         return replace(self, top=self.top.to(device), teacher=self.teacher.to(device), **moved)
 
 

@@ -7,28 +7,28 @@ from itertools import islice
 import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText, align_documents, cut_windows
-from ctd_core.align.window_selection import most_split
+from ctd_core.align.window_selection import most_fragmented
 from ctd_core.errors import DocumentError
 from ctd_core.shards.manifest import Counts, count_rows
 from ctd_core.shards.schema import rows_batch
 from ctd_core.text.documents import Document, Text
-from ctd_core.text.prepared_tokenizer import Side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 DOCUMENTS_A_BATCH = 256
 
 
 def build_rows(
-    student: Side,
-    teacher: Side,
+    student: PreparedTokenizer,
+    teacher: PreparedTokenizer,
     documents: Iterable[Document | DocumentError],
     student_window_tokens: int,
     teacher_window_tokens: int,
-    split_fraction: float = 1.0,
+    fragmented_fraction: float = 1.0,
 ) -> tuple[pa.RecordBatch, Counts]:
     """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
 
     Documents without text make no rows. Those that cannot be read or aligned are counted by reason, and so are those
-    that hold names of special tokens, which are plain text here. A `split_fraction`
+    that hold names of special tokens, which are plain text here. A `fragmented_fraction`
     below 1 leaves out windows, see align.selection.
     """
     rows: list[AlignedText] = []
@@ -52,7 +52,7 @@ def build_rows(
                 errors.append(DocumentError(made.reason, f"document {document.id}: {made}"))
             else:
                 rows += made
-    kept = most_split(rows, split_fraction)
+    kept = most_fragmented(rows, fragmented_fraction)
     return rows_batch(kept), count_rows(count, empty, errors, kept, len(rows) - len(kept), named)
 
 
@@ -62,9 +62,9 @@ def _batches(documents: Iterable[Document | DocumentError]) -> Iterator[list[Doc
         yield batch
 
 
-def _special_names(*sides: Side) -> re.Pattern[str] | None:
+def _special_names(*tokenizers: PreparedTokenizer) -> re.Pattern[str] | None:
     """Finds names of special tokens in a text; those of one or two characters are left out, since texts hold them."""
-    tokens = [token for side in sides for token in side.encoder.tokenizer.added_tokens_decoder.values()]
+    tokens = [token for tokenizer in tokenizers for token in tokenizer.encoder.tokenizer.added_tokens_decoder.values()]
     names = sorted({token.content for token in tokens if token.special and len(token.content) > 2})
     return re.compile("|".join(map(re.escape, names))) if names else None
 

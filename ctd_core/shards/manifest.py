@@ -13,7 +13,7 @@ from ctd_core.align.documents import MARKER, SCORED, AlignedText
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.shards.schema import SCHEMA_VERSION
-from ctd_core.text.prepared_tokenizer import Side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 
 class Dropped(Record):
@@ -32,7 +32,7 @@ class Counts(Record):
     with_special_tokens: int = Field(0, description="documents whose text holds names of special tokens")
     special_token_example: str = ""
     rows: int = 0
-    left_out_rows: int = Field(0, description="windows that prepare.split_fraction left out")
+    left_out_rows: int = Field(0, description="windows that prepare.fragmented_fraction left out")
     student_tokens: int = 0
     teacher_tokens: int = 0
     text_bytes: int = 0
@@ -145,12 +145,12 @@ def check_dropped(counts: Counts, max_dropped_fraction: float) -> None:
     )
 
 
-def tokenizer_fingerprint(side: Side) -> str:
+def tokenizer_fingerprint(tokenizer: PreparedTokenizer) -> str:
     """SHA-256 over the tokenizer's own description and the ids of its markers."""
-    description = json.loads(side.encoder.tokenizer.backend_tokenizer.to_str())
+    description = json.loads(tokenizer.encoder.tokenizer.backend_tokenizer.to_str())
     description.pop("padding", None)
     description.pop("truncation", None)
-    plain = json.dumps([description, sorted(side.markers.items())], sort_keys=True)
+    plain = json.dumps([description, sorted(tokenizer.markers.items())], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
@@ -174,7 +174,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
     return manifest
 
 
-def check_student(manifest: Manifest, source: str, student: Side, vocab_size: int) -> None:
+def check_student(manifest: Manifest, source: str, student: PreparedTokenizer, vocab_size: int) -> None:
     """Raises CtdError where the shards were made for another tokenizer, or hold ids that the student lacks."""
     now = tokenizer_fingerprint(student)
     if manifest.origin.student_tokenizer != now:

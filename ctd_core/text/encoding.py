@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError, TokenizerError
 from ctd_core.text.normalisation import canonical_form, content_normaliser
-from ctd_core.text.spelling import spell, spell_vocabulary
+from ctd_core.text.token_bytes import decode, read_token_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TextEncoder:
         self._num_embeddings = num_embeddings
         self.tokenizer = tokenizer
         self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
-        self.spelling = spell_vocabulary(tokenizer.backend_tokenizer, name)
+        self.token_bytes = read_token_bytes(tokenizer.backend_tokenizer, name)
         description = json.loads(tokenizer.backend_tokenizer.to_str())
         description["model"]["dropout"] = None  # for training a model alone: it makes encodings random
         self._backend = Tokenizer.from_str(json.dumps(description))
@@ -73,8 +73,8 @@ class TextEncoder:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
-        byte_ends = np.cumsum(self.spelling.lengths_bytes[flat])
-        spelled = spell(self.spelling, flat)
+        byte_ends = np.cumsum(self.token_bytes.lengths_bytes[flat])
+        spelled = decode(self.token_bytes, flat)
         results: list[EncodedText | DocumentError] = []
         token = byte = 0
         for text, mine in zip(texts, ids, strict=True):
@@ -103,7 +103,7 @@ class TextEncoder:
             (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
             min(len(text_bytes), len(spelled)),
         )
-        special = ids[self.spelling.is_special[ids]]
+        special = ids[self.token_bytes.is_special[ids]]
         names = self.tokenizer.convert_ids_to_tokens(special.tolist())
         reason = "no token for a character" if len(special) else "tokens spell another text"
         if named := [name for name in names if name in text_bytes.decode()]:
@@ -117,7 +117,7 @@ class TextEncoder:
     def _find_invented_space(self) -> bool:
         """Whether the tokenizer begins a text with a space of its own; raises where it loses even plain letters."""
         ids = self._backend.encode("a", add_special_tokens=False).ids
-        spelled = spell(self.spelling, np.array(ids, dtype=np.int32))
+        spelled = decode(self.token_bytes, np.array(ids, dtype=np.int32))
         if spelled not in (b"a", b" a"):
             raise TokenizerError(
                 f"{self.name}: the tokens of 'a' spell {spelled!r}, so this tokenizer cannot spell its input. "

@@ -10,20 +10,20 @@ from ctd_core.text.encoding import TextEncoder
 
 
 @dataclass(frozen=True)
-class Side:
+class PreparedTokenizer:
     """A tokenizer made ready for documents: text through `encoder`, markers by role through `markers`."""
 
     encoder: TextEncoder
     markers: dict[str, tuple[int, ...]]
 
 
-def make_side(
+def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerFast,
     name: str,
     begin_token: str | None,
     end_token: str | None,
     num_embeddings: int | None = None,
-) -> Side:
+) -> PreparedTokenizer:
     """`tokenizer` with the markers of plain text.
 
     A text begins with what the tokenizer itself writes before one, else with its bos token, else with its eos token;
@@ -49,7 +49,7 @@ def make_side(
             f"{name}: texts begin or end with {tokenizer.convert_ids_to_tokens(beyond)}, and the embedding has "
             f"{num_embeddings} entries. Name other tokens in begin_token and end_token."
         )
-    return Side(TextEncoder(tokenizer, name, num_embeddings), {BEGIN: begin, END: end})
+    return PreparedTokenizer(TextEncoder(tokenizer, name, num_embeddings), {BEGIN: begin, END: end})
 
 
 def check_embedding(tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int) -> list[str]:

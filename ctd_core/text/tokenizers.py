@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from ctd_core.errors import TokenizerError
-from ctd_core.text.spelling import BYTE_OF_CHARACTER
+from ctd_core.text.token_bytes import BYTE_OF_CHARACTER
 
 END_OF_TEXT = "<|endoftext|>"
 RUN_CHARACTERS = 256  # of text without a break, as a tokenizer is trained on it
@@ -35,6 +35,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         file = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
         if file is not None:
             return _as_file_says(Path(file), name, revision)
+        from transformers import AutoTokenizer  # takes seconds, as it brings torch
+
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:  # by where and what the files are
         raise TokenizerError(

@@ -1,7 +1,7 @@
 """The training loop. It knows nothing of where metrics go and where checkpoints lie: callers hand that in."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from ctd_core.errors import CtdError, Recurring
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
-from ctd_core.shards.batches import collate, micro_batches
+from ctd_core.shards.batches import Batch, Rows, collate, micro_batches
 from ctd_core.shards.rows import RowSource
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
@@ -58,74 +58,61 @@ def train(
     hooks: Hooks,
     start: str | Path | None = None,
     worker: Worker = ALONE,
-    live: OnlineTeacher | None = None,
-    more_shards: Mapping[str | None, RowSource] | None = None,
+    online: OnlineTeacher | None = None,
+    extra_shards: Mapping[str | None, RowSource] | None = None,
 ) -> None:
-    """Train `student` in place, from the checkpoint in `start` where there is one.
+    """Train `student` in place.
 
-    Each worker takes its share of the micro-batches of the one stream that (seed, shards) define; where a process group
-    is initialised, the workers are its members, and each hands in the whole student. The last step always makes a
-    checkpoint. `live` lies on the worker's device; it has to be there where an objective is a live one. `more_shards`
-    are those of further teachers, by name: a step takes as many micro-batches of each, for the objectives that name it.
-    Raises CtdError, with the step and the rows, where the loss is not finite, and where no objective finds anything to
-    compare.
+    Args:
+        options: the training's options.
+        student: the whole student, on every worker.
+        shards: rows of the main teacher.
+        hooks: what is called with metrics and checkpoints.
+        start: the checkpoint to go on from, None for the start.
+        worker: which of the process group's members this process is. Each takes its share of the micro-batches of the
+            one stream that (seed, shards) define.
+        online: the teacher on the worker's device; it has to be given where an objective needs it.
+        extra_shards: rows of further teachers, by name: a step takes as many micro-batches of each, for the objectives
+            that name it.
+
+    Raises:
+        CtdError: with the step and the rows, where the loss is not finite; where no objective finds anything to
+            compare; where an objective needs what the shards do not hold.
+        Stopped: `hooks.stops_after` asked for it.
     """
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
-    sources: dict[str | None, RowSource] = dict((more_shards or {}).items())
+    sources: dict[str | None, RowSource] = dict((extra_shards or {}).items())
     sources[None] = shards
     _check_targets(options, sources)
-    model, device = student.model, worker.device
-    if options.strategy == "ddp":
-        student.to(device)  # a live teacher may be the student itself, and objectives ask where it is
-    torch.manual_seed(options.seed)
-    objectives = [
-        WeightedObjective(one.weight, make_objective(one, live), extra_teacher_of(one)) for one in options.objectives
-    ]
-    trained_along = [one.plan for one in objectives if isinstance(one.plan, torch.nn.Module)]
-    student.projections = torch.nn.ModuleList(trained_along).to(dtype=model.dtype)
-    freeze(model, options.freeze)
-    model.eval()  # no dropout: what the student says must not depend on how a step was split
-    autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
-    wrapped = distribute(student, options, device, autocast)
+    objectives = _ready(options, student, online, worker.device)
+    autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(worker.device) else None
+    wrapped = distribute(student, options, worker.device, autocast)
     optimizer = make_optimizer(student, options)
     done = load_checkpoint(start, student, optimizer) if start is not None else 0
-    streams = {
-        name: islice(
-            micro_batches(one.student_lengths(), options.batch_tokens, options.seed), done * options.micro_batches, None
-        )
-        for name, one in sources.items()
-    }
+    streams = _streams(options, sources, done)
     compared = 0.0
     for step in range(done, options.steps):
-        batches = [
-            dataclasses.replace(collate(sources[name], rows), source=name).to(device)
-            for name, stream in streams.items()
-            for rows in list(islice(stream, options.micro_batches))[worker.rank :: worker.world]
-        ]
+        batches = _next_batches(options, streams, sources, worker)
         optimizer.zero_grad(set_to_none=True)
         fraction = rate_fraction(step, options)
         set_rate(optimizer, fraction)
         try:
             measured = accumulate_gradients(
-                wrapped, batches, objectives, live, autocast, balance=options.weighting == "gradient_magnitude"
+                wrapped, batches, objectives, online, autocast, balance=options.weighting == "gradient_magnitude"
             )
         except LossNotFinite as error:
-            raise _lost(step, error, sources[error.source]) from error
+            raise _loss_not_finite(step, error, sources[error.source]) from error
         compared += sum(measured.counts)
         is_late = step + 1 == done + EMPTY_STEPS or (not done and step + 1 == options.steps)
         if not compared and is_late:
             raise Recurring(_nothing_compared(options, step + 1 - done))
-        norm = clip(wrapped, options.clip_norm)
+        norm = clip(wrapped, options.max_grad_norm)
         if not torch.isfinite(norm):
-            rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
-            raise Recurring(
-                f"step {step + 1}: the gradient's norm is {float(norm)}, on rows {rows} or those of another worker. "
-                "Lower train.learning_rate; the last checkpoint is as it was."
-            )
+            raise _norm_not_finite(step, float(norm), batches, sources)
         optimizer.step()
-        metrics: Metrics = {"step": step + 1, "workers": worker.world}
+        metrics: Metrics = {"step": step + 1, "workers": worker.world_size}
         metrics["learning_rate"] = options.learning_rate * fraction
-        metrics |= _figures(options, measured) | {"gradient_norm": float(norm)}
+        metrics |= _step_metrics(options, measured) | {"gradient_norm": float(norm)}
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
@@ -138,12 +125,66 @@ def train(
             raise Stopped(step + 1)
 
 
-def _lost(step: int, error: LossNotFinite, shards: RowSource) -> Recurring:
-    """What to tell of a loss that is not finite, with the documents whose rows it is of."""
+def _ready(
+    options: Train, student: LogprobModel, online: OnlineTeacher | None, device: torch.device
+) -> list[WeightedObjective]:
+    """The objectives, and `student` made ready for them: their projections, what is frozen, no dropout."""
+    if options.strategy == "ddp":
+        student.to(device)  # an online teacher may be the student itself, and objectives ask where it is
+    torch.manual_seed(options.seed)
+    objectives = [
+        WeightedObjective(chosen.weight, make_objective(chosen, online), extra_teacher_of(chosen))
+        for chosen in options.objectives
+    ]
+    modules = [objective.plan for objective in objectives if isinstance(objective.plan, torch.nn.Module)]
+    student.projections = torch.nn.ModuleList(modules).to(dtype=student.language_model.embeddings.dtype)
+    freeze(student.model, options.freeze)
+    student.model.eval()  # no dropout: what the student says must not depend on how a step was split
+    return objectives
+
+
+def _streams(options: Train, sources: Mapping[str | None, RowSource], done: int) -> dict[str | None, Iterator[Rows]]:
+    """The row numbers of each teacher's micro-batches, from step `done` on."""
+    return {
+        name: islice(
+            micro_batches(shards.student_lengths(), options.batch_tokens, options.seed),
+            done * options.gradient_accumulation,
+            None,
+        )
+        for name, shards in sources.items()
+    }
+
+
+def _next_batches(
+    options: Train,
+    streams: Mapping[str | None, Iterator[Rows]],
+    sources: Mapping[str | None, RowSource],
+    worker: Worker,
+) -> list[Batch]:
+    """The worker's batches of one step."""
+    return [
+        dataclasses.replace(collate(sources[name], rows), source=name).to(worker.device)
+        for name, stream in streams.items()
+        for rows in list(islice(stream, options.gradient_accumulation))[worker.rank :: worker.world_size]
+    ]
+
+
+def _loss_not_finite(step: int, error: LossNotFinite, shards: RowSource) -> Recurring:
+    """The error of a loss that is not finite, with the documents whose rows it is of."""
     documents = sorted(set(shards.documents(np.array(error.rows))))
     return Recurring(
         f"step {step + 1}: {error} ({shards.name}), from documents {', '.join(documents[:8])}. Lower "
         "train.learning_rate or take these documents out; the last checkpoint is as it was."
+    )
+
+
+def _norm_not_finite(
+    step: int, norm: float, batches: list[Batch], sources: Mapping[str | None, RowSource]
+) -> Recurring:
+    rows = "; ".join(f"{batch.rows.tolist()} of {sources[batch.source].name}" for batch in batches)
+    return Recurring(
+        f"step {step + 1}: the gradient's norm is {norm}, on rows {rows} or those of another worker. Lower "
+        "train.learning_rate; the last checkpoint is as it was."
     )
 
 
@@ -176,12 +217,12 @@ def _check_targets(options: Train, sources: Mapping[str | None, RowSource]) -> N
             )
 
 
-def _figures(options: Train, measured: StepMetrics) -> Metrics:
+def _step_metrics(options: Train, measured: StepMetrics) -> Metrics:
     """What a step measured by name, each objective's loss, weight and count by its number and kind."""
-    figures = {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
+    metrics = {key: value for key, value in dataclasses.asdict(measured).items() if isinstance(value, int | float)}
     for name, values in (("loss", measured.losses), ("weight", measured.weights), ("count", measured.counts)):
-        figures |= {f"{name}_{n}_{one.kind}": values[n] for n, one in enumerate(options.objectives)}
-    return figures
+        metrics |= {f"{name}_{n}_{chosen.kind}": values[n] for n, chosen in enumerate(options.objectives)}
+    return metrics
 
 
 def _due(step: int, every: int | None) -> bool:

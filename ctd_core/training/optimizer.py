@@ -5,14 +5,13 @@ import re
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from ctd_core.config.training import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.logprob_model import LogprobModel
 
 
-def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
+def freeze(model: nn.Module, patterns: list[str]) -> None:
     """Fix the parameters with a match of any of `patterns` in their names; raises UsageError where one has none."""
     for pattern in patterns:
         found = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
@@ -28,8 +27,8 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
 
     Matrices decay, vectors do not. Its state is there from the start, so that a checkpoint can be read into it.
     """
-    model = student.model
-    ends = {id(model.get_input_embeddings().weight), *(id(one) for one in model.get_output_embeddings().parameters())}
+    model, head = student.model, student.language_model.head
+    ends = {id(tensor) for tensor in (student.language_model.embeddings, head.weight, head.bias) if tensor is not None}
     groups = []
     for is_end, rate in ((False, options.learning_rate), (True, options.embedding_learning_rate)):
         for decays in (False, True):
@@ -62,7 +61,7 @@ def rate_fraction(step: int, options: Train) -> float:
     if step < options.warmup:
         return (step + 1) / (options.warmup + 1)
     left = (options.steps - step) / max(options.steps - options.warmup, 1)
-    return options.final_learning_rate_fraction + (1 - options.final_learning_rate_fraction) * left
+    return options.min_lr_ratio + (1 - options.min_lr_ratio) * left
 
 
 def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:

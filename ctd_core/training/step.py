@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.loading import head_of, layers
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
 from ctd_core.objectives.interface import (
@@ -78,16 +77,16 @@ def accumulate_gradients(
     student: LogprobModel | DistributedDataParallel,
     batches: Sequence[Batch],
     objectives: Sequence[WeightedObjective],
-    live: OnlineTeacher | None = None,
+    online: OnlineTeacher | None = None,
     autocast: torch.dtype | None = None,
     balance: bool = False,
 ) -> StepMetrics:
     """Add to the parameters the gradient of Σ_k weight_k · sum_k / count_k, over `batches` of every worker.
 
-    `live` is asked once a batch of the main teacher, where it is given. With `balance` the weights are not the
+    `online` is asked once a batch of the main teacher, where it is given. With `balance` the weights are not the
     objectives' own: they are in inverse proportion to the norms of sum_k / count_k's gradients at the last layer and
     add up to 1 (GradMag, arXiv 2503.20083); an objective without a gradient has none. This takes a forward pass more,
-    of the live teacher too, and for each objective a backward pass to the last layer.
+    of the online teacher too, and for each objective a backward pass to the last layer.
 
     Counts are added up over all workers and micro-batches first, so the gradient does not depend on how the step was
     split. Every worker has to call this with the same number of batches. Raises LossNotFinite where the loss is not.
@@ -99,7 +98,7 @@ def accumulate_gradients(
     world = _sum_over_workers(counts)
     weights = [objective.weight for objective in objectives]
     if balance:
-        weights = _balanced(student, batches, plans, counts, live, autocast)
+        weights = _balanced(student, batches, plans, counts, online, autocast)
     scales = [weight / max(float(count), 1.0) for weight, count in zip(weights, counts, strict=True)]
     sums = torch.zeros(len(objectives) + 7, dtype=wide, device=device)
     failure: LossNotFinite | None = None
@@ -107,7 +106,7 @@ def accumulate_gradients(
         last = number == len(batches) - 1
         with nullcontext() if last or not isinstance(student, DistributedDataParallel) else student.no_sync():
             with _autocast(device, autocast):
-                terms, measured = _forward(student, batch, planned, live)
+                terms, measured = _forward(student, batch, planned, online)
                 total = torch.stack([term * scale for term, scale in zip(terms, scales, strict=True)]).sum()
             if not torch.isfinite(total) and failure is None:
                 failure = LossNotFinite(total.item(), batch.rows.tolist(), batch.source)
@@ -137,12 +136,12 @@ def _balanced(
     batches: Sequence[Batch],
     plans: Sequence[Sequence[Plan]],
     counts: Tensor,
-    live: OnlineTeacher | None,
+    online: OnlineTeacher | None,
     autocast: torch.dtype | None,
 ) -> list[float]:
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
     model = _without_ddp(student)
-    last = [one for one in layers(model.model)[-1].parameters() if one.requires_grad]
+    last = [one for one in model.language_model.layers[-1].parameters() if one.requires_grad]
     if not last:
         raise UsageError(
             "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."
@@ -151,7 +150,7 @@ def _balanced(
     failure: LossNotFinite | None = None
     for batch, planned in zip(batches, plans, strict=True):
         with _autocast(counts.device, autocast):
-            terms, _ = _forward(model, batch, planned, live)
+            terms, _ = _forward(model, batch, planned, online)
         for term, total in zip(terms, sums, strict=True):
             if not torch.isfinite(term) and failure is None:
                 failure = LossNotFinite(term.item(), batch.rows.tolist(), batch.source)
@@ -171,7 +170,7 @@ def _forward(
     student: LogprobModel | DistributedDataParallel,
     batch: Batch,
     plans: Sequence[Plan],
-    live: OnlineTeacher | None,
+    online: OnlineTeacher | None,
 ) -> tuple[list[Tensor], Tensor]:
     """Each objective's sum over the batch, and sums for the metrics."""
     asked = boundary_chunks(plans)
@@ -180,18 +179,18 @@ def _forward(
     if any("top_k" in plan.needs for plan in plans):
         rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
     absent = cast("TeacherOutputs", Absent("teacher"))
-    teacher = live.outputs(batch) if live is not None and batch.source is None else absent
-    logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows)
+    teacher = online.outputs(batch) if online is not None and batch.source is None else absent
+    logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows, batch.extra_inputs)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
-    model = _without_ddp(student).model
+    language_model = _without_ddp(student).language_model
     said = StudentOutputs(
         token=token,
         chunk=chunk_sums(batch, token),
         boundary=at_chunks(batch, asked, boundary),
         top=top,
         hidden=hidden,
-        head=head_of(model),
-        embeddings=model.get_input_embeddings().weight,
+        head=language_model.head,
+        embeddings=language_model.embeddings,
     )
     terms = [
         plan.loss_sum(declared(said, plan.needs), teacher if "teacher" in plan.needs else absent) for plan in plans

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ctd_core.config.training import Train
-from ctd_core.models.loading import layers
 from ctd_core.models.logprob_model import LogprobModel
 
 CPU = torch.device("cpu")
@@ -23,7 +22,7 @@ class Worker:
     """One of `world` processes that train together, and the device that it calculates on."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = CPU
 
 
@@ -40,7 +39,7 @@ def distribute(
     that is given; gradients are summed in float32. In one process it stays what it is.
     """
     if options.activation_checkpointing:
-        for layer in layers(student.model):
+        for layer in student.language_model.layers:
             _compute_twice(layer)
     if options.strategy == "fsdp" and dist.is_initialized():
         _share(student, device, autocast)
@@ -55,7 +54,7 @@ def distribute(
 def _share(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
     shared: dict[str, Any] = {"mesh": init_device_mesh(device.type, (dist.get_world_size(),)), "mp_policy": policy}
-    for layer in layers(student.model):
+    for layer in student.language_model.layers:
         fully_shard(layer, **shared)
     # Embeddings, output matrix and projections: objectives use them after the forward pass, so they stay till backward.
     fully_shard(student, reshard_after_forward=False, **shared)

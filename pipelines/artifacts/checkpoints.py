@@ -1,4 +1,4 @@
-"""The checkpoints of a training: step_00000100/ … in its directory, or at a URI, each whole or not counted."""
+"""The checkpoints of a training: step_00000100/ … in its directory, or at a URI. An incomplete one does not count."""
 
 import posixpath
 from collections.abc import Callable
@@ -12,9 +12,8 @@ from ctd_core.storage.locations import below, delete_folder, is_uri, names_in
 from ctd_core.training.checkpoint_storage import is_complete
 from ctd_core.training.loop import Metrics
 from ctd_core.training.workers import ALONE, Worker
-from pipelines.artifacts.run_paths import Places
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 PREFIX = "step_"
 
 
@@ -34,8 +33,8 @@ def name_of(checkpoint: str) -> str:
 
 
 def checkpoints(training: str) -> list[str]:
-    """The whole checkpoints of a training, the fewest steps first."""
-    return [one for one in _begun(training) if is_complete(names_in(one), one)]
+    """The complete checkpoints of a training, the fewest steps first."""
+    return [location for location in _begun(training) if is_complete(names_in(location), location)]
 
 
 def _begun(training: str) -> list[str]:
@@ -44,54 +43,74 @@ def _begun(training: str) -> list[str]:
 
 def latest_checkpoint(training: str) -> str | None:
     """The checkpoint of the most steps, None where there is none."""
-    whole = checkpoints(training)
-    return whole[-1] if whole else None
+    complete = checkpoints(training)
+    return complete[-1] if complete else None
+
+
+def trained_checkpoint(training: str) -> str:
+    """The latest checkpoint of a training.
+
+    Raises:
+        CtdError: there is none.
+    """
+    checkpoint = latest_checkpoint(training)
+    if checkpoint is None:
+        raise CtdError(f"{training}: no checkpoint here. Run `ctd train` with the same config first.")
+    return checkpoint
 
 
 def starting_checkpoint(training: str, worker: Worker) -> str | None:
     """The latest checkpoint as the first worker sees it: all have to start from the same one."""
     found = latest_checkpoint(training) if worker.rank == 0 else None
-    return found if worker.world == 1 else _told(found)
+    return found if worker.world_size == 1 else _broadcast(found)
 
 
-def trained_checkpoint(places: Places) -> str:
-    """The run's latest checkpoint; raises CtdError where there is none."""
-    checkpoint = latest_checkpoint(places.checkpoints)
-    if checkpoint is None:
-        raise CtdError(f"{places.checkpoints}: no checkpoint here. Run `ctd train` with the same config first.")
-    return checkpoint
-
-
-def keeping(
+def checkpoint_writer(
     training: str, worker: Worker = ALONE, afterwards: Callable[[Metrics], None] = lambda metrics: None
 ) -> Callable[[Metrics, Callable[[str | Path], None]], None]:
-    """A hook of the loop's: checkpoints of `training`, the last few of which stay; then `afterwards` is called.
+    """The loop's hook that writes checkpoints of `training` and deletes all but the last CHECKPOINTS_KEPT.
 
-    Every worker writes its part: at a URI into its place, where the file that makes it whole comes last, otherwise into
-    a directory that the first one makes, and then puts into its place.
+    Every worker writes its part. At a URI it goes where the checkpoint will be, and the file that completes it comes
+    last; in a file system it goes into a temporary directory of the first worker's, which is renamed.
+
+    Args:
+        training: the location of the training's checkpoints.
+        worker: this worker.
+        afterwards: called on every worker with the step's metrics.
+
+    Returns:
+        The hook, which every worker has to call.
     """
 
     def save(metrics: Metrics, write: Callable[[str | Path], None]) -> None:
-        place = checkpoint_at(training, int(metrics["step"]))
+        location = checkpoint_at(training, int(metrics["step"]))
         if is_uri(training):
-            write(place)
+            write(location)
+        elif worker.world_size == 1:
+            with atomic_directory(Path(location)) as temporary:
+                write(temporary)
         elif worker.rank:
-            write(_told(None) or place)
+            write(_broadcast(None) or location)
         else:
-            with atomic_directory(Path(place)) as temporary:
-                write(temporary if worker.world == 1 else _told(str(temporary)) or temporary)
+            with atomic_directory(Path(location)) as temporary:
+                _broadcast(str(temporary))
+                write(temporary)
         if worker.rank == 0:
-            oldest = checkpoints(training)[-KEPT:][0]
-            for old in _begun(training):
-                if steps_done(old) < steps_done(oldest):
-                    delete_folder(old)
+            _delete_old(training)
         afterwards(metrics)
 
     return save
 
 
-def _told(location: str | None) -> str | None:
-    """What the first worker has for `location`."""
-    told = [location]
-    torch.distributed.broadcast_object_list(told)
-    return told[0]
+def _delete_old(training: str) -> None:
+    oldest = checkpoints(training)[-CHECKPOINTS_KEPT:][0]
+    for location in _begun(training):
+        if steps_done(location) < steps_done(oldest):
+            delete_folder(location)
+
+
+def _broadcast(location: str | None) -> str | None:
+    """The first worker's `location`, on every worker."""
+    locations = [location]
+    torch.distributed.broadcast_object_list(locations)
+    return locations[0]

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import time
@@ -16,7 +17,8 @@ from ctd_core.errors import CtdError
 from ctd_core.storage.locations import delete_file, open_to_read, write_text
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.remote_copy import RunFiles
-from pipelines.display.progress import say
+
+logger = logging.getLogger(__name__)
 
 RENEW_SECONDS = 30.0  # between signs of life in a store
 LEASE_SECONDS = 150.0  # without one, after which a holder counts as killed
@@ -113,7 +115,7 @@ def _say_who(stage: str, holder: str) -> None:
     with suppress(ValueError, KeyError, TypeError):
         held = json.loads(holder)
         who = f"process {held['process']} on {held['machine']}, since {held['since']}"
-    say(
+    logger.info(
         f"{stage.partition('-')[0]}: this run is being worked on by {who}. Waiting for its end; Ctrl-C leaves it alone."
     )
 

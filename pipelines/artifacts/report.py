@@ -1,9 +1,10 @@
 """report.json: what was measured of a run, and how it is shown."""
 
+import sys
+from collections.abc import Mapping
+
 from pydantic import Field, ValidationError
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
@@ -11,7 +12,10 @@ from ctd_core.evaluation.metrics import METRICS
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
+from pipelines.display.tables import TextTable, print_table, wide_console
+
+METRIC_COLUMNS = ["text", "metric", "teacher", "student before", "student after"]
 
 
 class SetFigures(Record):
@@ -45,31 +49,31 @@ class Report(Record):
     seconds: dict[str, float] = Field(default={})
 
 
-def run_stamp(places: Places) -> str:
+def run_stamp(plan: RunPlan) -> str:
     """The training, the step and the evaluation that figures belong to."""
-    checkpoint = latest_checkpoint(places.checkpoints)
-    return f"{places.train.name}/{name_of(checkpoint) if checkpoint else None}/{places.evaluation}"
+    checkpoint = latest_checkpoint(plan.checkpoints)
+    return f"{plan.training.name}/{name_of(checkpoint) if checkpoint else None}/{plan.evaluation}"
 
 
-def read_report(places: Places) -> Report | None:
+def read_report(plan: RunPlan) -> Report | None:
     """What was measured of this very training and step; None where nothing was, or of another."""
-    places.files.bring(places.report, anew=True)
-    if not places.report.exists():
+    plan.files.bring(plan.report, anew=True)
+    if not plan.report.exists():
         return None
     try:
-        report = Report.model_validate_json(places.report.read_text(encoding="utf-8"))
+        report = Report.model_validate_json(plan.report.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise CtdError(f"{places.report}: not a report of this version. Run `ctd evaluate` again.") from error
-    return report if report.run == run_stamp(places) else None
+        raise CtdError(f"{plan.report}: not a report of this version. Run `ctd evaluate` again.") from error
+    return report if report.run == run_stamp(plan) else None
 
 
-def write_report(places: Places, report: Report) -> None:
+def write_report(plan: RunPlan, report: Report) -> None:
     """Put `report` in the place of the one before."""
-    write_atomic(places.report, report.model_dump_json(indent=1))
-    places.files.share(places.report)
+    write_atomic(plan.report, report.model_dump_json(indent=1))
+    plan.files.share(plan.report)
 
 
-def figure_rows(report: Report) -> list[list[str]]:
+def metric_rows(report: Report) -> list[list[str]]:
     """Set, metric, and what teacher and student before and after training have of it, for each set and metric.
 
     Metrics that an earlier version did not measure are left out.
@@ -79,31 +83,21 @@ def figure_rows(report: Report) -> list[list[str]]:
         models = (measured.teacher, measured.student_before, measured.student_after)
         for metric in METRICS:
             if all(metric.name in figures for figures in models):
-                rows.append([name, metric.title, *(f"{one[metric.name]:.{metric.digits}f}" for one in models)])
+                rows.append([name, metric.title, *(f"{figures[metric.name]:.{metric.digits}f}" for figures in models)])
     return rows
 
 
-def metrics_table(report: Report) -> Table:
+def metrics_table(report: Report) -> TextTable:
     """Every metric on every set."""
-    table = Table("text", "metric", title="measured")
-    for column in ("teacher", "student before", "student after"):
-        table.add_column(column, justify="right")
-    for row in figure_rows(report):
-        table.add_row(*row)
-    if report.gap_closed is not None:
-        table.caption = f"gap closed: {report.gap_closed:.3f}"
-    return table
+    caption = "" if report.gap_closed is None else f"gap closed: {report.gap_closed:.3f}"
+    return TextTable(METRIC_COLUMNS, metric_rows(report), "measured", caption, text_columns=2)
 
 
-def data_table(manifests: dict[str, Manifest]) -> Table:
-    """What the shards hold, a row for each set."""
-    table = Table(title="prepared")
-    columns = ("set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "set" else "right")
-    for name, manifest in manifests.items():
-        counts = manifest.counts
-        table.add_row(
+def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:
+    """What the shards hold and where they are, a row for each set."""
+    columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk"]
+    rows = [
+        [
             name,
             f"{counts.documents:,}",
             f"{counts.dropped_documents:,}",
@@ -113,25 +107,23 @@ def data_table(manifests: dict[str, Manifest]) -> Table:
             f"{counts.student_tokens:,}",
             f"{counts.teacher_tokens:,}",
             f"{counts.text_bytes / max(counts.chunks, 1):.2f}",
-        )
-    return table
+        ]
+        for name, counts in ((name, manifest.counts) for name, manifest in manifests.items())
+    ]
+    caption = "\n".join(f"{name}: {locations[name]}" for name in manifests)
+    return TextTable(columns, rows, "prepared", caption)
 
 
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A table for a document."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *rows])
-
-
-def print_report(places: Places, report: Report) -> None:
-    """The end of a run: what was measured, two continuations, where things lie."""
-    console = Console()
-    console.print(metrics_table(report))
+def print_report(plan: RunPlan, report: Report) -> None:
+    """The end of a run: what was measured, two continuations, where everything is."""
+    print_table(metrics_table(report))
+    console = wide_console(sys.stdout)
     for sample in report.samples:
         for who, text in (("teacher", sample.teacher), ("student", sample.student)):
             console.print(f"{who}: {escape(sample.prompt)}[bold]{escape(text)}[/bold]", highlight=False)
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in report.seconds.items())
     console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
     console.print(f"seconds: {seconds}")
-    console.print(f"model: {places.model}\nreport: {places.report}")
-    if places.files.store is not None:
-        console.print(f"both are in {places.files.store} too")
+    console.print(f"model: {plan.model}\nreport: {plan.report}")
+    if plan.files.store is not None:
+        console.print(f"both are in {plan.files.store} too")

@@ -7,13 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import TEACHER_DISTANCE
 from ctd_core.shards.files import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
 from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics
+from pipelines.display.tables import TextTable
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,14 @@ def list_runs(storage: str) -> list[RunState]:
     return sorted(states, key=lambda one: one.age_seconds)
 
 
-def as_table(runs: list[RunState]) -> Table:
-    """The runs for a terminal."""
-    table = Table("run", "state", "step", "last figures", "last change")
+def as_table(runs: list[RunState]) -> TextTable:
+    """The runs, a row each."""
+    rows = []
     for run in runs:
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in run.last.items())
-        table.add_row(run.name, run.state, "" if run.step is None else str(run.step), figures, _age(run.age_seconds))
-    return table
+        step = "" if run.step is None else str(run.step)
+        rows.append([run.name, run.state, step, figures, _age(run.age_seconds)])
+    return TextTable(["run", "state", "step", "last metrics", "last change"], rows, text_columns=5)
 
 
 def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:

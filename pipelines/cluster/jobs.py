@@ -11,7 +11,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ctd_core.config.secrets import has_secret
 from ctd_core.errors import CtdError, UsageError
-from pipelines.display.progress import say
+
+logger = logging.getLogger(__name__)
 
 SECONDS_OF_SILENCE = 60
 COMMAND = "command"  # of a job's metadata: what it runs, as it was typed
@@ -67,13 +68,13 @@ def submit(
             )
         except (RuntimeError, OSError, ValueError) as error:
             raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
-        say(f"submit: {job} runs {typed}")
+        logger.info(f"submit: {job} runs {typed}")
     elif command and typed != _command(running):
         raise UsageError(f"{job}: this job runs {_command(running)}. Give another --job, or leave the command out.")
     elif running.status.is_terminal():
-        say(f"submit: {job} has ended already; this is its log. Give another --job to run it again.")
+        logger.info(f"submit: {job} has ended already; this is its log. Give another --job to run it again.")
     else:
-        say(f"submit: following {job}, which runs {_command(running)}")
+        logger.info(f"submit: following {job}, which runs {_command(running)}")
     try:
         ended = asyncio.run(_follow(client, str(job)))
     except KeyboardInterrupt:
@@ -128,6 +129,6 @@ def _exit_status(ended: JobDetails) -> int:
     if ended.status == JobStatus.SUCCEEDED:
         return 0
     if ended.driver_exit_code is None:
-        say(f"submit: {ended.submission_id} has {ended.status}: {ended.message}")
+        logger.info(f"submit: {ended.submission_id} has {ended.status}: {ended.message}")
     code = ended.driver_exit_code or 1
     return 128 - code if code < 0 else code

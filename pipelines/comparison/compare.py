@@ -1,6 +1,7 @@
 """`ctd compare`: variants of one run on the same shards, from the same student, with several seeds."""
 
 import json
+import logging
 import resource
 import shutil
 import statistics
@@ -18,16 +19,19 @@ from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
 from pipelines.artifacts.locks import one_at_a_time
 from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
-from pipelines.artifacts.run_paths import Places, variant
+from pipelines.artifacts.run_plan import RunPlan, plan_run, variant
 from pipelines.cluster.connection import connect, own_errors
-from pipelines.comparison.summary import Cost, Row, Trial, as_markdown, plot, row_of
-from pipelines.display.progress import progress, say
+from pipelines.comparison.summary import Cost, Row, SeedResult, as_table, plot, row_of
+from pipelines.display.progress import progress
+from pipelines.display.tables import as_markdown
 from pipelines.recipes import read_run
 from pipelines.stages.evaluate import measure
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.train import train_student
+
+logger = logging.getLogger(__name__)
 
 COST = "cost.json"
 COMPARED = "compared"  # in a training that a comparison began
@@ -45,7 +49,7 @@ class Comparison(Options):
 def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
     comparison = read_options(file, Comparison)
-    base = Places(read_run(comparison.recipe, str(file), overrides))
+    base = plan_run(read_run(comparison.recipe, str(file), overrides))
     if wrong := [name for name, changes in comparison.variants.items() if "train.seed" in changes]:
         raise UsageError(f"{file}: {wrong[0]}: the seeds stand in `seeds`, not in a variant.")
     trials = {
@@ -55,91 +59,93 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     }
     if not base.config.evaluate.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to compare by.")
-    if len({places.train for places in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
+    if len({plan.training for plan in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
         raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
-    for (name, _), places in trials.items():
-        if places.config.train.num_workers:
+    for (name, _), plan in trials.items():
+        if plan.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
-    gpus = any(places.config.train.use_gpu for places in trials.values())
+    gpus = any(plan.config.train.use_gpu for plan in trials.values())
     connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
-    directory = base.directory / f"comparison-{file.stem}"
-    check_inputs(base.config, base)
+    directory = base.files.directory / f"comparison-{file.stem}"
+    check_inputs(base.config)
     prepare(base)
     ensure_student(base)
     results = _run(trials, comparison.cpus_per_trial, float(gpus))
     rows = [row_of(name, [results[name, seed] for seed in comparison.seeds]) for name in comparison.variants]
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
-    write_atomic(directory / "table.md", as_markdown(rows))
-    plot(rows, directory / "table.svg")
+    write_atomic(directory / "table.md", as_markdown(as_table(rows)))
+    write_atomic(directory / "table.svg", plot(rows))
     base.files.share(directory)
     return rows, directory
 
 
-def _run(trials: dict[tuple[str, int], Places], cpus: int, gpus: float) -> dict[tuple[str, int], Trial]:
+def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict[tuple[str, int], SeedResult]:
     """The results by variant and seed; as many trials at once as there are resources for."""
-    files = {key: _trial_file(places) for key, places in trials.items()}
+    files = {key: _trial_file(plan) for key, plan in trials.items()}
     for key, file in files.items():
         trials[key].files.bring(file)
     done = {
-        key: Trial.model_validate_json(file.read_text()) for key, file in files.items() if trials[key].files.has(file)
+        key: SeedResult.model_validate_json(file.read_text())
+        for key, file in files.items()
+        if trials[key].files.has(file)
     }
     if done:
-        say(f"compare: {len(done)} of {len(trials)} trials are done already")
+        logger.info(f"compare: {len(done)} of {len(trials)} trials are done already")
     if len(done) == len(trials):
         return done
-    for key, places in trials.items():
-        if key not in done and not _is_ours(places):
+    for key, plan in trials.items():
+        if key not in done and not _is_ours(plan):
             raise UsageError(
-                f"{places.checkpoints}: this training was begun by another command, so what it cost is not known, and "
+                f"{plan.checkpoints}: this training was begun by another command, so what it cost is not known, and "
                 "it would be taken away. Move it, delete it, or compare under another name: --set name=…"
             )
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_trial)  # a fresh process: its peak is its own
-    running = {task.remote(places): key for key, places in trials.items() if key not in done}
+    running = {task.remote(plan): key for key, plan in trials.items() if key not in done}
     with own_errors(), progress("compare", len(trials)) as reporter:
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             name, seed = running.pop(ready)
-            done[name, seed] = Trial.model_validate_json(ray.get(ready))
+            done[name, seed] = SeedResult.model_validate_json(ray.get(ready))
             reporter.update(len(done), f"{name}, seed {seed}")
     return done
 
 
-def _trial(places: Places) -> str:
+def _trial(plan: RunPlan) -> str:
     """Train and measure one variant under one seed; another comparison that wants the same trial waits."""
-    with one_at_a_time(places.files, f"compare-{places.train.name}"):
-        return _trial_alone(places)
+    with one_at_a_time(plan.files, f"compare-{plan.training.name}"):
+        return _trial_alone(plan)
 
 
-def _trial_alone(places: Places) -> str:
-    cost = places.train / COST
-    places.files.bring(cost)
-    if not places.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one
-        shutil.rmtree(places.train, ignore_errors=True)
-        if names_in(places.checkpoints):
-            delete_folder(places.checkpoints)
-        places.train.mkdir(parents=True)
-        write_atomic(places.train / COMPARED, "")
-        places.files.share(places.train / COMPARED)
-        train_student(places)
+def _trial_alone(plan: RunPlan) -> str:
+    cost = plan.training / COST
+    plan.files.bring(cost)
+    if not plan.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one
+        shutil.rmtree(plan.training, ignore_errors=True)
+        if names_in(plan.checkpoints):
+            delete_folder(plan.checkpoints)
+        plan.training.mkdir(parents=True)
+        write_atomic(plan.training / COMPARED, "")
+        plan.files.share(plan.training / COMPARED)
+        train_student(plan)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        steps = [line["seconds"] for line in read_metrics(places.train / METRICS_FILE)]
+        steps = [line["seconds"] for line in read_metrics(plan.training / METRICS_FILE)]
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
-        places.files.share(cost)
-    trial = Trial(report=measure(places), cost=Cost.model_validate_json(cost.read_text()))
-    write_atomic(_trial_file(places), trial.model_dump_json())
-    places.files.share(_trial_file(places))
+        plan.files.share(cost)
+    trial = SeedResult(report=measure(plan), cost=Cost.model_validate_json(cost.read_text()))
+    write_atomic(_trial_file(plan), trial.model_dump_json())
+    plan.files.share(_trial_file(plan))
     return trial.model_dump_json()
 
 
-def _is_ours(places: Places) -> bool:
+def _is_ours(plan: RunPlan) -> bool:
     """Whether a comparison began this training, or nobody did."""
-    there = names_in(places.checkpoints)
+    there = names_in(plan.checkpoints)
     return not there or COMPARED in there or COST in there
 
 
-def _trial_file(places: Places) -> Path:
-    return places.train / f"trial-{places.evaluation}.json"
+def _trial_file(plan: RunPlan) -> Path:
+    return plan.training / f"trial-{plan.evaluation}.json"

@@ -3,13 +3,13 @@
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.table import Table
+from typing import Any
 
 from ctd_core.config.base import Record
 from ctd_core.evaluation.metrics import METRICS
-from pipelines.artifacts.report import Report, markdown_table
+from pipelines.artifacts.report import Report
+from pipelines.display.plots import svg
+from pipelines.display.tables import TextTable
 
 
 class Cost(Record):
@@ -19,7 +19,7 @@ class Cost(Record):
     peak_memory_mb: float
 
 
-class Trial(Record):
+class SeedResult(Record):
     """One variant under one seed."""
 
     report: Report
@@ -33,18 +33,18 @@ class Row(Record):
     figures: dict[str, tuple[float, float | None]]
 
 
-def row_of(variant: str, trials: Sequence[Trial]) -> Row:
-    """Means and standard errors over `trials`, one a seed."""
+def row_of(variant: str, results: Sequence[SeedResult]) -> Row:
+    """Means and standard errors over `results`, one a seed."""
     columns: dict[str, list[float]] = {}
-    for trial in trials:
-        for name, one in trial.report.sets.items():
+    for result in results:
+        for name, measured in result.report.sets.items():
             for metric in METRICS:
                 if metric.is_headline:
-                    columns.setdefault(f"{name}: {metric.title}", []).append(one.student_after[metric.name])
-        if trial.report.gap_closed is not None:
-            columns.setdefault("gap closed", []).append(trial.report.gap_closed)
-        columns.setdefault("seconds a step", []).append(trial.cost.seconds_a_step)
-        columns.setdefault("peak memory, MB", []).append(trial.cost.peak_memory_mb)
+                    columns.setdefault(f"{name}: {metric.title}", []).append(measured.student_after[metric.name])
+        if result.report.gap_closed is not None:
+            columns.setdefault("gap closed", []).append(result.report.gap_closed)
+        columns.setdefault("seconds a step", []).append(result.cost.seconds_a_step)
+        columns.setdefault("peak memory, MB", []).append(result.cost.peak_memory_mb)
     return Row(variant=variant, figures={name: _mean(values) for name, values in columns.items()})
 
 
@@ -65,37 +65,23 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def as_table(rows: list[Row]) -> Table:
-    """A line for each variant."""
-    table = Table(title="mean ± standard error over seeds")
-    for column in ("variant", *rows[0].figures):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+def as_table(rows: list[Row]) -> TextTable:
+    """A row for each variant."""
+    return TextTable(["variant", *rows[0].figures], [_cells(row) for row in rows], "mean ± standard error over seeds")
 
 
-def as_markdown(rows: list[Row]) -> str:
-    """The same for a document."""
-    return markdown_table(["variant", *rows[0].figures], [_cells(row) for row in rows])
-
-
-def plot(rows: list[Row], file: Path) -> None:
-    """Every figure of quality as bars, with standard errors."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
+def plot(rows: list[Row]) -> str:
+    """Every metric of quality as bars, with standard errors; SVG."""
     names = [name for name in rows[0].figures if "memory" not in name and "seconds" not in name]
-    size = (3 * len(names), 0.4 * len(rows) + 1.5)
-    figure, axes = pyplot.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        figures = [row.figures[name] for row in rows]
-        errors = [error or 0.0 for _, error in figures]
-        axis.barh([row.variant for row in rows], [mean for mean, _ in figures], xerr=errors)
-        axis.set_title(name)
-    axes[0][0].invert_yaxis()  # the first variant on top, on all axes
-    figure.tight_layout()
-    figure.savefig(file)
-    pyplot.close(figure)
+
+    def draw(pyplot: Any) -> Any:
+        size = (3 * len(names), 0.4 * len(rows) + 1.5)
+        figure, axes = pyplot.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            means, errors = zip(*(row.figures[name] for row in rows), strict=True)
+            axis.barh([row.variant for row in rows], means, xerr=[error or 0.0 for error in errors])
+            axis.set_title(name)
+        axes[0][0].invert_yaxis()  # the first variant on top, on all axes
+        return figure
+
+    return svg(draw)

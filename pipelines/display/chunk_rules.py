@@ -2,12 +2,11 @@
 
 from dataclasses import asdict
 
-from rich.table import Table
-
 from ctd_core.config.align import AnyChunks, AtWhitespace, Debiased, Finest, Groups
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.chunking import Chunking, measure_chunking
 from ctd_core.shards.reading import ShardSet
+from pipelines.display.tables import TextTable
 
 RULES: list[AnyChunks] = [
     Finest(),
@@ -46,19 +45,18 @@ def as_json(measured: list[tuple[AnyChunks, Chunking]]) -> list[dict[str, object
     return [{"rule": rule.model_dump(), **asdict(figures)} for rule, figures in measured]
 
 
-def as_table(measured: list[tuple[AnyChunks, Chunking]]) -> Table:
-    """A line for each rule."""
-    table = Table()
-    columns = ("rule", "chunks / 1,000 bytes", "student tokens", "teacher tokens", "single tokens", "text covered")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "rule" else "right")
-    for rule, one in measured:
-        table.add_row(
+def as_table(measured: list[tuple[AnyChunks, Chunking]]) -> TextTable:
+    """A row for each rule."""
+    columns = ["rule", "chunks / 1,000 bytes", "student tokens", "teacher tokens", "single tokens", "text covered"]
+    rows = [
+        [
             rule_name(rule),
-            f"{one.chunks_per_1000_bytes:.1f}",
-            f"{one.student_tokens:.2f}",
-            f"{one.teacher_tokens:.2f}",
-            f"{one.single_token_share:.1%}",
-            f"{one.covered_share:.1%}",
-        )
-    return table
+            f"{chunking.chunks_per_1000_bytes:.1f}",
+            f"{chunking.student_tokens:.2f}",
+            f"{chunking.teacher_tokens:.2f}",
+            f"{chunking.single_token_share:.1%}",
+            f"{chunking.covered_share:.1%}",
+        ]
+        for rule, chunking in measured
+    ]
+    return TextTable(columns, rows)

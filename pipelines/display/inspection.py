@@ -2,15 +2,17 @@
 
 from dataclasses import asdict, dataclass
 
+import torch
 from rich.table import Table
 from rich.text import Text
 
 from ctd_core.align.chunks import FinestChunks, finest_chunks
 from ctd_core.config.align import AnyChunks
+from ctd_core.config.models import Teacher
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.evaluation.merged_text import MergedText, merged_text
-from ctd_core.models.loading import load_model
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.building import build_scorer
+from ctd_core.models.model_config import max_positions
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.manifest import check_dropped, check_student
@@ -18,7 +20,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.text.documents import plain_document
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.display.chunk_rules import check_rules
 
@@ -73,27 +75,29 @@ def inspect_shards(student: str, location: str, row: int, rule: AnyChunks) -> li
     shards = ShardSet(location, verify=True)
     check_rules(shards, [rule])
     made_for = shards.manifest.origin.config.get("student", {"begin_token": None, "end_token": None})
-    side = make_side(load_tokenizer(student), student, made_for["begin_token"], made_for["end_token"])
-    check_student(shards.manifest, shards.name, side, len(side.encoder.spelling.token_bytes))
+    tokenizer = prepare_tokenizer(load_tokenizer(student), student, made_for["begin_token"], made_for["end_token"])
+    check_student(shards.manifest, shards.name, tokenizer, len(tokenizer.encoder.token_bytes.by_id))
     try:
-        return merged_text(shards, row, rule, side.encoder.spelling)
+        return merged_text(shards, row, rule, tokenizer.encoder.token_bytes)
     except IndexError as error:
         raise UsageError(f"--row {row}: {location} has the rows 0 to {len(shards) - 1}.") from error
 
 
 def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> list[MergedText]:
     """The merged chunks of `text`, scored by the model in `teacher`."""
-    student_side, teacher_side = (make_side(load_tokenizer(name), name, None, None) for name in (student, teacher))
-    rows, counts = build_rows(student_side, teacher_side, [plain_document("text", text)], WHOLE, WHOLE)
+    student_tokenizer, teacher_tokenizer = (
+        prepare_tokenizer(load_tokenizer(name), name, None, None) for name in (student, teacher)
+    )
+    rows, counts = build_rows(student_tokenizer, teacher_tokenizer, [plain_document("text", text)], WHOLE, WHOLE)
     check_dropped(counts, 0)
     if not rows.num_rows:
         raise UsageError("the text is empty, so there is nothing to merge.")
-    model = LogprobModel(load_model(teacher), teacher_side.encoder.spelling.begins_pretoken)
-    longest = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max_positions(teacher)
     if longest is not None and counts.teacher_tokens > longest:
         raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
-    scored = MemoryRows("the text", [score_rows(model, rows, WHOLE)], counts)
-    return merged_text(scored, 0, rule, student_side.encoder.spelling)
+    scorer = build_scorer(Teacher(model=teacher), teacher_tokenizer, torch.device("cpu"))
+    scored = MemoryRows("the text", [score_rows(scorer, rows, WHOLE)], counts)
+    return merged_text(scored, 0, rule, student_tokenizer.encoder.token_bytes)
 
 
 def merged_as_json(merged: list[MergedText]) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Progress for long work: a bar where somebody watches, a line now and then where nobody does."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ctd_core.config.secrets import redact
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -29,7 +32,7 @@ class Reporter:
             self._bar.update(self._task, completed=share * self._total, words=words)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or self._said < done == self._total:
             self._last_line, self._said = time.monotonic(), done
-            say(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(share))
+            _print_line(f"{self._title}: {done} of {self._total} {words}".rstrip() + self._left(share))
 
     def _left(self, share: float) -> str:
         """The time left in words, by the pace since the first work that was seen done."""
@@ -60,8 +63,23 @@ def progress(title: str, total: int) -> Iterator[Reporter]:
         yield Reporter(title, total, bar)
 
 
-def say(line: str) -> None:
-    """One line on standard error; standard output is for results."""
+class _Lines(logging.Handler):
+    """What is logged, as lines on standard error, without secrets; standard output is for results."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print_line(redact(record.getMessage()))
+
+
+def show_log() -> None:
+    """Show what this project logs, as a command does."""
+    for name in ("ctd_core", "pipelines"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+            logger.addHandler(_Lines())
+
+
+def _print_line(line: str) -> None:
     if console.is_terminal:
         console.print(line, highlight=False)
     else:

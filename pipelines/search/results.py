@@ -1,7 +1,5 @@
 """What a search found: its trials as a table, as Parquet and as plots, the best run's file, and a page of it all."""
 
-import html
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -12,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 import yaml
 from pyarrow import parquet
-from rich.table import Table
 
 from ctd_core.config.run import RunConfig
 from ctd_core.evaluation.metrics import is_figure
 from ctd_core.storage.atomic import write_atomic
-from pipelines.artifacts.report import markdown_table
+from pipelines.display.pages import page
+from pipelines.display.plots import svg
+from pipelines.display.tables import TextTable, as_markdown
 
 BEST = "best.yaml"
 
@@ -60,36 +59,29 @@ def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: 
     """best.yaml, trials.parquet (a row for each evaluation), trials.md, metric.svg, parameters.svg and index.html."""
     recipe = yaml.safe_dump(json.loads(best.model_dump_json()), sort_keys=False)
     write_atomic(directory / BEST, recipe)
-    table = pa.BufferOutputStream()
-    parquet.write_table(_evaluations(trials), table)
-    write_atomic(directory / "trials.parquet", table.getvalue())
-    write_atomic(directory / "trials.md", markdown_table(*_cells(trials, metric)))
+    evaluations = pa.BufferOutputStream()
+    parquet.write_table(_evaluations(trials), evaluations)
+    write_atomic(directory / "trials.parquet", evaluations.getvalue())
+    table = as_table(trials, metric)
+    write_atomic(directory / "trials.md", as_markdown(table))
     plots = {"metric.svg": _plot_metric(trials, metric), "parameters.svg": _plot_parameters(trials, metric)}
-    for name, svg in plots.items():
-        write_atomic(directory / name, svg)
-    write_atomic(directory / "index.html", _page(title, trials, metric, recipe, list(plots.values())))
+    for name, plot in plots.items():
+        write_atomic(directory / name, plot)
+    introduction = f"{len(trials)} trials, the best first, by {metric} at their last evaluation."
+    write_atomic(directory / "index.html", page(title, introduction, table, list(plots.values()), recipe))
 
 
-def as_table(trials: Sequence[TrialResult], metric: str) -> Table:
-    """A line for each trial: what it differs in, its steps, its last figure."""
-    columns, rows = _cells(trials, metric)
-    table = Table(title="the best trial first")
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _cells(trials: Sequence[TrialResult], metric: str) -> tuple[list[str], list[list[str]]]:
+def as_table(trials: Sequence[TrialResult], metric: str) -> TextTable:
+    """A row for each trial: what it differs in, its steps, its last metric."""
     parameters = _varied(trials)
     rows = []
-    for one in trials:
-        leaves = _leaves(one.values)
-        last = f"{one.lines[-1][metric]:.4f}" if one.lines else ""
-        own = ["" if name not in leaves else str(leaves[name]) for name in parameters]
-        rows.append([str(one.number), *own, str(one.steps), one.error or last])
-    return ["trial", *(name.removeprefix("train.") for name in parameters), "steps", metric], rows
+    for trial in trials:
+        leaves = _leaves(trial.values)
+        last = f"{trial.lines[-1][metric]:.4f}" if trial.lines else ""
+        values = ["" if name not in leaves else str(leaves[name]) for name in parameters]
+        rows.append([str(trial.number), *values, str(trial.steps), trial.error or last])
+    columns = ["trial", *(name.removeprefix("train.") for name in parameters), "steps", metric]
+    return TextTable(columns, rows, "the best trial first", text_columns=len(columns))
 
 
 def _varied(trials: Sequence[TrialResult]) -> list[str]:
@@ -146,7 +138,7 @@ def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
         axis.legend(fontsize="small")
         return figure
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
@@ -171,36 +163,4 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
         axes[0][0].set_ylabel(metric, fontsize="small")
         return figure
 
-    return _svg(draw)
-
-
-def _svg(draw: Any) -> str:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    figure = draw(pyplot)
-    figure.tight_layout()
-    out = io.StringIO()
-    figure.savefig(out, format="svg")
-    pyplot.close(figure)
-    return out.getvalue()
-
-
-def _page(title: str, trials: Sequence[TrialResult], metric: str, recipe: str, plots: list[str]) -> str:
-    columns, rows = _cells(trials, metric)
-    head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(one)}</td>' for one in row)}</tr>" for row in rows)
-    pictures = "".join(svg[svg.index("<svg") :] for svg in plots)
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font-family:sans-serif;max-width:70em;margin:2em auto}}td,th{{padding:.2em .8em;text-align:left}}
-tr:nth-child(even){{background:#eee}}svg{{max-width:100%;height:auto}}</style>
-<h1>{html.escape(title)}</h1>
-<p>{len(trials)} trials, the best first, by {html.escape(metric)} at their last evaluation.</p>
-<table><tr>{head}</tr>{body}</table>
-{pictures}
-<h2>The best trial's run</h2><pre>{html.escape(recipe)}</pre>
-</html>
-"""
+    return svg(draw)

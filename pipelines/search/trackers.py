@@ -1,12 +1,14 @@
 """Services that keep the figures of trials, told of them by Ray's own callbacks, under the names of metrics.jsonl."""
 
+import logging
 from typing import Any, Literal
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from ctd_core.errors import UsageError
-from pipelines.display.progress import say
+
+logger = logging.getLogger(__name__)
 
 UPLOAD_SECONDS = 60  # that a search waits at its end
 
@@ -78,5 +80,5 @@ class Tracker(Callback):
         try:
             getattr(self._callback, method)(*what)
         except Exception as error:  # of whatever kind the service's package has
-            say(f"tune: {self._kind} is not told of trials any more: {error}")
+            logger.info(f"tune: {self._kind} is not told of trials any more: {error}")
             self._callback = None

@@ -1,6 +1,7 @@
 """`ctd tune`: many trainings on the same shards, on Ray Tune, under a scheduler; the best as a file for `ctd train`."""
 
 import json
+import logging
 import os
 import random
 import shlex
@@ -19,10 +20,10 @@ from ctd_core.config.yaml_files import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import METRICS, TEACHER_DISTANCE, figure_name
 from ctd_core.storage.locations import names_in
-from pipelines.artifacts.failure import forget_failure
-from pipelines.artifacts.run_paths import Places, variant
+from pipelines.artifacts.failure import delete_failure
+from pipelines.artifacts.run_plan import RunPlan, plan_run, variant, with_training
 from pipelines.cluster.connection import connect, is_own, let_go, own_errors
-from pipelines.display.progress import progress, say
+from pipelines.display.progress import progress
 from pipelines.recipes import read_run
 from pipelines.search.options import EVALUATIONS, Asha, Search
 from pipelines.search.record import RECORD, TrialRecord, read_record, same_values
@@ -34,6 +35,8 @@ from pipelines.search.watch import Watch
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from pipelines.search.optuna_searcher import OptunaSearcher
@@ -64,12 +67,12 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         raise UsageError("--retry-failed belongs to --resume: give both")
     options = read_options(file, Search)
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
-    base = _with_evaluations(Places(with_overrides(run, overrides)), file)
+    base = _with_evaluations(plan_run(with_overrides(run, overrides)), file)
     metric = _metric(options, base, file)
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     searched = options.result_values()
-    decides = fingerprint(searched, base.train.name, base.evaluation)
-    directory = base.directory / f"search-{file.stem}-{decides}"
+    decides = fingerprint(searched, base.training.name, base.evaluation)
+    directory = base.files.directory / f"search-{file.stem}-{decides}"
     kept = base.files.within(directory)
     base.files.bring(directory / RECORD, anew=True)
     past = read_record(directory).trials
@@ -81,17 +84,18 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
     trackers = [tracker(one, base.config.name) for one in options.trackers]
     _check_room(options, base, file)
-    check_inputs(base.config, base)
+    check_inputs(base.config)
     prepare(base)
     ensure_student(base)
     wanted = (options.trials or DEFAULT_TRIALS) if options.searcher == "optuna" else len(drawn)
     if retry_failed:
-        for one in (one for one in past if one.state == "failed"):
-            forget_failure(variant(base, one.values, f"{file}: a trial that failed"))
+        for trial in past:
+            if trial.state == "failed":
+                delete_failure(variant(base, trial.values, f"{file}: a trial that failed").checkpoints)
         past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
     if not resume:
         for values in drawn:  # what an earlier search or training failed with is tried again
-            forget_failure(variant(base, values, f"{file}: a trial"))
+            delete_failure(variant(base, values, f"{file}: a trial").checkpoints)
     with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter, base, directory, past)
         try:
@@ -110,14 +114,14 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         options.mode,
     )
     if any(one.state == "failed" for one in trials):
-        say(f"tune: to try the trials that failed again: {again} --retry-failed")
+        logger.info(f"tune: to try the trials that failed again: {again} --retry-failed")
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(
             f"no trial came to a figure; to search again, delete {kept}. One of them: "
             f"{results[0].error or 'not a finite one'}"
         )
     if results[0].steps < base.config.train.steps:
-        say(
+        logger.info(
             f"tune: the best trial was stopped after {results[0].steps} of {base.config.train.steps} steps, since "
             "those that went further failed; ctd train with its best.yaml trains it to the end"
         )
@@ -130,16 +134,16 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     return Found(results, metric, directory)
 
 
-def _with_evaluations(base: Places, file: Path) -> Places:
+def _with_evaluations(base: RunPlan, file: Path) -> RunPlan:
     """`base`, evaluated often enough to stop a trial early, each time with a checkpoint to go on from."""
     if not base.config.evaluate.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to search by.")
     train = base.config.train
     every = train.evaluate_every or max(1, train.steps // EVALUATIONS)
-    return base.with_train(train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
+    return with_training(base, train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
 
 
-def _check_room(options: Search, base: Places, file: Path) -> None:
+def _check_room(options: Search, base: RunPlan, file: Path) -> None:
     """Get hold of Ray; raises UsageError where trials of several workers would wait for each other for ever."""
     train = base.config.train
     workers = train.num_workers
@@ -157,7 +161,7 @@ def _check_room(options: Search, base: Places, file: Path) -> None:
             f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
         )
     if not is_own() and options.concurrent is None:
-        say(
+        logger.info(
             f"tune: {_at_once(options, train)} trials at once, for which there is room now; `concurrent` says otherwise"
         )
 
@@ -176,7 +180,7 @@ def _room(train: Train) -> tuple[str, float]:
     return unit, ray.cluster_resources().get(unit, 0.0)
 
 
-def _metric(options: Search, base: Places, file: Path) -> str:
+def _metric(options: Search, base: RunPlan, file: Path) -> str:
     evaluate = base.config.evaluate
     measured = [figure_name(name, metric) for name in evaluate.sets for metric in METRICS]
     chosen = options.metric or figure_name(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
@@ -188,20 +192,20 @@ def _metric(options: Search, base: Places, file: Path) -> str:
     return chosen
 
 
-def _draw(options: Search, space: dict[str, Any], base: Places, file: Path) -> list[dict[str, Any]]:
+def _draw(options: Search, space: dict[str, Any], base: RunPlan, file: Path) -> list[dict[str, Any]]:
     """The settings of every trial, each of another training; all of them are runs that could be started."""
     state, everything = random.Random(options.seed), options.searcher == "grid"
     wanted = options.trials or (None if everything else DEFAULT_TRIALS)
     found: dict[Path, dict[str, Any]] = {}
     for _ in range(1 if everything else DRAWS_A_TRIAL * (wanted or 1)):
         for values in settings(space, everything, state):
-            places = variant(base, values, f"{file}: {json.dumps(values)}")
-            _check_alike(base.config.train, places.config.train, file)
-            found.setdefault(places.train, values)
+            plan = variant(base, values, f"{file}: {json.dumps(values)}")
+            _check_alike(base.config.train, plan.config.train, file)
+            found.setdefault(plan.training, values)
             if len(found) == wanted:
                 return list(found.values())
     if wanted is not None and len(found) < wanted and options.searcher != "optuna":
-        say(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
+        logger.info(f"tune: {wanted} trials were asked for, and the space holds {len(found)}")
     return list(found.values())
 
 
@@ -228,7 +232,7 @@ def optuna_searcher(
 
 def _run(
     options: Search,
-    base: Places,
+    base: RunPlan,
     metric: str,
     space: dict[str, Any],
     drawn: list[dict[str, Any]],
@@ -257,7 +261,7 @@ def _run(
             {"CPU": WAITING_CPUS} if train.num_workers else {"CPU": options.cpus_per_trial, "GPU": int(train.use_gpu)},
         ),
         name=directory.name,
-        storage_path=base.files.store or str(base.directory),
+        storage_path=base.files.store or str(base.files.directory),
         metric=metric,
         mode=options.mode,
         scheduler=rungs_of(scheduler, train.steps, ended) if isinstance(scheduler, Asha) else None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter
 from pipelines.search.record import RECORD, TrialRecord, numbers_of, same_values, write_record
 from pipelines.stages.train_worker import SHARE_SECONDS
@@ -27,7 +27,7 @@ class Watch(tune.Callback):
     """
 
     def __init__(
-        self, metric: str, mode: str, reporter: Reporter, base: Places, directory: Path, past: Sequence[TrialRecord]
+        self, metric: str, mode: str, reporter: Reporter, base: RunPlan, directory: Path, past: Sequence[TrialRecord]
     ) -> None:
         self._metric, self._better, self._reporter = metric, min if mode == "min" else max, reporter
         self._base, self._directory = base, directory

@@ -1,10 +1,8 @@
-"""What `--dry-run` expects of a run: a small sample of its corpus goes through the real stages in this process."""
+"""What `--dry-run --estimate` expects of a run: a sample of its corpus goes through the real stages in this process."""
 
-import copy
 import gc
 import os
 import resource
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,29 +10,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
-from ctd_core.config.text import TrainedTokenizer
+from ctd_core.config.run import RunConfig
+from ctd_core.config.text import Corpus, HeldOut, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.models.building import build_student, build_teacher, build_teacher_tokenizer, top_tokens, with_adapters
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.evaluation.likelihoods import measure_likelihoods
+from ctd_core.models.building import (
+    build_online_teacher,
+    build_scorer,
+    build_student,
+    logprob_model,
+    top_tokens,
+    with_adapters,
+)
+from ctd_core.models.loading import parameters
 from ctd_core.models.scoring import score_rows
+from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import shard_bytes
 from ctd_core.shards.manifest import Counts
 from ctd_core.shards.rows import MemoryRows, RowSource
-from ctd_core.text.corpora import read_slice
+from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document, is_unicode
-from ctd_core.text.prepared_tokenizer import Side, make_side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
 from ctd_core.text.tokenizers import train_tokenizer
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import Worker
-from pipelines.artifacts.run_paths import TRAIN_SET, Places
-from pipelines.stages.student import online_teacher, student_tokenizer
+from pipelines.artifacts.checkpoints import CHECKPOINTS_KEPT
+from pipelines.display.tables import TextTable
 
 SAMPLE_BYTES = 100_000
 STEPS = 3  # the first one, which is slower than the rest, does not count
+STATE_COPIES = 3  # of every weight in a checkpoint: itself and AdamW's two means
 
 
 @dataclass(frozen=True)
@@ -43,88 +51,143 @@ class Estimate:
 
     expected: dict[str, str]
 
-    def as_table(self) -> Table:
-        """The figures for a terminal."""
-        table = Table(title="to expect of the training set, from a sample measured here", show_header=False)
-        for name, words in self.expected.items():
-            table.add_row(name, words)
-        return table
+    def as_table(self) -> TextTable:
+        """The estimate, a row for each quantity."""
+        rows = [[name, words] for name, words in self.expected.items()]
+        return TextTable(["", ""], rows, "to expect, from a sample measured here", text_columns=2)
 
 
-def estimate(places: Places, stages: tuple[str, ...]) -> Estimate:
-    """What `stages` of a run, of prepare and train, will take and make on its training set. Nothing is written."""
-    options = places.config.prepare
-    if (options.scoring_gpus or places.config.train.use_gpu) and not torch.cuda.is_available():
+@dataclass(frozen=True)
+class _Training:
+    """What a step in one process took: seconds, the peak of memory with all that a worker holds, and the bytes of text
+    that the student measures in a second.
+    """
+
+    step_seconds: float
+    peak_bytes: int
+    parameter_bytes: int
+    measured_bytes_per_second: float
+
+
+def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[str, ...]) -> Estimate:
+    """What a run will take and make. Nothing is written.
+
+    Args:
+        config: the run's options.
+        trained_tokenizer: the directory of the student's tokenizer where it is trained already.
+        stages: of prepare and train.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        CtdError: the first documents make no row.
+    """
+    options = config.prepare
+    if (options.scoring_gpus or config.train.use_gpu) and not torch.cuda.is_available():
         return Estimate({"nothing": "the run asks for GPUs, and this machine has none to measure with"})
-    texts, whole_bytes = _sample(places)
-    student, teacher = _student_tokenizer(places, texts), build_teacher_tokenizer(places.config.teacher)
+    texts, total_bytes = _sample(config)
+    student, teacher = _student_tokenizer(config, trained_tokenizer, texts), build_teacher_tokenizer(config.teacher)
     seconds: dict[str, float] = {}
     with _timed("encode", seconds):
         windows = (options.student_window_tokens, options.teacher_window_tokens)
-        rows, counts = build_rows(student, teacher, texts, *windows, options.split_fraction)
+        rows, counts = build_rows(student, teacher, texts, *windows, options.fragmented_fraction)
     if not counts.rows:
         raise CtdError(f"the corpus: the first {counts.documents} documents make no row to estimate from.")
     expected: dict[str, str] = {}
-    scale = whole_bytes / max(sum(len(one.text.encode()) for one in texts), 1)
+    scale = total_bytes / max(sum(len(document.text.encode()) for document in texts), 1)
     if options.targets:
-        model = build_teacher(places.config.teacher, teacher, torch.device("cuda" if options.scoring_gpus else "cpu"))
+        scorer = build_scorer(config.teacher, teacher, torch.device("cuda" if options.scoring_gpus else "cpu"))
         with _timed("score", seconds):
-            rows = score_rows(model, rows, options.scoring_batch_tokens, top_tokens(options, student, teacher))
-        del model
+            rows = score_rows(scorer, rows, options.scoring_batch_tokens, top_tokens(options, student, teacher))
+        del scorer
+    shards_bytes = shard_bytes(rows).size * scale
     if "prepare" in stages:
-        expected |= _data(counts, scale, rows_bytes=shard_bytes(rows).size, whole_bytes=whole_bytes)
+        expected |= _data(counts, scale, shards_bytes, total_bytes)
         expected["encoding"] = f"{_span(seconds['encode on one CPU'] * scale)} of one CPU; {os.cpu_count()} are here"
         if "score" in seconds:
             actors = options.scoring_actors if options.scoring_gpus else 1  # without GPUs they share the CPUs
             expected["scoring"] = _span(seconds["score"] * scale / actors) + _each(actors, "scoring actors")
     if "train" in stages:
-        with tempfile.TemporaryDirectory(prefix="ctd-estimate-") as folder:
-            aside = copy.copy(places)
-            aside.config = places.config.model_copy(update={"output": folder})  # for what it may keep
-            measured = _step(aside, MemoryRows("the sample", [rows], counts), student, teacher)
-        expected |= _training(places, counts.student_tokens * scale, *measured)
+        measured = _measure_steps(config, MemoryRows("the sample", [rows], counts), student, teacher)
+        expected |= _training(config, counts.student_tokens * scale, measured, total_bytes, shards_bytes)
     return Estimate(expected)
 
 
-def _sample(places: Places) -> tuple[list[Document], float]:
-    """Some documents from the first part of the corpus with any, and the bytes of all that it will be trained on."""
-    corpus, parts = places.config.corpus, places.datasets[TRAIN_SET].parts
+def _sample(config: RunConfig) -> tuple[list[Document], float]:
+    """Some documents from the first slice of the corpus with any, and the bytes of all that it will be trained on."""
+    corpus = config.corpus
+    slices = plan_slices(corpus, config.prepare.slice_bytes)
 
     def texts(number: int) -> list[Document]:
-        found = training_documents(corpus, read_slice(corpus, parts[number]))
-        return [one for one in found if not isinstance(one, DocumentError) and is_unicode(one.text)]
+        found = training_documents(corpus, read_slice(corpus, slices[number]))
+        return [document for document in found if not isinstance(document, DocumentError) and is_unicode(document.text)]
 
-    first = next((found for number in range(len(parts)) if (found := texts(number))), [])
-    first_bytes, last_bytes = (sum(len(one.text.encode()) for one in part) for part in (first, texts(-1)))
+    first = next((found for number in range(len(slices)) if (found := texts(number))), [])
+    first_bytes, last_bytes = (_bytes_of(documents) for documents in (first, texts(-1)))
     every = max(1, first_bytes // SAMPLE_BYTES)
-    return first[::every], first_bytes * (len(parts) - 1) + last_bytes
+    return first[::every], first_bytes * (len(slices) - 1) + last_bytes
 
 
-def _student_tokenizer(places: Places, texts: list[Document]) -> Side:
-    options = places.config.student
-    to_train = places.tokenizer is not None and not places.tokenizer.exists()
+def _bytes_of(documents: list[Document]) -> int:
+    return sum(len(document.text.encode(errors="surrogatepass")) for document in documents)
+
+
+def _evaluated_bytes(config: RunConfig, trained_bytes: float) -> float:
+    """The bytes of all evaluation sets."""
+    total = 0.0
+    for measured in config.evaluate.sets.values():
+        if isinstance(measured, HeldOut):
+            held_out = config.corpus.held_out_fraction
+            total += (
+                trained_bytes / config.corpus.sample_fraction / (1 - held_out) * held_out * measured.sample_fraction
+            )
+        else:
+            total += _corpus_bytes(measured, config.prepare.slice_bytes)
+    return total
+
+
+def _corpus_bytes(corpus: Corpus, slice_bytes: int) -> float:
+    slices = plan_slices(corpus, slice_bytes)
+    first, last = (
+        _bytes_of([document for document in read_slice(corpus, corpus_slice) if isinstance(document, Document)])
+        for corpus_slice in (slices[0], slices[-1])
+    )
+    return first * (len(slices) - 1) + last
+
+
+def _student_tokenizer(config: RunConfig, trained_tokenizer: Path | None, texts: list[Document]) -> PreparedTokenizer:
+    options = config.student
+    to_train = trained_tokenizer is None or not trained_tokenizer.exists()
     if isinstance(options.tokenizer, TrainedTokenizer) and to_train:
-        tokenizer = train_tokenizer((one.text for one in texts), options.tokenizer.vocab_size)
-        return make_side(tokenizer, "a tokenizer of the sample", options.begin_token, options.end_token)
-    return student_tokenizer(places)
+        tokenizer = train_tokenizer((document.text for document in texts), options.tokenizer.vocab_size)
+        return prepare_tokenizer(tokenizer, "a tokenizer of the sample", options.begin_token, options.end_token)
+    return build_student_tokenizer(options, trained_tokenizer)
 
 
-def _step(places: Places, shards: RowSource, student_side: Side, teacher_side: Side) -> tuple[float, int]:
-    """The seconds of a step in one process, and the bytes of memory that it takes with all that a worker holds."""
-    options = places.config.train
+def _measure_steps(
+    config: RunConfig, shards: RowSource, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
+) -> _Training:
+    options = config.train
     device = torch.device("cuda" if options.use_gpu else "cpu")
     _reset_peak(device)
-    chosen = places.config.student
-    made = build_student(chosen, places.config.teacher, student_side, teacher_side)
-    model = with_adapters(chosen, made, options.seed)
-    student = LogprobModel(model, student_side.encoder.spelling.begins_pretoken)
-    live = online_teacher(places, student_side, student, device) if options.online_objectives else None
+    made = build_student(config.student, config.teacher, student_tokenizer, teacher_tokenizer)
+    student = logprob_model(with_adapters(config.student, made, options.seed), student_tokenizer)
+    online = None
+    if options.online_objectives:
+        online = build_online_teacher(config.student, config.teacher, student, student_tokenizer, None, device)
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
     few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
-    more: dict[str | None, RowSource] = dict.fromkeys(places.config.more_teachers, shards)
-    train(few, student, shards, hooks, worker=Worker(device=device), live=live, more_shards=more)
-    return (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
+    extra: dict[str | None, RowSource] = dict.fromkeys(config.extra_teachers, shards)
+    train(few, student, shards, hooks, worker=Worker(device=device), online=online, extra_shards=extra)
+    step_seconds, peak_bytes = (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
+    speed = 0.0
+    if config.evaluate.sets:
+        start = time.monotonic()
+        measured = measure_likelihoods(student, shards, config.evaluate.batch_tokens)
+        speed = measured.text_bytes / (time.monotonic() - start)
+    return _Training(step_seconds, peak_bytes, 4 * parameters(student.model), speed)
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -146,25 +209,36 @@ def _peak_bytes(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _data(counts: Counts, scale: float, rows_bytes: int, whole_bytes: float) -> dict[str, str]:
+def _data(counts: Counts, scale: float, shards_bytes: float, total_bytes: float) -> dict[str, str]:
     return {
-        "text": f"{_size(whole_bytes)}, {counts.documents * scale:,.0f} documents",
+        "text": f"{_size(total_bytes)}, {counts.documents * scale:,.0f} documents",
         "dropped": f"{counts.dropped_documents} of {counts.documents} documents of the sample",
         "rows": f"{counts.rows * scale:,.0f}, {counts.text_bytes / max(counts.chunks, 1):.2f} bytes a chunk",
         "tokens": f"student {counts.student_tokens * scale:,.0f}, teacher {counts.teacher_tokens * scale:,.0f}",
-        "shards": _size(rows_bytes * scale),
+        "shards": _size(shards_bytes),
     }
 
 
-def _training(places: Places, student_tokens: float, step_seconds: float, peak_bytes: int) -> dict[str, str]:
-    options = places.config.train
+def _training(
+    config: RunConfig, student_tokens: float, measured: _Training, total_bytes: float, shards_bytes: float
+) -> dict[str, str]:
+    options = config.train
     workers = max(options.num_workers, 1)
-    step, seen = step_seconds / workers, options.steps * options.micro_batches * options.batch_tokens
-    return {
+    step = measured.step_seconds / workers
+    seen = options.steps * options.gradient_accumulation * options.batch_tokens
+    checkpoint = STATE_COPIES * measured.parameter_bytes
+    disk = (CHECKPOINTS_KEPT + 1) * checkpoint + 2 * measured.parameter_bytes + shards_bytes
+    expected = {
         "training": f"{options.steps} steps of {step:.2g} s, {_span(options.steps * step)}" + _each(workers, "workers"),
         "epochs": f"{seen / max(student_tokens, 1):.2g} at most",
-        "memory": f"{_size(peak_bytes)} a worker",
+        "memory": f"{_size(measured.peak_bytes)} a worker",
     }
+    if measured.measured_bytes_per_second:
+        once = _evaluated_bytes(config, total_bytes) / measured.measured_bytes_per_second
+        during = 0 if options.evaluate_every is None else -(-options.steps // options.evaluate_every)
+        expected["evaluating"] = f"{2 + during} times, {_span((2 + during) * once)} in all"
+    expected["disk"] = f"{_size(disk)}, with checkpoints of {_size(checkpoint)}"
+    return expected
 
 
 def _each(count: int, what: str) -> str:

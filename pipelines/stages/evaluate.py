@@ -7,31 +7,32 @@ from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.report import Report, SetFigures, run_stamp, write_report
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.measure import measure_set
-from pipelines.stages.student import load_student, student_tokenizer
+from pipelines.stages.student import load_student
+from pipelines.stages.tokenizer import student_tokenizer
 
 
-def evaluate(places: Places) -> Report:
+def evaluate(plan: RunPlan) -> Report:
     """Measure, and write the report."""
-    report = measure(places)
-    write_report(places, report)
+    report = measure(plan)
+    write_report(plan, report)
     return report
 
 
-def measure(places: Places) -> Report:
+def measure(plan: RunPlan) -> Report:
     """The student before training and at its latest checkpoint; raises CtdError where there is none."""
-    checkpoint, side = trained_checkpoint(places), student_tokenizer(places)
-    teacher, options = places.config.teacher, places.config.evaluate
+    checkpoint, tokenizer = trained_checkpoint(plan.checkpoints), student_tokenizer(plan)
+    teacher, options = plan.config.teacher, plan.config.evaluate
     sets, gap_set = options.sets, options.gap_set
     with progress("evaluate", 2 * len(sets)) as reporter:
-        before = _measure(places, load_student(places, side, None), reporter, 0, "before training")
-        student = load_student(places, side, checkpoint)
-        after = _measure(places, student, reporter, len(sets), "after training")
+        before = _measure(plan, load_student(plan, tokenizer, None), reporter, 0, "before training")
+        student = load_student(plan, tokenizer, checkpoint)
+        after = _measure(plan, student, reporter, len(sets), "after training")
     figures = {name: _set_figures(before[name], after[name]) for name in sets}
     return Report(
-        run=run_stamp(places),
+        run=run_stamp(plan),
         sets=figures,
         gap_closed=gap_closed(figures[gap_set].student_before, figures[gap_set].student_after) if gap_set else None,
         teacher_parameters=count_parameters(teacher.model, teacher.revision, teacher.trust_remote_code),
@@ -39,16 +40,16 @@ def measure(places: Places) -> Report:
     )
 
 
-def _measure(places: Places, student: LogprobModel, reporter: Reporter, done: int, when: str) -> dict[str, Likelihoods]:
+def _measure(plan: RunPlan, student: LogprobModel, reporter: Reporter, done: int, when: str) -> dict[str, Likelihoods]:
     student = student.to("cuda" if torch.cuda.is_available() else "cpu")
+    sets = plan.config.evaluate.sets
     measured = {}
-    for number, name in enumerate(places.config.evaluate.sets, done):
+    for number, name in enumerate(sets, done):
 
         def on_batch(share: float, number: int = number, name: str = name) -> None:
-            done = number + share
-            reporter.update(int(done), f"{name}, {when}", done / (2 * len(places.config.evaluate.sets)))
+            reporter.update(int(number + share), f"{name}, {when}", (number + share) / (2 * len(sets)))
 
-        measured[name] = measure_set(places, student, name, verify=True, on_batch=on_batch)
+        measured[name] = measure_set(plan, student, name, verify=True, on_batch=on_batch)
     return measured
 
 

@@ -10,26 +10,27 @@ import yaml
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory
 from pipelines.artifacts.checkpoints import steps_done, trained_checkpoint
-from pipelines.artifacts.report import Report, figure_rows, markdown_table, read_report
-from pipelines.artifacts.run_paths import Places
-from pipelines.stages.student import load_student, student_tokenizer
+from pipelines.artifacts.report import Report, metrics_table, read_report
+from pipelines.artifacts.run_plan import RunPlan
+from pipelines.display.tables import as_markdown
+from pipelines.stages.student import load_student
+from pipelines.stages.tokenizer import student_tokenizer
 
 
-def export(places: Places) -> Path:
+def export(plan: RunPlan) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
-    checkpoint, side = trained_checkpoint(places), student_tokenizer(places)
-    model, card = load_student(places, side, checkpoint).model, _card(places, checkpoint, read_report(places))
-    with atomic_directory(places.model) as temporary:
-        export_model(model, side.encoder.tokenizer, card, temporary)
-    places.files.share(places.model)
-    return places.model
+    checkpoint, tokenizer = trained_checkpoint(plan.checkpoints), student_tokenizer(plan)
+    model, card = load_student(plan, tokenizer, checkpoint).language_model, _card(plan, checkpoint, read_report(plan))
+    with atomic_directory(plan.model) as temporary:
+        export_model(model, tokenizer.encoder.tokenizer, card, temporary)
+    plan.files.share(plan.model)
+    return plan.model
 
 
-def _card(places: Places, checkpoint: str, report: Report | None) -> str:
-    config = places.config
-    figures = figure_rows(report) if report else []
-    columns = ["text", "metric", "teacher", "student before", "student after"]
-    measured = markdown_table(columns, figures) if figures else "Nothing was measured.\n"
+def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
+    config = plan.config
+    table = metrics_table(report) if report else None
+    measured = as_markdown(table) if table is not None and table.rows else "Nothing was measured.\n"
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}

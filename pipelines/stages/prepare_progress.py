@@ -1,4 +1,4 @@
-"""How far the workers of `ctd prepare` are within their parts: a part may take minutes."""
+"""How far the workers of `ctd prepare` are within their slices: a slice may take minutes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +13,12 @@ from pipelines.artifacts.background import repeating
 from pipelines.display.progress import Reporter
 
 Handle = ray.actor.ActorHandle[Any]
-SECONDS_BETWEEN_NOTES = 1.0
+SECONDS_BETWEEN_RECORDS = 1.0
 
 
 @dataclass(frozen=True)
-class Within:
-    """What is done of one part. text_bytes: read and aligned. tokens: the teacher's, scored, of so many."""
+class SliceProgress:
+    """What is done of one slice. text_bytes: read and aligned. tokens: the teacher's, scored, of so many."""
 
     text_bytes: int = 0
     tokens: int = 0
@@ -26,47 +26,47 @@ class Within:
 
 
 class Tally:
-    """What each part came to, by a key of the part: an actor, which workers tell and the command asks."""
+    """An actor that records the progress of every slice by its key: workers write it and the command reads it."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, Within] = {}
+        self._slices: dict[str, SliceProgress] = {}
 
-    def note(self, part: str, within: Within) -> None:
-        self._parts[part] = within
+    def record(self, key: str, progress: SliceProgress) -> None:
+        self._slices[key] = progress
 
-    def parts(self) -> dict[str, Within]:
-        return self._parts
+    def slices(self) -> dict[str, SliceProgress]:
+        return self._slices
 
 
-def noting(tally: Handle, part: str) -> Callable[[Within], None]:
-    """A function for a worker to call as often as it likes with what is done of `part`; few calls go through."""
+def reporting(tally: Handle, key: str) -> Callable[[SliceProgress], None]:
+    """A function for a worker to call as often as it likes with the progress of a slice; few calls go through."""
     last = time.monotonic()
 
-    def note(within: Within) -> None:
+    def report(progress: SliceProgress) -> None:
         nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_NOTES:
-            tally.note.remote(part, within)
+        if time.monotonic() - last > SECONDS_BETWEEN_RECORDS:
+            tally.record.remote(key, progress)
             last = time.monotonic()
 
-    return note
+    return report
 
 
 @contextmanager
-def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[[str, Within], None]]:
-    """Report every two seconds how far `total` parts are; yields what is to be called with each that is finished."""
-    finished: dict[str, Within] = {}
+def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[[str, SliceProgress], None]]:
+    """Show every two seconds how far `total` slices are; yields what is to be called with each finished slice."""
+    finished: dict[str, SliceProgress] = {}
     first: tuple[int, float] | None = None  # when tokens were first seen scored: a model had to be loaded before
 
     def show() -> None:
         nonlocal first
-        parts = dict(finished)
+        slices = dict(finished)
         with suppress(RayError):
-            told = cast("dict[str, Within]", ray.get(tally.parts.remote()))
-            parts = {**told, **finished}
-        tokens = sum(one.tokens for one in parts.values())
-        known = [one.of_tokens for part, one in parts.items() if one.of_tokens or part in finished]
+            recorded = cast("dict[str, SliceProgress]", ray.get(tally.slices.remote()))
+            slices = {**recorded, **finished}
+        tokens = sum(progress.tokens for progress in slices.values())
+        known = [progress.of_tokens for key, progress in slices.items() if progress.of_tokens or key in finished]
         share = tokens / (sum(known) / len(known) * total) if tokens else len(finished) / total
-        words = f"shards, {sum(one.text_bytes for one in parts.values()) / 1e6:.2f} MB of text"
+        words = f"shards, {sum(progress.text_bytes for progress in slices.values()) / 1e6:.2f} MB of text"
         if tokens:
             first = first or (tokens, time.monotonic())
             words += f", {tokens / 1e3:,.0f} thousand teacher tokens scored"

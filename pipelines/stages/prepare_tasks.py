@@ -1,4 +1,4 @@
-"""What a worker of `ctd prepare` does to one part of a corpus. Light to import: it brings no torch into the worker."""
+"""What a worker of `ctd prepare` does to one slice of a corpus. Light to import: it brings no torch into the worker."""
 
 import pickle
 from collections.abc import Callable
@@ -18,95 +18,101 @@ from ctd_core.shards.manifest import Counts
 from ctd_core.text.corpora import CorpusSlice, read_slice
 from ctd_core.text.corpora.slices import held_out_documents, training_documents
 from ctd_core.text.documents import Document
-from ctd_core.text.prepared_tokenizer import Side
-from pipelines.stages.prepare_progress import Handle, Within, noting
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from pipelines.stages.prepare_progress import Handle, SliceProgress, reporting
+
+Tokenizers = tuple[PreparedTokenizer, PreparedTokenizer]  # student before teacher
 
 
 @dataclass(frozen=True)
-class Job:
-    """One part of one set, for any worker: a row of the stream holds one, pickled.
+class SliceTask:
+    """One slice of one set, which becomes one shard: a row of the stream holds one, pickled.
 
-    held_out_fraction: how much of what the corpus holds out; None for the rest.
-    split_fraction: how much of what was cut to keep, see align.selection.
+    held_out_fraction: see DatasetPlan. fragmented_fraction: how many of the windows to keep, see
+    align.window_selection.
     """
 
     corpus: Corpus
     held_out_fraction: float | None
-    split_fraction: float
+    fragmented_fraction: float
     location: str
-    part: CorpusSlice
+    slice: CorpusSlice
 
     @property
     def key(self) -> str:
-        """The part's name among those of all sets."""
-        return f"{self.location}/{self.part.number}"
+        """The slice's name among those of all sets."""
+        return f"{self.location}/{self.slice.number}"
 
 
 @lru_cache(maxsize=1)
-def shared_sides(sides: ray.ObjectRef[Any]) -> tuple[Side, Side]:
-    """Student and teacher side as the driver made them, fetched once a process for each teacher."""
-    student, teacher = ray.get(sides)
+def shared_tokenizers(tokenizers: ray.ObjectRef[Any]) -> Tokenizers:
+    """Both tokenizers as the driver made them, fetched once a process for each teacher."""
+    student, teacher = ray.get(tokenizers)
     return student, teacher
 
 
-def align_part(job: Job, sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> tuple[pa.RecordBatch, Counts]:
-    """Read a part, encode it twice, align and cut it: the content of its shard but for the teacher's numbers."""
-    note, text_bytes = noting(tally, job.key), 0
+def align_slice(
+    task: SliceTask, tokenizers: ray.ObjectRef[Any], options: Prepare, tally: Handle
+) -> tuple[pa.RecordBatch, Counts]:
+    """Read a slice, encode it twice, align and cut it: the content of its shard but for the targets."""
+    report, text_bytes = reporting(tally, task.key), 0
 
-    def noted(document: Document | DocumentError) -> Document | DocumentError:
+    def reported(document: Document | DocumentError) -> Document | DocumentError:
         nonlocal text_bytes
         if isinstance(document, Document):
             text_bytes += len(document.text)  # characters, which are close enough to show
-            note(Within(text_bytes))
+            report(SliceProgress(text_bytes))
         return document
 
-    documents = read_slice(job.corpus, job.part)
+    documents = read_slice(task.corpus, task.slice)
     chosen = (
-        training_documents(job.corpus, documents)
-        if job.held_out_fraction is None
-        else held_out_documents(job.corpus, job.held_out_fraction, documents)
+        training_documents(task.corpus, documents)
+        if task.held_out_fraction is None
+        else held_out_documents(task.corpus, task.held_out_fraction, documents)
     )
     return build_rows(
-        *shared_sides(sides),
-        map(noted, chosen),
+        *shared_tokenizers(tokenizers),
+        map(reported, chosen),
         options.student_window_tokens,
         options.teacher_window_tokens,
-        job.split_fraction,
+        task.fragmented_fraction,
     )
 
 
-def write_part(job: Job, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:
-    """Write a part's shard; a row for the progress bar."""
-    write_shard(Folder(job.location), job.part.number, shard_bytes(rows), counts)
-    return {"part": job.key, "text_bytes": counts.text_bytes, "teacher_tokens": counts.teacher_tokens}
+def write_slice(task: SliceTask, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:
+    """Write a slice's shard; a row for the progress bar."""
+    write_shard(Folder(task.location), task.slice.number, shard_bytes(rows), counts)
+    return {"slice": task.key, "text_bytes": counts.text_bytes, "teacher_tokens": counts.teacher_tokens}
 
 
-def encode(row: dict[str, Any], sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> dict[str, Any]:
-    """A part aligned, as a row for the teacher."""
+def encode(row: dict[str, Any], tokenizers: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> dict[str, Any]:
+    """A slice aligned, as a row for the teacher."""
 
     def work() -> dict[str, Any]:
-        job: Job = pickle.loads(row["job"])
-        rows, counts = align_part(job, sides, options, tally)
-        tally.note.remote(job.key, Within(counts.text_bytes, 0, counts.teacher_tokens))
-        return {"job": row["job"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
+        task: SliceTask = pickle.loads(row["task"])
+        rows, counts = align_slice(task, tokenizers, options, tally)
+        tally.record.remote(task.key, SliceProgress(counts.text_bytes, 0, counts.teacher_tokens))
+        return {"task": row["task"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
     return outcome(row, work)
 
 
-def encode_and_write(row: dict[str, Any], sides: ray.ObjectRef[Any], options: Prepare, tally: Handle) -> dict[str, Any]:
-    """A part aligned and written in one task, where no teacher is asked."""
+def encode_and_write(
+    row: dict[str, Any], tokenizers: ray.ObjectRef[Any], options: Prepare, tally: Handle
+) -> dict[str, Any]:
+    """A slice aligned and written in one task, where no teacher is asked."""
 
     def work() -> dict[str, Any]:
-        job: Job = pickle.loads(row["job"])
-        return write_part(job, *align_part(job, sides, options, tally))
+        task: SliceTask = pickle.loads(row["task"])
+        return write_slice(task, *align_slice(task, tokenizers, options, tally))
 
     return outcome(row, work)
 
 
 def outcome(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The row that `work` makes of `row`, or its error of ours in one: Ray Data would pass on its traceback alone.
+    """The row that `work` makes of `row`, or its CtdError in one: Ray Data would pass on the traceback alone.
 
-    A row with an error passes as it is.
+    A row with an error passes unchanged.
     """
     if row.get("error"):
         return row

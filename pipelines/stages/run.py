@@ -9,7 +9,7 @@ from ctd_core.models.export import continue_text
 from ctd_core.models.loading import load_model
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.report import Continuation, Report, write_report
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import let_go
 from pipelines.stages.evaluate import evaluate
 from pipelines.stages.export import export
@@ -17,7 +17,7 @@ from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
 
 
-def run(places: Places) -> Report:
+def run(plan: RunPlan) -> Report:
     """The whole run; what report.json then holds."""
     seconds: dict[str, float] = {}
 
@@ -28,30 +28,30 @@ def run(places: Places) -> Report:
         seconds[stage] = round(time.monotonic() - start, 1)
 
     with timed("prepare"):
-        manifests = prepare(places)
-    if not places.config.train.num_workers:
+        manifests = prepare(plan)
+    if not plan.config.train.num_workers:
         let_go()
     with timed("train"):
-        train_student(places)
+        train_student(plan)
     with timed("evaluate"):
-        report = evaluate(places)
+        report = evaluate(plan)
     with timed("export"):
-        export(places)
+        export(plan)
     with timed("sample"):
-        samples = _samples(places)
+        samples = _samples(plan)
     data = {name: manifest.counts for name, manifest in manifests.items()}
     report = report.model_copy(update={"data": data, "samples": samples, "seconds": seconds})
-    write_report(places, report)
+    write_report(plan, report)
     return report
 
 
-def _samples(places: Places) -> list[Continuation]:
-    options, teacher = places.config.sample, places.config.teacher
+def _samples(plan: RunPlan) -> list[Continuation]:
+    options, teacher = plan.config.sample, plan.config.teacher
     if not options.prompts:
         return []
-    trust = teacher.trust_remote_code, places.config.student.trust_remote_code or teacher.trust_remote_code
+    trust = teacher.trust_remote_code, plan.config.student.trust_remote_code or teacher.trust_remote_code
     teacher_texts = _continuations(teacher.model, teacher.revision, trust[0], options)
-    student_texts = _continuations(str(places.model), None, trust[1], options)
+    student_texts = _continuations(str(plan.model), None, trust[1], options)
     texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
     return [Continuation(prompt=prompt, teacher=teacher, student=student) for prompt, teacher, student in texts]
 

@@ -3,6 +3,7 @@
 Asked a second time, the command ends at once.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 import ray
 
 from pipelines.cluster.connection import is_driver
-from pipelines.display.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        say("train: stopping after this step, with a checkpoint; again to stop at once")
+        logger.info("train: stopping after this step, with a checkpoint; again to stop at once")
 
     before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

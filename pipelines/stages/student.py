@@ -1,72 +1,69 @@
-"""The student of a run at its paths: its tokenizer, the model before training, and as a checkpoint has it."""
+"""The student of a run at its paths: the model before training, and as a checkpoint has it."""
+
+import logging
 
 import torch
 
 from ctd_core.models.adapters import merge_adapters
-from ctd_core.models.building import (
-    build_online_teacher,
-    build_student,
-    build_student_tokenizer,
-    build_teacher_tokenizer,
-    load_student_to_train,
-)
+from ctd_core.models.building import build_online_teacher, build_student, load_student_to_train
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.atomic import atomic_directory
-from ctd_core.text.prepared_tokenizer import Side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.checkpoint import load_weights
-from pipelines.artifacts.run_paths import Places
-from pipelines.display.progress import say
+from pipelines.artifacts.run_plan import RunPlan
+from pipelines.stages.tokenizer import student_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
-def student_tokenizer(places: Places) -> Side:
-    """The student's tokenizer, made ready; `prepare` has to have run where it is trained."""
-    if places.tokenizer is not None:
-        places.files.bring(places.tokenizer)
-    return build_student_tokenizer(places.config.student, places.tokenizer)
-
-
-def ensure_student(places: Places) -> None:
+def ensure_student(plan: RunPlan) -> None:
     """Write the student as it is before training, where it is not there yet."""
-    places.files.bring(places.init)
-    if places.init.exists():
-        places.files.share(places.init, anew=False)  # where an earlier try was cut short
+    plan.files.bring(plan.init)
+    if plan.init.exists():
+        plan.files.share(plan.init, anew=False)  # where an earlier try was cut short
         return
-    student, teacher = places.config.student, places.config.teacher
+    student, teacher = plan.config.student, plan.config.teacher
     if student.model is not None:
-        say(f"train: the student is {student.model}")
+        logger.info("train: the student is %s", student.model)
     else:
-        say(f"train: making the student from {teacher.model}")
-    own, given = student_tokenizer(places), build_teacher_tokenizer(teacher)
-    if student.model is None and given.encoder.tokenizer.chat_template and not own.encoder.tokenizer.chat_template:
-        say(
-            f"train: {teacher.model} has a chat template, and the student's tokenizer has none: the student is "
-            "exported without one"
+        logger.info("train: making the student from %s", teacher.model)
+    tokenizers = student_tokenizer(plan), build_teacher_tokenizer(teacher)
+    has_template = [bool(tokenizer.encoder.tokenizer.chat_template) for tokenizer in tokenizers]
+    if student.model is None and has_template == [False, True]:
+        logger.warning(
+            "train: %s has a chat template, and the student's tokenizer has none: the student is exported without one",
+            teacher.model,
         )
-    model = build_student(student, teacher, own, given)
-    with atomic_directory(places.init) as temporary:
+    model = build_student(student, teacher, *tokenizers)
+    with atomic_directory(plan.init) as temporary:
         model.save_pretrained(temporary)
-    places.files.share(places.init)
+    plan.files.share(plan.init)
 
 
-def student_to_train(places: Places, tokenizer: Side) -> LogprobModel:
+def student_to_train(plan: RunPlan, tokenizer: PreparedTokenizer) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
-    places.files.bring(places.init)
-    config = places.config
-    return load_student_to_train(config.student, config.teacher, places.init, tokenizer, config.train.seed)
+    plan.files.bring(plan.init)
+    config = plan.config
+    return load_student_to_train(config.student, config.teacher, plan.init, tokenizer, config.train.seed)
 
 
-def load_student(places: Places, tokenizer: Side, checkpoint: str | None) -> LogprobModel:
+def load_student(plan: RunPlan, tokenizer: PreparedTokenizer, checkpoint: str | None) -> LogprobModel:
     """The student before training, or as a checkpoint has it; adapters are merged."""
-    student = student_to_train(places, tokenizer)
+    student = student_to_train(plan, tokenizer)
     if checkpoint is not None:
         load_weights(checkpoint, student)
-    if places.config.student.adapters is not None:
+    if plan.config.student.adapters is not None:
         merge_adapters(student.model)
     return student
 
 
-def online_teacher(places: Places, tokenizer: Side, student: LogprobModel, device: torch.device) -> OnlineTeacher:
-    """The teacher of a training, on `device`."""
-    config, maps = places.config, places.output / "maps"
-    return build_online_teacher(config.student, config.teacher, student, tokenizer, maps, device)
+def online_teacher(
+    plan: RunPlan, tokenizer: PreparedTokenizer, student: LogprobModel, device: torch.device
+) -> OnlineTeacher | None:
+    """The teacher of a training, on `device`; None where no objective needs one."""
+    config = plan.config
+    if not config.train.online_objectives:
+        return None
+    return build_online_teacher(config.student, config.teacher, student, tokenizer, plan.vocabulary_maps, device)

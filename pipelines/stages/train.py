@@ -1,5 +1,6 @@
 """`ctd train`: the student learns from stored targets, in this process or on Ray Train workers."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctd_core.errors import UsageError
-from ctd_core.models.loading import num_embeddings
+from ctd_core.models.model_config import num_embeddings
 from ctd_core.shards.manifest import check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.storage.locations import open_to_read
@@ -15,15 +16,17 @@ from ctd_core.training.loop import Metrics, Stopped
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
-from pipelines.artifacts.failure import forget_failure, raise_failure
+from pipelines.artifacts.failure import delete_failure, raise_failure
 from pipelines.artifacts.locks import one_at_a_time
 from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics, read_metrics, step_words
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import beside_command, connect, own_errors
-from pipelines.display.progress import Reporter, progress, say
+from pipelines.display.progress import Reporter, progress
 from pipelines.stages.stopping import Switch, hears_signals, run_stoppable, stop_signals
 from pipelines.stages.student import ensure_student
 from pipelines.stages.train_worker import ray_worker, run_worker
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -33,7 +36,7 @@ RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in cos
 
 
 def train_student(
-    places: Places,
+    plan: RunPlan,
     after_checkpoint: Callable[[Metrics], None] = lambda metrics: None,
     on_ray: Callable[[], "UserCallback"] | None = None,
 ) -> None:
@@ -42,71 +45,73 @@ def train_student(
     `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process;
     where it is on Ray's workers, what `on_ray` makes is told.
     """
-    with one_at_a_time(places.files, places.train.name):
-        _train_student(places, after_checkpoint, on_ray)
+    with one_at_a_time(plan.files, plan.training.name):
+        _train_student(plan, after_checkpoint, on_ray)
 
 
 def _train_student(
-    places: Places,
+    plan: RunPlan,
     after_checkpoint: Callable[[Metrics], None],
     on_ray: Callable[[], "UserCallback"] | None,
 ) -> None:
-    options = places.config.train
+    options = plan.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
-    measured = [places.datasets[name] for name in places.config.evaluate.sets] if options.evaluate_every else []
-    for one in (*places.training_sets.values(), *measured):
-        shards = ShardSet(one.location, verify=True, cache=places.cache)
-        teacher = one.teacher
+    measured = [plan.datasets[name] for name in plan.config.evaluate.sets] if options.evaluate_every else []
+    for dataset in (*plan.training_sets.values(), *measured):
+        shards = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
+        teacher = dataset.teacher
         rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
-        check_teacher(shards.manifest, shards.name, places.teacher_weights(teacher), rows)
-    ensure_student(places)
-    start = latest_checkpoint(places.checkpoints)
+        check_teacher(shards.manifest, shards.name, dataset.teacher_weights, rows)
+    ensure_student(plan)
+    start = latest_checkpoint(plan.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
-        places.files.bring(places.train / METRICS_FILE)
-        say(f"train: all {options.steps} steps are done already, in {places.checkpoints}")
+        plan.files.bring(plan.training / METRICS_FILE)
+        logger.info(f"train: all {options.steps} steps are done already, in {plan.checkpoints}")
         return
     if done:
-        say(f"train: going on from step {done}, in {places.checkpoints}")
-    if live := options.online_objectives:
-        is_own = places.config.student.is_its_own_teacher
+        logger.info(f"train: going on from step {done}, in {plan.checkpoints}")
+    if online := options.online_objectives:
+        is_own = plan.config.student.is_its_own_teacher
         how = "which is the student without its adapters" if is_own else "so it is loaded beside the student"
-        say(f"train: {', '.join(live)} asks the teacher at every step, {how}")
+        logger.info(f"train: {', '.join(online)} asks the teacher at every step, {how}")
     with progress("train", options.steps) as reporter:
         if options.num_workers:
-            with _watched(places, reporter), own_errors():
-                _train_on_ray(places, [] if on_ray is None else [on_ray()])
+            with _watched(plan, reporter), own_errors():
+                _train_on_ray(plan, [] if on_ray is None else [on_ray()])
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
-            forget_failure(places)
+            delete_failure(plan.checkpoints)
             with stop_signals() as is_asked:
-                run_worker(places, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
-    _warn_of_idle_objectives(places)
+                run_worker(plan, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
+    _warn_of_idle_objectives(plan)
 
 
-def _warn_of_idle_objectives(places: Places) -> None:
+def _warn_of_idle_objectives(plan: RunPlan) -> None:
     """Report each objective that found nothing to compare in any step."""
-    lines = _lines_so_far(places)
-    for number, objective in enumerate(places.config.train.objectives):
+    lines = _metrics_so_far(plan)
+    for number, objective in enumerate(plan.config.train.objectives):
         if lines and not any(line.get(f"count_{number}_{objective.kind}", 1.0) for line in lines):
-            say(f"train: objectives.{number}, {objective.kind}, found nothing to compare: it taught nothing")
+            logger.info(
+                f"train: objectives.{number}, {objective.kind}, found nothing to compare: nothing was learned from it"
+            )
 
 
-def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
+def _train_on_ray(plan: RunPlan, callbacks: list["UserCallback"]) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
     v2: Any = ray.train  # its classes here are those of Train V2, and mypy sees those of V1
-    options = places.config.train
+    options = plan.config.train
     most, least = options.num_workers, options.min_workers or options.num_workers
     connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu", options.worker_resources)
     switch = beside_command(Switch) if hears_signals() else None
     resources = {"GPU": 1.0} if options.use_gpu else {"CPU": TRIAL_WORKER_CPUS if callbacks else 1.0}
     trainer = TorchTrainer(
         ray_worker,
-        # With what the places have computed: no worker reads the corpus again.
-        train_loop_config={"places": places, "switch": switch},
+        # With what the plan have computed: no worker reads the corpus again.
+        train_loop_config={"plan": plan, "switch": switch},
         scaling_config=v2.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=options.use_gpu,
@@ -114,37 +119,37 @@ def _train_on_ray(places: Places, callbacks: list["UserCallback"]) -> None:
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=v2.RunConfig(
-            name=places.train.name,
-            storage_path=places.files.store or str(places.directory),
+            name=plan.training.name,
+            storage_path=plan.files.store or str(plan.files.directory),
             callbacks=callbacks,
             failure_config=v2.FailureConfig(max_failures=options.max_failures),
         ),
     )
-    forget_failure(places)
+    delete_failure(plan.checkpoints)
     if switch is None:
         trainer.fit()
     else:
         run_stoppable(trainer.fit, switch)
-    raise_failure(places)
-    if (done := steps_done(latest_checkpoint(places.checkpoints))) < options.steps:
+    raise_failure(plan.checkpoints)
+    if (done := steps_done(latest_checkpoint(plan.checkpoints))) < options.steps:
         raise Stopped(done)
 
 
 @contextmanager
-def _watched(places: Places, reporter: Reporter) -> Iterator[None]:
+def _watched(plan: RunPlan, reporter: Reporter) -> Iterator[None]:
     """Report the last line of the metrics for as long as workers write them; in a store, every half a minute."""
 
     def report() -> None:
-        if lines := _lines_so_far(places):
+        if lines := _metrics_so_far(plan):
             reporter.update(int(lines[-1]["step"]), step_words(lines[-1]))
 
-    with repeating(1.0 if places.files.store is None else 10.0, report):
+    with repeating(1.0 if plan.files.store is None else 10.0, report):
         yield
 
 
-def _lines_so_far(places: Places) -> list[Metrics]:
-    if places.files.store is None:
-        return read_metrics(places.train / METRICS_FILE)
-    with suppress(OSError), open_to_read(places.files.within(places.train / METRICS_FILE)) as stream:
+def _metrics_so_far(plan: RunPlan) -> list[Metrics]:
+    if plan.files.store is None:
+        return read_metrics(plan.training / METRICS_FILE)
+    with suppress(OSError), open_to_read(plan.files.within(plan.training / METRICS_FILE)) as stream:
         return parse_metrics(stream.read().decode(), METRICS_FILE)
     return []

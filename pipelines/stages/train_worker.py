@@ -10,22 +10,57 @@ from ctd_core.evaluation.metrics import METRICS, figure_name
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import RowSource
 from ctd_core.training.loop import Hooks, Metrics, Stopped, train
 from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
-from pipelines.artifacts.checkpoints import keeping, starting_checkpoint, steps_done
-from pipelines.artifacts.failure import note_failure
+from pipelines.artifacts.checkpoints import checkpoint_writer, starting_checkpoint, steps_done
+from pipelines.artifacts.failure import write_failure
 from pipelines.artifacts.metrics_log import METRICS_FILE, MetricsLog
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter
 from pipelines.stages.measure import measure_sets
-from pipelines.stages.student import online_teacher, student_to_train, student_tokenizer
+from pipelines.stages.student import online_teacher, student_to_train
+from pipelines.stages.tokenizer import student_tokenizer
 
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
 
 
+class Recorder:
+    """Writes the metrics of a training, on its first worker, and copies them to the store where there is one."""
+
+    def __init__(self, plan: RunPlan, done: int, reporter: Reporter | None) -> None:
+        self._plan, self._reporter, self._shared = plan, reporter, time.monotonic()
+        plan.training.mkdir(parents=True, exist_ok=True)
+        plan.files.bring(plan.training / METRICS_FILE, anew=True)
+        self._log = MetricsLog(plan.training / METRICS_FILE, done)
+        sets = plan.config.evaluate.sets
+        self._measured_names = {figure_name(name, metric) for name in sets for metric in METRICS}
+
+    def add(self, metrics: Metrics) -> None:
+        """Record a step."""
+        is_measured = not self._measured_names.isdisjoint(metrics)
+        words = self._log.add(metrics, self._plan.evaluation if is_measured else None)
+        if self._reporter is not None:
+            self._reporter.update(int(metrics["step"]), words)
+        if time.monotonic() - self._shared > SHARE_SECONDS:  # who watches from another machine reads the store
+            self.share()
+
+    def share(self) -> None:
+        """Copy what was recorded to the store, where there is one."""
+        self._shared = time.monotonic()
+        if self._plan.files.store is not None:
+            training = self._plan.training
+            for file in (training / METRICS_FILE, *training.glob("events.*")):
+                self._plan.files.share(file)
+
+    def close(self) -> None:
+        """Write what TensorBoard has not seen yet."""
+        self._log.close()
+
+
 def run_worker(
-    places: Places,
+    plan: RunPlan,
     after_checkpoint: Callable[[Metrics], None],
     worker: Worker,
     reporter: Reporter | None = None,
@@ -35,64 +70,46 @@ def run_worker(
 
     It ends after the step that `stops_after` says, with Stopped.
     """
-    options = places.config.train
-    start = starting_checkpoint(places.checkpoints, worker)
-    keep = keeping(places.checkpoints, worker, after_checkpoint)
-    sources = {
-        name: ShardSet(one.location, verify=False, cache=places.cache) for name, one in places.training_sets.items()
-    }
-    side = student_tokenizer(places)
-    student = student_to_train(places, side)
-    for one in sources.values():
-        check_student(one.manifest, one.name, side, len(student.mask))
-    log, shared, measured = None, time.monotonic(), places.config.evaluate.sets
-    if worker.rank == 0:
-        places.train.mkdir(parents=True, exist_ok=True)
-        places.files.bring(places.train / METRICS_FILE, anew=True)
-        log = MetricsLog(places.train / METRICS_FILE, steps_done(start))
+    start = starting_checkpoint(plan.checkpoints, worker)
+    write_checkpoint = checkpoint_writer(plan.checkpoints, worker, after_checkpoint)
+    sources: dict[str | None, RowSource] = {}
+    tokenizer = student_tokenizer(plan)
+    student = student_to_train(plan, tokenizer)
+    for name, dataset in plan.training_sets.items():
+        shards = ShardSet(dataset.location, verify=False, cache=plan.shard_cache)
+        check_student(shards.manifest, shards.name, tokenizer, len(student.mask))
+        sources[name] = shards
+    recorder = Recorder(plan, steps_done(start), reporter) if worker.rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
-        nonlocal shared
-        if log is not None:
-            is_measured = any(figure_name(name, metric) in metrics for name in measured for metric in METRICS)
-            words = log.add(metrics, places.evaluation if is_measured else None)
-            if reporter is not None:
-                reporter.update(int(metrics["step"]), words)
-            if time.monotonic() - shared > SHARE_SECONDS:  # who watches from another machine reads the store
-                shared_metrics(places)
-                shared = time.monotonic()
+        if recorder is not None:
+            recorder.add(metrics)
 
     def evaluate(model: LogprobModel) -> Metrics:
-        return measure_sets(places, model)
+        return measure_sets(plan, model)
 
     def on_checkpoint(metrics: Metrics, write: Callable[[str | Path], None]) -> None:
-        if log is not None:
-            shared_metrics(places)
-        keep(metrics, write)
+        if recorder is not None:
+            recorder.share()
+        write_checkpoint(metrics, write)
 
-    live = online_teacher(places, side, student, worker.device) if options.online_objectives else None
+    online = online_teacher(plan, tokenizer, student, worker.device)
     try:
         hooks = Hooks(on_step, on_checkpoint, evaluate, stops_after)
-        train(options, student, sources.pop(None), hooks, start, worker, live, more_shards=sources)
+        train(plan.config.train, student, sources.pop(None), hooks, start, worker, online, extra_shards=sources)
     finally:
-        if log is not None:
-            log.close()
-    if log is not None:
-        shared_metrics(places)
-
-
-def shared_metrics(places: Places) -> None:
-    """Put what was measured so far into the store, where there is one."""
-    if places.files.store is not None:
-        for file in (places.train / METRICS_FILE, *places.train.glob("events.*")):
-            places.files.share(file)
+        if recorder is not None:
+            recorder.close()
+    if recorder is not None:
+        recorder.share()
 
 
 def ray_worker(loop_config: dict[str, Any]) -> None:
+    """What each of Ray Train's workers runs."""
     import ray.train
     import ray.train.torch
 
-    places: Places = loop_config["places"]
+    plan: RunPlan = loop_config["plan"]
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
@@ -102,9 +119,9 @@ def ray_worker(loop_config: dict[str, Any]) -> None:
 
     try:
         # Checkpoints are ours, complete or not there; Ray's own copy could be cut short by a kill. Every worker waits.
-        run_worker(places, ray.train.report, worker, stops_after=stops_after)
+        run_worker(plan, ray.train.report, worker, stops_after=stops_after)
     except Stopped:
-        pass  # told by the command, which asked for it
+        pass  # the command, which asked for it, raises it
     except (Recurring, FailedElsewhere) as error:  # on all workers at once: Ray would try it again and again
         if isinstance(error, Recurring):
-            note_failure(places, error)
+            write_failure(plan.checkpoints, error)

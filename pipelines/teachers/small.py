@@ -1,12 +1,13 @@
 """`python -m pipelines.teachers.small DIR`: a small language model, trained here in minutes, without a download."""
 
+import logging
 import shutil
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from ctd_core.config.text import Corpus
 from ctd_core.config.yaml_files import read_config
@@ -16,12 +17,14 @@ from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document
 from ctd_core.text.tokenizers import train_tokenizer
-from pipelines.artifacts.run_paths import Places
-from pipelines.display.progress import say
+from pipelines.artifacts.run_plan import plan_run
+from pipelines.display.progress import show_log
 from pipelines.recipes import read_recipe
 from pipelines.stages.export import export
 from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
+
+logger = logging.getLogger(__name__)
 
 RECIPE = "small-teacher"
 VOCABULARY = 4096
@@ -30,20 +33,20 @@ VOCABULARY = 4096
 def make(directory: Path) -> None:
     """Write an untrained Llama with a tokenizer of its own, train it by the recipe, put the result in `directory`."""
     if directory.exists():
-        say(f"{directory} is there already")
+        logger.info(f"{directory} is there already")
         return
-    logging.disable_progress_bar()
+    disable_progress_bar()
     config = read_config(read_recipe(RECIPE), f"recipe {RECIPE}", [])
     untrained = Path(config.teacher.model)
     if not untrained.exists():
         with atomic_directory(untrained) as target:
             _write_untrained(config.corpus, target)
-    places = Places(config)
-    prepare(places)
-    train_student(places)
-    export(places)
+    plan = plan_run(config)
+    prepare(plan)
+    train_student(plan)
+    export(plan)
     with atomic_directory(directory) as target:
-        shutil.copytree(places.model, target, dirs_exist_ok=True)
+        shutil.copytree(plan.model, target, dirs_exist_ok=True)
 
 
 def _write_untrained(corpus: Corpus, directory: Path) -> None:
@@ -69,6 +72,7 @@ def _write_untrained(corpus: Corpus, directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    show_log()
     try:
         make(Path(sys.argv[1]))
     except CtdError as error:

@@ -42,26 +42,26 @@ def test_chunks_of_real_tokenizers_hold_it_too(student, teacher):
     holds_what_chunks_promise(real_encoder(student), real_encoder(teacher))
 
 
-def holds_what_chunks_promise(*sides):
+def holds_what_chunks_promise(*tokenizers):
     @given(st.lists(TEXT, min_size=1, max_size=4))
     def promises(texts):
-        pairs = [pair for pair in encode_pairs(*sides, texts) if isinstance(pair, EncodedPair)]
-        mirrored = [pair for pair in encode_pairs(*sides[::-1], texts) if isinstance(pair, EncodedPair)]
+        pairs = [pair for pair in encode_pairs(*tokenizers, texts) if isinstance(pair, EncodedPair)]
+        mirrored = [pair for pair in encode_pairs(*tokenizers[::-1], texts) if isinstance(pair, EncodedPair)]
         for pair, chunks, mirror in zip(pairs, align(pairs), align(mirrored), strict=True):
             assert triples(chunks) == reference(pair.student.byte_ends.tolist(), pair.teacher.byte_ends.tolist())
             assert [(t, s, b) for s, t, b in triples(chunks)] == triples(mirror)
             if pair.text_bytes:
                 assert triples(chunks)[-1] == (len(pair.student.ids), len(pair.teacher.ids), len(pair.text_bytes))
             expected = spans(pair.text_bytes, chunks.byte_ends)
-            for side, encoded, ends in (
-                (sides[0], pair.student, chunks.student_ends),
-                (sides[1], pair.teacher, chunks.teacher_ends),
+            for tokenizer, encoded, ends in (
+                (tokenizers[0], pair.student, chunks.student_ends),
+                (tokenizers[1], pair.teacher, chunks.teacher_ends),
             ):
-                tokens = [side.spelling.token_bytes[token_id] for token_id in encoded.ids]
+                tokens = [tokenizer.token_bytes.by_id[token_id] for token_id in encoded.ids]
                 spelled = [b"".join(span) for span in spans(tokens, ends)]
                 invented = sum(map(len, spelled)) - len(pair.text_bytes)
                 assert spelled == [b" " * invented + expected[0], *expected[1:]] if expected else spelled == []
-            if sides[0].name == sides[1].name:
+            if tokenizers[0].name == tokenizers[1].name:
                 assert len(chunks.byte_ends) == len(pair.student.ids)
 
     promises()

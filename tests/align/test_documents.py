@@ -18,29 +18,29 @@ from ctd_core.align.documents import (
 )
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document, Marker, Text, plain_document
-from ctd_core.text.prepared_tokenizer import Side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from tests.support.strategies import TEXT
 from tests.support.tokenizers import encoder
 
 KINDS = ["bytes", "byte-level BPE, 600", "SentencePiece BPE with a leading space"]
 
 
-def side(kind, begin=(1,), end=(2,)):
-    return Side(encoder(kind), {"begin": begin, "end": end})
+def prepared(kind, begin=(1,), end=(2,)):
+    return PreparedTokenizer(encoder(kind), {"begin": begin, "end": end})
 
 
-def spelled(side, ids):
-    return b"".join(side.encoder.spelling.token_bytes[one] or b"" for one in ids)
+def spelled(tokenizer, ids):
+    return b"".join(tokenizer.encoder.token_bytes.by_id[one] or b"" for one in ids)
 
 
 @pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
 def test_windows_keep_every_byte_within_both_limits(student, teacher):
-    sides = side(student), side(teacher)
+    tokenizers = prepared(student), prepared(teacher)
 
     @given(st.lists(TEXT.filter(bool), min_size=1, max_size=3), st.integers(6, 40), st.integers(6, 40))
     def promises(texts, student_limit, teacher_limit):
         documents = [plain_document(str(n), text) for n, text in enumerate(texts)]
-        for document, aligned in zip(documents, align_documents(*sides, documents), strict=True):
+        for document, aligned in zip(documents, align_documents(*tokenizers, documents), strict=True):
             if isinstance(aligned, DocumentError):
                 assert "▁" in document.segments[1].text
                 continue
@@ -56,7 +56,7 @@ def test_windows_keep_every_byte_within_both_limits(student, teacher):
                 assert window.student_ids[0] == window.teacher_ids[0] == 1
                 assert window.student_chunk_ends[-1] == len(window.student_ids)
                 assert window.teacher_chunk_ends[-1] == len(window.teacher_ids)
-            for which, one in zip(("student_ids", "teacher_ids"), sides, strict=True):
+            for which, one in zip(("student_ids", "teacher_ids"), tokenizers, strict=True):
                 body = np.concatenate([getattr(window, which)[1:] for window in windows])
                 assert body[-1] == 2
                 assert spelled(one, body[:-1]) in (text, b" " + text)
@@ -66,12 +66,12 @@ def test_windows_keep_every_byte_within_both_limits(student, teacher):
 
 @pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
 def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, teacher):
-    sides = side(student), side(teacher)
+    tokenizers = prepared(student), prepared(teacher)
 
     @given(st.lists(TEXT, min_size=1, max_size=4))
     def promises(texts):
         documents = [plain_document(str(n), text) for n, text in enumerate(texts)]
-        for aligned in align_documents(*sides, documents):
+        for aligned in align_documents(*tokenizers, documents):
             if isinstance(aligned, DocumentError):
                 continue
             cuts = [
@@ -82,24 +82,26 @@ def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, t
                 )
             ]
             for kind, mine, theirs in zip(aligned.chunk_kinds, *cuts, strict=True):
-                alike = len(mine) == len(theirs) == 1 and spelled(sides[0], mine) == spelled(sides[1], theirs)
+                alike = len(mine) == len(theirs) == 1 and spelled(tokenizers[0], mine) == spelled(tokenizers[1], theirs)
                 assert bool(kind & ONE_TO_ONE) == (alike and not kind & MARKER)
 
     promises()
 
 
 def test_the_first_token_is_not_one_to_one_where_one_side_alone_invents_a_space():
-    invents = side("SentencePiece BPE with a leading space")
+    invents = prepared("SentencePiece BPE with a leading space")
     letter = next(one for one in "abcdefghijklmnopqrstuvwxyz" if len(invents.encoder.encode_batch([one])[0].ids) == 1)
     document = plain_document("d", letter)
-    for pair, expected in (((side("bytes"), invents), False), ((invents, invents), True)):
+    for pair, expected in (((prepared("bytes"), invents), False), ((invents, invents), True)):
         (aligned,) = align_documents(*pair, [document])
         assert aligned.chunk_bytes.tolist() == [0, 1, 0]
         assert [bool(kind & ONE_TO_ONE) for kind in aligned.chunk_kinds] == [False, expected, False]
 
 
 def test_a_marker_without_a_token_on_one_side_aligns_and_is_not_scored():
-    (aligned,) = align_documents(side("bytes"), side("bytes", begin=(1, 3), end=()), [plain_document("d", "ab c")])
+    (aligned,) = align_documents(
+        prepared("bytes"), prepared("bytes", begin=(1, 3), end=()), [plain_document("d", "ab c")]
+    )
     assert aligned.student_chunk_ends.tolist() == [1, 2, 3, 4, 5, 6]
     assert aligned.teacher_chunk_ends.tolist() == [2, 3, 4, 5, 6, 6]
     assert [bool(kind & MARKER) for kind in aligned.chunk_kinds] == [True, False, False, False, False, True]
@@ -109,7 +111,7 @@ def test_a_marker_without_a_token_on_one_side_aligns_and_is_not_scored():
 
 
 def test_without_a_token_before_it_the_first_chunk_is_not_scored():
-    (aligned,) = align_documents(side("bytes", begin=()), side("bytes"), [plain_document("d", "abcdefghijk")])
+    (aligned,) = align_documents(prepared("bytes", begin=()), prepared("bytes"), [plain_document("d", "abcdefghijk")])
     assert [bool(kind & SCORED) for kind in aligned.chunk_kinds[:3]] == [False, False, True]
     for window in cut_windows(aligned, 6, 6):
         assert [bool(kind & SCORED) for kind in window.chunk_kinds[:3]] == [False, False, True]
@@ -117,7 +119,7 @@ def test_without_a_token_before_it_the_first_chunk_is_not_scored():
 
 def test_no_window_is_without_a_token_of_one_side():
     (aligned,) = align_documents(
-        side("bytes", begin=(), end=()), side("bytes", begin=()), [plain_document("d", "abcd")]
+        prepared("bytes", begin=(), end=()), prepared("bytes", begin=()), [plain_document("d", "abcd")]
     )
     windows = cut_windows(aligned, 2, 2)
     assert [window.student_ids.tolist() for window in windows] == [[97, 98], [99, 100]]
@@ -125,19 +127,19 @@ def test_no_window_is_without_a_token_of_one_side():
 
 def test_only_segments_meant_for_training_are_scored():
     document = Document("d", (Marker("begin", scored=False), Text("ask ", scored=False), Text("answer"), Marker("end")))
-    (aligned,) = align_documents(side("bytes"), side("bytes"), [document])
+    (aligned,) = align_documents(prepared("bytes"), prepared("bytes"), [document])
     assert [bool(kind & SCORED) for kind in aligned.chunk_kinds] == [False] * 5 + [True] * 7
 
 
 def test_cuts_lie_before_white_space_where_there_is_some_late_in_the_window():
-    (aligned,) = align_documents(side("bytes"), side("bytes"), [plain_document("d", "aaaa bbbb cccc dddd")])
+    (aligned,) = align_documents(prepared("bytes"), prepared("bytes"), [plain_document("d", "aaaa bbbb cccc dddd")])
     windows = cut_windows(aligned, 11, 11)
-    assert [spelled(side("bytes"), window.student_ids[1:]) for window in windows] != []
+    assert [spelled(prepared("bytes"), window.student_ids[1:]) for window in windows] != []
     assert [bytes(window.student_ids[1:].astype(np.uint8)) for window in windows][:2] == [b"aaaa bbbb", b" cccc dddd"]
 
 
 def test_an_end_that_no_text_goes_before_in_its_window_is_not_learned():
-    (aligned,) = align_documents(side("bytes"), side("bytes"), [plain_document("d", "aaaa bbbb")])
+    (aligned,) = align_documents(prepared("bytes"), prepared("bytes"), [plain_document("d", "aaaa bbbb")])
     first, last = cut_windows(aligned, 10, 10)
     assert last.student_ids.tolist() == [1, 2]
     assert not (last.chunk_kinds & SCORED).any()

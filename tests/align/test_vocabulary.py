@@ -10,18 +10,18 @@ from tests.support.tokenizers import PARTIAL, TOTAL, encoder
 
 @pytest.mark.parametrize(("student", "teacher"), permutations(TOTAL | PARTIAL, 2))
 def test_every_teacher_token_goes_to_the_student_token_that_stands_for_its_bytes_or_to_none(student, teacher):
-    mine, theirs = encoder(student).spelling, encoder(teacher).spelling
+    mine, theirs = encoder(student).token_bytes, encoder(teacher).token_bytes
     ids = exact_map(mine, theirs)
-    assert len(ids) == len(theirs.token_bytes)
-    for token, raw in enumerate(theirs.token_bytes):
+    assert len(ids) == len(theirs.by_id)
+    for token, raw in enumerate(theirs.by_id):
         to, stands_for_them = stands_for(mine, raw), token == stands_for(theirs, raw)
         assert ids[token] == (to if to is not None and stands_for_them else -1)
 
 
-def stands_for(spelling, raw):
+def stands_for(token_bytes, raw):
     """The last token of these bytes, byte-fallback tokens before all others; None where there is none."""
-    same = [n for n, other in enumerate(spelling.token_bytes) if raw and other == raw and not spelling.is_special[n]]
-    return next((n for n in reversed(same) if not spelling.is_fallback[n]), same[-1] if same else None)
+    same = [n for n, other in enumerate(token_bytes.by_id) if raw and other == raw and not token_bytes.is_special[n]]
+    return next((n for n in reversed(same) if not token_bytes.is_fallback[n]), same[-1] if same else None)
 
 
 def edit_distance(a, b):
@@ -35,15 +35,15 @@ def edit_distance(a, b):
 
 @pytest.mark.parametrize("student", ["byte-level BPE, 300", "SentencePiece BPE"])
 def test_every_teacher_token_goes_to_the_nearest_student_token(student):
-    mine, theirs = encoder(student).spelling, encoder("byte-level BPE, 600").spelling
+    mine, theirs = encoder(student).token_bytes, encoder("byte-level BPE, 600").token_bytes
     exact, nearest = exact_map(mine, theirs), nearest_map(mine, theirs)
     for token in range(0, len(nearest), 7):
         if exact[token] >= 0:
             assert nearest[token] == exact[token]
             continue
-        raw = b"" if theirs.is_special[token] else theirs.token_bytes[token] or b""
+        raw = b"" if theirs.is_special[token] else theirs.by_id[token] or b""
         if not raw:
             assert nearest[token] == -1
             continue
-        others = [other for n, other in enumerate(mine.token_bytes) if other and not mine.is_special[n]]
-        assert edit_distance(raw, mine.token_bytes[nearest[token]]) == min(edit_distance(raw, one) for one in others)
+        others = [other for n, other in enumerate(mine.by_id) if other and not mine.is_special[n]]
+        assert edit_distance(raw, mine.by_id[nearest[token]]) == min(edit_distance(raw, one) for one in others)

@@ -13,19 +13,19 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ctd_core.config.training import Train
 from ctd_core.models.loading import load_model
-from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.checkpoint_storage import Reader, Writer
 from ctd_core.training.optimizer import make_optimizer
 from tests.benchmarks.measuring import compare
+from tests.support.models import logprobs_of
 
 
 def add_rows(table: Table, teacher: str) -> None:
     """Time to write and to read a checkpoint of model and optimizer: of ours to that of torch's own."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled|The given buffer")
-    side = make_side(load_tokenizer(teacher), teacher, None, None)
-    model = LogprobModel(load_model(teacher), side.encoder.spelling.begins_pretoken)
+    tokenizer = prepare_tokenizer(load_tokenizer(teacher), teacher, None, None)
+    model = logprobs_of(load_model(teacher), tokenizer.encoder.token_bytes.begins_pretoken)
     optimizer = make_optimizer(model, Train(steps=1))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -35,17 +35,17 @@ def add_rows(table: Table, teacher: str) -> None:
         "optimizer": {name: optimizer.state[one] for name, one in model.named_parameters()},
     }
     with tempfile.TemporaryDirectory() as folder:
-        places = {"ours": Path(folder) / "ours", "torch's": Path(folder) / "torch"}
+        plan = {"ours": Path(folder) / "ours", "torch's": Path(folder) / "torch"}
 
         def write(name, writer):
-            shutil.rmtree(places[name], ignore_errors=True)
-            places[name].mkdir()
-            save(state, storage_writer=writer(str(places[name])), no_dist=True)
+            shutil.rmtree(plan[name], ignore_errors=True)
+            plan[name].mkdir()
+            save(state, storage_writer=writer(str(plan[name])), no_dist=True)
 
         writing = compare(lambda: write("ours", Writer), lambda: write("torch's", FileSystemWriter), repeats=5)
         reading = compare(
-            lambda: load(state, storage_reader=Reader(str(places["ours"])), no_dist=True),
-            lambda: load(state, storage_reader=FileSystemReader(str(places["torch's"])), no_dist=True),
+            lambda: load(state, storage_reader=Reader(str(plan["ours"])), no_dist=True),
+            lambda: load(state, storage_reader=FileSystemReader(str(plan["torch's"])), no_dist=True),
             repeats=5,
         )
     table.add_row(

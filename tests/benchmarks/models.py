@@ -11,6 +11,7 @@ from ctd_core.config.objectives import PUBLISHED_ALM, Alm, AnyObjective
 from ctd_core.config.training import Train
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.scorer import TransformersScorer
 from ctd_core.models.scoring import score_rows
 from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs
@@ -20,12 +21,13 @@ from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_sha
 from ctd_core.shards.manifest import Origin, build_manifest
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.documents import plain_document
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import clip, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.benchmarks.measuring import compare, seconds
 from tests.benchmarks.texts import standard_library_source
+from tests.support.models import logprobs_of
 
 BATCH_TOKENS, HIDDEN = 1024, 576
 
@@ -39,14 +41,14 @@ def add_rows(table: Table, teacher: str) -> None:
             label = f"fused : full log-probabilities, V = {vocabulary:,}{', with boundary terms' if boundary else ''}"
             table.add_row("d", f"{label}, time", f"{ratio.time:.2f}", "")
             table.add_row("", f"{label}, peak memory", f"{ratio.memory:.2f}", "")
-    side = make_side(load_tokenizer(teacher), teacher, None, None)
-    model = LogprobModel(load_model(teacher), side.encoder.spelling.begins_pretoken)
+    tokenizer = prepare_tokenizer(load_tokenizer(teacher), teacher, None, None)
+    model = logprobs_of(load_model(teacher), tokenizer.encoder.token_bytes.begins_pretoken)
     documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
-    rows, counts = build_rows(side, side, documents, 256, 256)
+    rows, counts = build_rows(tokenizer, tokenizer, documents, 256, 256)
     rows = rows.slice(0, 4 * 8)
     scoring = scoring_ratio(model, rows)
     table.add_row("e", "teacher scoring : bare forward pass, time", f"{scoring:.2f}", "≤ 1.15")
-    scored = score_rows(model, rows, BATCH_TOKENS)
+    scored = score_rows(TransformersScorer(model), rows, BATCH_TOKENS)
     with tempfile.TemporaryDirectory() as location:
         shards = written(location, scored, counts)
         for label, objective in (
@@ -107,7 +109,7 @@ def scoring_ratio(model: LogprobModel, rows) -> float:
         for batch in padded:
             model.model(input_ids=batch, use_cache=False)
 
-    return compare(lambda: score_rows(model, rows, BATCH_TOKENS), forward, repeats=2).time
+    return compare(lambda: score_rows(TransformersScorer(model), rows, BATCH_TOKENS), forward, repeats=2).time
 
 
 def update(model: LogprobModel, optimizer: torch.optim.Optimizer) -> None:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -27,9 +28,11 @@ from ctd_core.config.objectives import (
 )
 from ctd_core.config.training import Train
 from ctd_core.models.adapters import add_adapters
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.models.online_teacher import OnlineTeacher, OwnTeacher
+from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
+from ctd_core.models.scorer import TransformersScorer
 from ctd_core.models.scoring import TopTokens, score_rows
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.p_kl import projection_matrix
@@ -37,13 +40,14 @@ from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import Batch, collate, micro_batches
 from ctd_core.shards.building import build_rows
 from ctd_core.text.documents import plain_document
-from ctd_core.text.prepared_tokenizer import Side, make_side
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.benchmarks.measuring import Work, compare, seconds
 from tests.benchmarks.models import update, written
 from tests.benchmarks.texts import standard_library_source
+from tests.support.models import logprobs_of
 
 BATCH_TOKENS, TOP_K = 512, 16
 LIMIT = {"divergence": "tv", "temperature": float("inf"), "chunks": Finest(), "boundary": False}
@@ -51,11 +55,11 @@ CROSSING: dict[str, list[AnyObjective]] = {
     "alm, TV limit on finest chunks": [Alm(kind="alm", **LIMIT)],
     "alm as published": [PUBLISHED_ALM],
     f"alm + one_to_one_kl, k = {TOP_K}": [
-        Alm(kind="alm", leave_out_one_to_one=True, **LIMIT),
+        Alm(kind="alm", exclude_one_to_one=True, **LIMIT),
         OneToOneKl(kind="one_to_one_kl"),
     ],
     "hidden_states": [HiddenStates(kind="hidden_states")],
-    "mined": [MinEd(kind="mined")],
+    "min_ed": [MinEd(kind="min_ed")],
     "p_kl": [PKl(kind="p_kl")],
     "uld": [Uld(kind="uld")],
     "gold": [Gold(kind="gold")],
@@ -69,7 +73,7 @@ class Pair:
     """A student, its teacher in a copy of its own, and a batch with targets."""
 
     student: LogprobModel
-    live: OnlineTeacher
+    online: OnlineTeacher
     batch: Batch
 
 
@@ -86,11 +90,16 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
     held = one_copy_share(teacher, crossing)
     table.add_row("h", "one copy with adapters : two copies, weights and optimizer state", f"{held[0]:.2f}", "≤ 0.6")
     table.add_row("", "the same, with adapters in both", f"{held[1]:.2f}", "")
-    sides = [make_side(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in ("qwen", "mistral-v1")]
-    spellings = [one.encoder.spelling for one in reversed(sides)]
-    mined, projected = seconds(lambda: nearest_map(*spellings), 1), seconds(lambda: projection_matrix(*sides[::-1]), 1)
+    tokenizers = [
+        prepare_tokenizer(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in ("qwen", "mistral-v1")
+    ]
+    token_bytes = [one.encoder.token_bytes for one in reversed(tokenizers)]
+    min_ed, projected = (
+        seconds(lambda: nearest_map(*token_bytes), 1),
+        seconds(lambda: projection_matrix(*tokenizers[::-1]), 1),
+    )
     label = "for a student of Mistral's 32,000 entries and a teacher of Qwen's 151,000"
-    table.add_row("i", f"map of mined {label}, seconds", f"{mined:.1f}", "")
+    table.add_row("i", f"map of min_ed {label}, seconds", f"{min_ed:.1f}", "")
     table.add_row("", "projection of p_kl for the same, seconds", f"{projected:.1f}", "≤ 120 together")
 
 
@@ -101,22 +110,26 @@ def _add_ratio(table: Table, letter: str, label: str, ratio, aim: str) -> None:
 
 def make_pair(teacher: str, tokenizer: str) -> Pair:
     """The model in `teacher` and a student of it under `tokenizer`."""
-    sides = [make_side(load_tokenizer(name), name, None, None) for name in (tokenizer, teacher)]
+    tokenizers = [prepare_tokenizer(load_tokenizer(name), name, None, None) for name in (tokenizer, teacher)]
     model = load_model(teacher)
-    scorer = LogprobModel(model, sides[1].encoder.spelling.begins_pretoken)
-    student = load_model(teacher) if tokenizer == teacher else transfer_model(model, *sides)
-    top = TopTokens(TOP_K, exact_map(*(side.encoder.spelling for side in sides)))
-    batch = one_batch(sides[0], sides[1], scorer, top)
+    scorer = logprobs_of(model, tokenizers[1].encoder.token_bytes.begins_pretoken)
+    student = load_model(teacher) if tokenizer == teacher else transfer_model(model, *tokenizers)
+    top = TopTokens(TOP_K, exact_map(*(tokenizer.encoder.token_bytes for tokenizer in tokenizers)))
+    batch = one_batch(tokenizers[0], tokenizers[1], scorer, top)
     hidden_size = student.config.get_text_config().hidden_size
-    begins_pretoken = sides[0].encoder.spelling.begins_pretoken
-    return Pair(LogprobModel(student, begins_pretoken), OnlineTeacher(hidden_size, model, *sides, None), batch)
+    begins_pretoken = tokenizers[0].encoder.token_bytes.begins_pretoken
+    return Pair(
+        logprobs_of(student, begins_pretoken),
+        OnlineTeacher(hidden_size, HuggingFaceModel(model), *tokenizers, None),
+        batch,
+    )
 
 
-def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens) -> Batch:
+def one_batch(student: PreparedTokenizer, teacher: PreparedTokenizer, scorer: LogprobModel, top: TopTokens) -> Batch:
     """A micro-batch of BATCH_TOKENS with the targets of `scorer`."""
     documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:8])]
     rows, counts = build_rows(student, teacher, documents, 256, 256)
-    scored = score_rows(scorer, rows.slice(0, 8), 1024, top)
+    scored = score_rows(TransformersScorer(scorer), rows.slice(0, 8), 1024, top)
     with tempfile.TemporaryDirectory() as location:
         shards = written(location, scored, counts)
         return collate(shards, next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0)))
@@ -125,13 +138,13 @@ def one_batch(student: Side, teacher: Side, scorer: LogprobModel, top: TopTokens
 def make_step(pair: Pair, options: list[AnyObjective], balance: bool = False) -> Work:
     """A training step of `options`; the learning rate is so small that the student stays what it is."""
     student = pair.student
-    objectives = [WeightedObjective(1.0, make_objective(one, pair.live)) for one in options]
-    live = pair.live if any("teacher" in one.needs for one in options) else None
+    objectives = [WeightedObjective(1.0, make_objective(one, pair.online)) for one in options]
+    online = pair.online if any("teacher" in one.needs for one in options) else None
     student.projections = torch.nn.ModuleList(one.plan for one in objectives if isinstance(one.plan, torch.nn.Module))
     optimizer = make_optimizer(student, Train(steps=1, learning_rate=1e-9, projection_learning_rate=1e-9))
 
     def step() -> None:
-        accumulate_gradients(student, [pair.batch], objectives, live, balance=balance)
+        accumulate_gradients(student, [pair.batch], objectives, online, balance=balance)
         update(student, optimizer)
 
     return step
@@ -148,20 +161,26 @@ def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
 
     First against a student that is trained whole beside its teacher, then against one with the same adapters.
     """
-    sides = pair.live.student, pair.live.teacher
-    ends = pair.live.model.get_input_embeddings(), pair.live.model.get_output_embeddings()
-    adapted = transfer_model(load_model(teacher), *sides)
+    tokenizers = pair.online.student, pair.online.teacher
+    ends = pair.online.model.module.get_input_embeddings(), pair.online.model.module.get_output_embeddings()
+    adapted = transfer_model(load_model(teacher), *tokenizers)
     add_adapters(adapted, Adapters(), seed=0)
-    own = OwnTeacher(pair.live.student_hidden_size, adapted, *sides, None, *ends)
+    own = OnlineTeacher(
+        pair.online.student_hidden_size,
+        HuggingFaceModel(adapted),
+        *tokenizers,
+        None,
+        partial(as_own_teacher, HuggingFaceModel(adapted), *ends),
+    )
     held = []
-    for student, live in ((adapted, own), (pair.student.model, pair.live), (adapted, pair.live)):
-        model = LogprobModel(student, sides[0].encoder.spelling.begins_pretoken)
+    for student, online in ((adapted, own), (pair.student.model, pair.online), (adapted, pair.online)):
+        model = logprobs_of(student, tokenizers[0].encoder.token_bytes.begins_pretoken)
         optimizer = make_optimizer(model, Train(steps=1, learning_rate=1e-9))
-        objective = WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), live))
-        accumulate_gradients(model, [pair.batch], [objective], live)
+        objective = WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), online))
+        accumulate_gradients(model, [pair.batch], [objective], online)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        teachers = [one.weight for one in ends] if live is own else list(pair.live.model.parameters())
+        teachers = [one.weight for one in ends] if online is own else list(pair.online.model.module.parameters())
         states = [value for state in optimizer.state.values() for value in state.values()]
         held.append(tensor_bytes([*student.parameters(), *teachers, *states]))
     return held[0] / held[1], held[0] / held[2]

@@ -21,17 +21,18 @@ import yaml
 from rich.table import Table
 
 from ctd_core.config.run import RunConfig
-from ctd_core.models.building import build_teacher_tokenizer
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
-from ctd_core.text.corpora import read_slice
+from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
-from pipelines.artifacts.run_paths import TRAIN_SET, Places
+from pipelines.artifacts.run_plan import TRAIN_SET, plan_run
 from pipelines.cluster.connection import let_go
 from pipelines.search.tune import search
 from pipelines.stages.prepare import prepare
-from pipelines.stages.student import ensure_student, student_tokenizer
+from pipelines.stages.student import ensure_student
+from pipelines.stages.tokenizer import student_tokenizer
 from pipelines.stages.train import train_student
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
@@ -108,15 +109,15 @@ def _warm_up(folder: Path) -> None:
 
 def without_ray(folder: Path, corpus: Path) -> float:
     """Seconds of the same work in one process: read, encode, align, cut, write."""
-    places = run_without_targets(folder, corpus)
-    options, plan = places.config.prepare, places.datasets[TRAIN_SET]
-    sides = student_tokenizer(places), build_teacher_tokenizer(places.config.teacher)
+    plan = run_without_targets(folder, corpus)
+    options, dataset = plan.config.prepare, plan.datasets[TRAIN_SET]
+    tokenizers = student_tokenizer(plan), build_teacher_tokenizer(plan.config.teacher)
     windows = options.student_window_tokens, options.teacher_window_tokens
 
     def work() -> None:
-        for part in plan.parts:
-            found = training_documents(plan.corpus, read_slice(plan.corpus, part))
-            rows, counts = build_rows(*sides, found, *windows)
+        for part in plan_slices(dataset.corpus, options.slice_bytes):
+            found = training_documents(dataset.corpus, read_slice(dataset.corpus, part))
+            rows, counts = build_rows(*tokenizers, found, *windows)
             write_shard(Folder(folder / "bare"), part.number, shard_bytes(rows), counts)
 
     return seconds(work, repeats=1)
@@ -128,7 +129,7 @@ def workers(teacher: str, folder: Path) -> float:
     (folder / "train.jsonl").write_text("".join(documents))
     rates = []
     for count in (1, 2):
-        train = {"steps": 4, "num_workers": count, "micro_batches": 8, "batch_tokens": 512}
+        train = {"steps": 4, "num_workers": count, "gradient_accumulation": 8, "batch_tokens": 512}
         config = {
             "name": f"workers-{count}",
             "output": str(folder / "runs"),
@@ -138,12 +139,12 @@ def workers(teacher: str, folder: Path) -> float:
             "prepare": {"targets": False, "student_window_tokens": 512, "teacher_window_tokens": 512},
             "train": {**train, "objectives": [{"kind": "sft"}]},
         }
-        places = Places(RunConfig.model_validate(config))
-        prepare(places)
+        plan = plan_run(RunConfig.model_validate(config))
+        prepare(plan)
         let_go()
-        train_student(places)
+        train_student(plan)
         let_go()
-        lines = read_metrics(places.train / METRICS_FILE)
+        lines = read_metrics(plan.training / METRICS_FILE)
         rates.append(statistics.median(one["tokens_per_second"] for one in lines[1:]))
     return rates[1] / rates[0]
 
@@ -160,7 +161,7 @@ def tiny_run(folder: Path) -> dict[str, Any]:
         "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
         "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2},
         "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96},
-        "train": {"steps": 2, "batch_tokens": 400, "micro_batches": 2},
+        "train": {"steps": 2, "batch_tokens": 400, "gradient_accumulation": 2},
         "evaluate": {"sets": {"held-out": {"kind": "held_out"}}},
     }
 
@@ -187,11 +188,11 @@ def killed_worker(config: dict[str, Any]) -> tuple[float, float]:
     config["train"] |= {"steps": 2000, "num_workers": 2, "checkpoint_every": 50}
     config["evaluate"] = {}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    places = Places(RunConfig.model_validate(config))
-    prepare(places)
-    ensure_student(places)
+    plan = plan_run(RunConfig.model_validate(config))
+    prepare(plan)
+    ensure_student(plan)
     let_go()
-    file, begun = places.train / METRICS_FILE, time.monotonic()
+    file, begun = plan.training / METRICS_FILE, time.monotonic()
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(folder / "run.yaml")]
     training = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     start = _wait_for(lambda: bool(read_metrics(file))) - begun

@@ -39,8 +39,14 @@ def undisturbed(inputs, tmp_path_factory):  # noqa: F811
             "teacher": {"model": str(inputs / "teacher")},
             "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
             "corpus": {"kind": "jsonl", "paths": [str(inputs / "corpus.jsonl")]},
-            "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 1000},
-            "train": {"steps": 200, "batch_tokens": 400, "micro_batches": 2, "num_workers": 2, "checkpoint_every": 5},
+            "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "slice_bytes": 1000},
+            "train": {
+                "steps": 200,
+                "batch_tokens": 400,
+                "gradient_accumulation": 2,
+                "num_workers": 2,
+                "checkpoint_every": 5,
+            },
         }
         path = folder / "run.yaml"
         path.write_text(yaml.safe_dump({**run, **changes}))
@@ -90,7 +96,7 @@ def test_shards_are_those_of_a_quiet_day_whatever_dies_in_prepare(undisturbed, c
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shards_without_targets_are_those_of_a_quiet_day_whatever_task_dies(undisturbed, chaos, tmp_path, seed):
     _, _, file, _ = undisturbed
-    parts = {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 1000, "targets": False}
+    parts = {"student_window_tokens": 96, "teacher_window_tokens": 96, "slice_bytes": 1000, "targets": False}
     changes = {"prepare": parts, "train": {"steps": 1, "objectives": [{"kind": "sft"}]}}
     quiet, path = tmp_path / "quiet", file(tmp_path, **changes)
     ctd("prepare", "--config", path, "--set", f"output={quiet}")

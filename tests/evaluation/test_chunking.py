@@ -8,7 +8,7 @@ import pytest
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.evaluation.chunking import measure_chunking
 from ctd_core.shards.reading import ShardSet
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.shard_sets import prepared, texts, write_set
 
 COLUMNS = ("student_chunk_ends", "teacher_chunk_ends", "chunk_kinds", "chunk_bytes", "teacher_boundary_logprobs")
 
@@ -16,7 +16,7 @@ COLUMNS = ("student_chunk_ends", "teacher_chunk_ends", "chunk_kinds", "chunk_byt
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     location = tmp_path_factory.mktemp("shards")
-    write_set(location, side("byte-level BPE, 300"), side("SentencePiece BPE"), texts(40))
+    write_set(location, prepared("byte-level BPE, 300"), prepared("SentencePiece BPE"), texts(40))
     return ShardSet(location, verify=True)
 
 

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import Likelihoods, figures_of
-from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.reading import ShardSet
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 KIND = "byte-level BPE, 300"
 
 
 def test_a_teacher_agrees_with_itself(tmp_path):
-    one = side(KIND)
-    model = LogprobModel(llama(300), one.encoder.spelling.begins_pretoken)
+    one = prepared(KIND)
+    model = logprobs_of(llama(300), one.encoder.token_bytes.begins_pretoken)
     write_set(tmp_path, one, one, texts(10), teacher_model=model)
     measured = measure_likelihoods(model, ShardSet(tmp_path, verify=True), 512)
     student, teacher = figures_of(measured), figures_of(measured.of_teacher)
@@ -30,9 +29,9 @@ def test_a_teacher_agrees_with_itself(tmp_path):
 
 
 def test_figures_are_sums_over_text_chunks(tmp_path):
-    student, teacher = side(KIND), side("byte-level BPE, 600")
+    student, teacher = prepared(KIND), prepared("byte-level BPE, 600")
     model = llama(300)
-    scored = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
+    scored = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
     write_set(tmp_path, student, teacher, texts(10), parts=1, teacher_model=scored)
     shards = ShardSet(tmp_path, verify=True)
     total = mine = theirs = distance = 0.0
@@ -48,7 +47,7 @@ def test_figures_are_sums_over_text_chunks(tmp_path):
                 total, mine, theirs = total + size, mine - chunk, theirs - float(target)
                 distance += abs(chunk - float(target))
             start = end
-    measured = measure_likelihoods(LogprobModel(model, student.encoder.spelling.begins_pretoken), shards, 512)
+    measured = measure_likelihoods(logprobs_of(model, student.encoder.token_bytes.begins_pretoken), shards, 512)
     figures = figures_of(measured)
     assert measured.text_bytes == total
     assert figures["bits_per_byte"] == pytest.approx(mine / total / math.log(2), rel=1e-4)

@@ -1,5 +1,7 @@
 """Low-rank adapters, and a student that is its own teacher without them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,16 @@ from ctd_core.config.objectives import HiddenStates, Uld
 from ctd_core.config.training import Train
 from ctd_core.errors import UsageError
 from ctd_core.models.adapters import add_adapters, merge_adapters
-from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.models.online_teacher import OnlineTeacher, OwnTeacher
+from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.optimizer import freeze, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.support.models import gpt2, llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import gpt2, llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 IDS = torch.arange(40).view(2, 20)
@@ -66,15 +68,22 @@ def test_layers_that_are_not_there_are_an_error():
 @pytest.fixture
 def pair(tmp_path):
     """A batch, a student with adapters made of the teacher, the teacher in a copy of its own, and as the student."""
-    student_side, teacher_side = side(STUDENT), side(TEACHER)
-    write_set(tmp_path, student_side, teacher_side, texts(8), parts=1)
+    student_tokenizer, teacher_tokenizer = prepared(STUDENT), prepared(TEACHER)
+    write_set(tmp_path, student_tokenizer, teacher_tokenizer, texts(8), parts=1)
     teacher = llama(600, seed=1)
-    student = adapted(transfer_model(teacher, student_side, teacher_side))
+    student = adapted(transfer_model(teacher, student_tokenizer, teacher_tokenizer))
     ends = teacher.get_input_embeddings(), teacher.get_output_embeddings()
-    own = OwnTeacher(32, student, student_side, teacher_side, None, *ends)
+    own = OnlineTeacher(
+        32,
+        HuggingFaceModel(student),
+        student_tokenizer,
+        teacher_tokenizer,
+        None,
+        partial(as_own_teacher, HuggingFaceModel(student), *ends),
+    )
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(4))
-    model = LogprobModel(student, student_side.encoder.spelling.begins_pretoken)
-    return batch, model, OnlineTeacher(32, teacher, student_side, teacher_side, None), own
+    model = logprobs_of(student, student_tokenizer.encoder.token_bytes.begins_pretoken)
+    return batch, model, OnlineTeacher(32, HuggingFaceModel(teacher), student_tokenizer, teacher_tokenizer, None), own
 
 
 def test_a_student_without_its_adapters_says_what_its_teacher_says(pair):
@@ -94,13 +103,13 @@ def test_steps_in_one_copy_are_those_in_two(pair, options):
     batch, student, apart, own = pair
     start = {name: value.clone() for name, value in student.model.state_dict().items()}
     losses = []
-    for live in (apart, own):
+    for online in (apart, own):
         student.model.load_state_dict(start)
         optimizer = make_optimizer(student, Train(steps=3, learning_rate=1e-2))
-        objective = WeightedObjective(1.0, make_objective(options, live))
+        objective = WeightedObjective(1.0, make_objective(options, online))
         for _ in range(3):
             optimizer.zero_grad()
-            losses.append(accumulate_gradients(student, [batch], [objective], live).loss)
+            losses.append(accumulate_gradients(student, [batch], [objective], online).loss)
             optimizer.step()
         now = student.model.state_dict()
         changed = {name for name, value in start.items() if not torch.equal(now[name], value)}

@@ -8,9 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import DTYPES, load_model
 from ctd_core.models.transfer import transfer_model
-from tests.support.shard_sets import side
+from tests.support.shard_sets import prepared
 
 OWN, OTHER = "byte-level BPE, 300", "byte-level BPE, 600"
 ROWS = 320  # of the embedding: 20 more than the tokenizer has tokens
@@ -84,14 +85,14 @@ def logits(model):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("model_type", SUPPORTED)
 def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_exported(model_type, tied, tmp_path):
-    own, other = side(OWN), side(OTHER)
+    own, other = prepared(OWN), prepared(OTHER)
     make(model_type, tied, **SUPPORTED[model_type]).save_pretrained(tmp_path / "teacher")
     teacher = load_model(str(tmp_path / "teacher"))
     assert torch.equal(logits(transfer_model(teacher, own, own)), logits(teacher))
-    student = transfer_model(teacher, other, own, vocab_multiple=64)
+    student = transfer_model(teacher, other, own, pad_to_multiple_of=64)
     expected = logits(student)
     assert expected.isfinite().all()
-    export_model(student, other.encoder.tokenizer, "", tmp_path / "model")
+    export_model(HuggingFaceModel(student), other.encoder.tokenizer, "", tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     assert torch.equal(logits(again), expected)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -102,7 +103,7 @@ def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_export
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "phi"])
 def test_a_student_is_its_teacher_in_every_dtype(model_type, dtype, tmp_path):
-    own = side(OWN)
+    own = prepared(OWN)
     make(model_type, False, **SUPPORTED[model_type]).save_pretrained(tmp_path)
     teacher = load_model(str(tmp_path), dtype=dtype)
     student = transfer_model(teacher, own, own)
@@ -116,7 +117,7 @@ def test_an_output_matrix_that_the_config_denies_is_the_students_too(tmp_path):
     teacher.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    own, loaded = side(OWN), load_model(str(tmp_path))
+    own, loaded = prepared(OWN), load_model(str(tmp_path))
     assert torch.equal(logits(loaded), logits(teacher))
     student = transfer_model(loaded, own, own)
     assert not student.config.tie_word_embeddings
@@ -128,4 +129,4 @@ def test_an_output_matrix_that_the_config_denies_is_the_students_too(tmp_path):
 def test_architectures_that_cannot_be_moved_are_refused_by_name(model_type):
     teacher = make(model_type, True, **REFUSED[model_type])
     with pytest.raises(CtdError, match=type(teacher).__name__):
-        transfer_model(teacher, side(OTHER), side(OWN))
+        transfer_model(teacher, prepared(OTHER), prepared(OWN))

@@ -5,24 +5,26 @@ import pytest
 import torch
 
 from ctd_core.align.vocabulary import exact_map
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.scorer import TransformersScorer
 from ctd_core.models.scoring import TopTokens, score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.text.documents import plain_document
-from tests.support.models import gpt2, llama
-from tests.support.shard_sets import side, texts
+from tests.support.models import gpt2, llama, logprobs_of
+from tests.support.shard_sets import prepared, texts
 
 STUDENT, TEACHER = "bytes", "byte-level BPE, 600"
 
 
 @pytest.mark.parametrize("model", [lambda: llama(600), lambda: gpt2(600)])
 def test_scores_are_sums_of_log_probabilities_and_masses_of_the_boundary(model):
-    model, teacher = model(), side(TEACHER)
+    model, teacher = model(), prepared(TEACHER)
     mask = torch.zeros(600, dtype=torch.bool)
-    mask[: len(teacher.encoder.spelling.begins_pretoken)] = torch.from_numpy(teacher.encoder.spelling.begins_pretoken)
+    mask[: len(teacher.encoder.token_bytes.begins_pretoken)] = torch.from_numpy(
+        teacher.encoder.token_bytes.begins_pretoken
+    )
     documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
-    rows, _ = build_rows(side(STUDENT), teacher, documents, 400, 400)
-    scored = score_rows(LogprobModel(model, mask.numpy()), rows, 256)
+    rows, _ = build_rows(prepared(STUDENT), teacher, documents, 400, 400)
+    scored = score_rows(TransformersScorer(logprobs_of(model, mask.numpy())), rows, 256)
     for row in scored.to_pylist():
         ids = torch.tensor(row["teacher_ids"])
         with torch.no_grad():
@@ -36,12 +38,11 @@ def test_scores_are_sums_of_log_probabilities_and_masses_of_the_boundary(model):
 
 
 def test_top_tokens_are_those_of_the_model_that_the_student_has_too():
-    model, student, teacher = llama(600), side("byte-level BPE, 300"), side(TEACHER)
-    student_ids = exact_map(student.encoder.spelling, teacher.encoder.spelling)
+    model, student, teacher = llama(600), prepared("byte-level BPE, 300"), prepared(TEACHER)
+    student_ids = exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes)
     rows, _ = build_rows(student, teacher, [plain_document(str(n), text) for n, text in enumerate(texts(6))], 400, 400)
-    scored = score_rows(
-        LogprobModel(model, teacher.encoder.spelling.begins_pretoken), rows, 256, TopTokens(7, student_ids)
-    )
+    scorer = TransformersScorer(logprobs_of(model, teacher.encoder.token_bytes.begins_pretoken))
+    scored = score_rows(scorer, rows, 256, TopTokens(7, student_ids))
     padded = [*student_ids, *[-1] * (600 - len(student_ids))]
     filled = 0
     for row in scored.to_pylist():
@@ -69,8 +70,8 @@ def test_top_tokens_are_those_of_the_model_that_the_student_has_too():
 
 
 def test_no_rows_score_to_no_rows():
-    teacher = side(TEACHER)
-    rows, _ = build_rows(side(STUDENT), teacher, [], 40, 40)
-    model = LogprobModel(llama(600), teacher.encoder.spelling.begins_pretoken)
-    assert score_rows(model, rows, 256).num_rows == 0
-    assert score_rows(model, rows, 256, TopTokens(3, np.zeros(600, dtype=np.int32))).num_rows == 0
+    teacher = prepared(TEACHER)
+    rows, _ = build_rows(prepared(STUDENT), teacher, [], 40, 40)
+    model = logprobs_of(llama(600), teacher.encoder.token_bytes.begins_pretoken)
+    assert score_rows(TransformersScorer(model), rows, 256).num_rows == 0
+    assert score_rows(TransformersScorer(model), rows, 256, TopTokens(3, np.zeros(600, dtype=np.int32))).num_rows == 0

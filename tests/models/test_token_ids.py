@@ -8,19 +8,21 @@ import torch
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.export import export_model
-from ctd_core.models.loading import load_model, read_model_config
+from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.models.loading import load_model
+from ctd_core.models.model_config import read_model_config
 from ctd_core.models.transfer import transfer_model
 from tests.support.models import llama
-from tests.support.shard_sets import side
+from tests.support.shard_sets import prepared
 
 OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
 def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog):
-    new, old = side("bytes"), side(OLD)
+    new, old = prepared("bytes"), prepared(OLD)
     teacher = llama(300)
-    longer = [one for one, raw in enumerate(old.encoder.spelling.token_bytes) if raw and len(raw) > 1]
-    letter = old.encoder.spelling.token_bytes.index(b"a")
+    longer = [one for one, raw in enumerate(old.encoder.token_bytes.by_id) if raw and len(raw) > 1]
+    letter = old.encoder.token_bytes.by_id.index(b"a")
     config, end = teacher.generation_config, old.encoder.tokenizer.eos_token_id
     config.eos_token_id = [end, letter, longer[0]]
     config.suppress_tokens = [letter, longer[1]]
@@ -42,28 +44,28 @@ def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog
 
 
 def test_rows_that_are_not_finite_are_in_no_mean_and_named(caplog, tmp_path):
-    new, old = side(NEW), side(OLD)
+    new, old = prepared(NEW), prepared(OLD)
     teacher = llama(300, tied=False)
     with torch.no_grad():
         teacher.get_input_embeddings().weight[70] = torch.nan
         teacher.get_output_embeddings().weight[71, 3] = torch.inf
-    student = transfer_model(teacher, new, old, vocab_multiple=64)
+    student = transfer_model(teacher, new, old, pad_to_multiple_of=64)
     assert all(one.isfinite().all() for one in student.parameters())
     names = old.encoder.tokenizer.convert_ids_to_tokens([70, 71])
     assert all(f"{row} ({name})" in caplog.text for row, name in zip((70, 71), names, strict=True))
     with torch.no_grad():
         student.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(CtdError, match=r"layers\.0\.mlp\.up_proj\.weight holds numbers that are not finite"):
-        export_model(student, new.encoder.tokenizer, "", tmp_path)
+        export_model(HuggingFaceModel(student), new.encoder.tokenizer, "", tmp_path)
 
 
 def test_a_special_token_beyond_the_embedding_begins_as_the_mean():
     teacher = llama(300)
-    tokenizer = side(OLD).encoder.tokenizer
+    tokenizer = prepared(OLD).encoder.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    from ctd_core.text.prepared_tokenizer import make_side
+    from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 
-    old = make_side(tokenizer, "old", None, None, 300)
+    old = prepare_tokenizer(tokenizer, "old", None, None, 300)
     student = transfer_model(teacher, old, old)
     rows = student.get_input_embeddings().weight
     assert len(rows) == 301

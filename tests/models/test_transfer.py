@@ -4,57 +4,58 @@ import pytest
 import torch
 
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.loading import check_head, load_model, weights_fingerprint
+from ctd_core.models.fingerprints import weights_fingerprint
+from ctd_core.models.loading import check_head, load_model
 from ctd_core.models.transfer import old_tokens, transfer_model
-from ctd_core.text.prepared_tokenizer import make_side
-from ctd_core.text.spelling import ids_by_bytes
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from ctd_core.text.token_bytes import ids_by_bytes
 from ctd_core.text.tokenizers import train_tokenizer
 from tests.support.models import gpt2, llama
-from tests.support.shard_sets import side
+from tests.support.shard_sets import prepared
 from tests.support.tokenizers import TEXTS
 
 OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
-def spell(side, ids):
-    return b"".join(side.encoder.spelling.token_bytes[one] for one in ids)
+def decode(tokenizer, ids):
+    return b"".join(tokenizer.encoder.token_bytes.by_id[one] for one in ids)
 
 
 @pytest.mark.parametrize("student", [NEW, "bytes", "byt5", "SentencePiece BPE"])
 @pytest.mark.parametrize("teacher", [OLD, "SentencePiece BPE with a leading space"])
 def test_every_token_has_old_tokens_that_spell_it_and_an_exact_match_alone(student, teacher):
-    new, old = side(student), side(teacher)
-    exact = set(old.encoder.spelling.token_bytes)
-    spelling = new.encoder.spelling
+    new, old = prepared(student), prepared(teacher)
+    exact = set(old.encoder.token_bytes.by_id)
+    token_bytes = new.encoder.token_bytes
     for token_id, sources in enumerate(old_tokens(new, old)):
-        raw = spelling.token_bytes[token_id]
+        raw = token_bytes.by_id[token_id]
         if raw:
-            assert spell(old, sources) == raw
+            assert decode(old, sources) == raw
             assert len(sources) == 1 or raw not in exact
 
 
 def test_a_piece_and_not_a_byte_fallback_token_is_the_exact_match_of_a_letter():
-    new, old = side(NEW), side("SentencePiece BPE")
-    letter = new.encoder.spelling.token_bytes.index(b"a")
+    new, old = prepared(NEW), prepared("SentencePiece BPE")
+    letter = new.encoder.token_bytes.by_id.index(b"a")
     ((piece,), names) = old_tokens(new, old)[letter], old.encoder.tokenizer.convert_ids_to_tokens
     assert names(piece) == "a"
 
 
 def test_a_piece_is_the_exact_match_also_where_byte_fallback_tokens_come_after_it():
-    one = side("SentencePiece BPE with a leading space, pieces before bytes")
+    one = prepared("SentencePiece BPE with a leading space, pieces before bytes")
     names = one.encoder.tokenizer.convert_ids_to_tokens
     ((encoded,),) = [text.ids.tolist()[1:] for text in one.encoder.encode_batch(["\n"])]
     assert names(encoded) == "\n"
-    assert ids_by_bytes(one.encoder.spelling)[b"\n"] == encoded
+    assert ids_by_bytes(one.encoder.token_bytes)[b"\n"] == encoded
     assert old_tokens(one, one)[encoded] == [encoded]
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("untie", [True, False])
 def test_embeddings_are_means_of_old_ones_and_the_rest_is_the_teachers(tied, untie):
-    new, old = side(NEW), side(OLD)
+    new, old = prepared(NEW), prepared(OLD)
     teacher = llama(300, tied)
-    student = transfer_model(teacher, new, old, untie=untie, vocab_multiple=64)
+    student = transfer_model(teacher, new, old, untie=untie, pad_to_multiple_of=64)
     assert student.config.tie_word_embeddings == (tied and not untie)
     sources = old_tokens(new, old)
     ends = [
@@ -77,7 +78,7 @@ def chat_side():
     """A tokenizer of 302 entries, two of which mark the turns of a chat."""
     tokenizer = train_tokenizer(TEXTS, 300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return make_side(tokenizer, "chat", None, None)
+    return prepare_tokenizer(tokenizer, "chat", None, None)
 
 
 def test_a_teacher_under_its_own_tokenizer_is_unchanged():
@@ -89,8 +90,8 @@ def test_a_teacher_under_its_own_tokenizer_is_unchanged():
 
 
 def test_the_token_that_begins_every_text_learns_though_it_is_the_padding_token_too(tmp_path):
-    new = side(NEW)
-    student = transfer_model(llama(300, tied=False), new, side(OLD))
+    new = prepared(NEW)
+    student = transfer_model(llama(300, tied=False), new, prepared(OLD))
     ((begin,), padding) = new.markers["begin"], student.config.pad_token_id
     assert begin == padding
     student.save_pretrained(tmp_path)
@@ -101,7 +102,7 @@ def test_the_token_that_begins_every_text_learns_though_it_is_the_padding_token_
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error():
     with pytest.raises(CtdError, match="embedding has 200 entries"):
-        transfer_model(llama(200), side(OLD), side(OLD))
+        transfer_model(llama(200), prepared(OLD), prepared(OLD))
 
 
 def test_loading_what_is_no_model_is_an_error_that_names_it(tmp_path):

@@ -9,7 +9,6 @@ import torch
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, Sft
-from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scoring import TopTokens
 from ctd_core.objectives.divergences import binarised_divergence
 from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums, declared
@@ -17,8 +16,8 @@ from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 RULES = [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
@@ -28,9 +27,9 @@ STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 def batch(tmp_path_factory):
     """Five rows with random targets and a tiny teacher's five most probable tokens."""
     location = tmp_path_factory.mktemp("shards")
-    student, teacher = side(STUDENT), side(TEACHER)
-    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
-    top = TopTokens(5, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    student, teacher = prepared(STUDENT), prepared(TEACHER)
+    model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
+    top = TopTokens(5, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
     write_set(location, student, teacher, texts(12), parts=1, teacher_model=model, top=top)
     return collate(ShardSet(location, verify=True), np.arange(5))
 
@@ -84,7 +83,7 @@ def test_alm_is_the_mean_divergence_of_merged_chunks(batch, rule, boundary, aver
         boundary=boundary,
         temperature=2.0,
         average=average,
-        leave_out_one_to_one=leave_out,
+        exclude_one_to_one=leave_out,
     )
     planned = plan(options, batch)
     student = random_student(batch, boundary_chunks([planned]))

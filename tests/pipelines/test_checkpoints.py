@@ -9,22 +9,21 @@ from pyarrow import fs
 
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError
-from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.storage.locations import file_system
 from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ctd_core.training.optimizer import make_optimizer
-from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, keeping, latest_checkpoint, steps_done
-from tests.support.models import llama
+from pipelines.artifacts.checkpoints import checkpoint_at, checkpoint_writer, checkpoints, latest_checkpoint, steps_done
+from tests.support.models import llama, logprobs_of
 from tests.support.stores import s3_store
 
 
 def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_path):
-    student = LogprobModel(llama(20), np.zeros(20, dtype=bool))
-    other = LogprobModel(llama(20, seed=1), np.zeros(20, dtype=bool))
+    student = logprobs_of(llama(20), np.zeros(20, dtype=bool))
+    other = logprobs_of(llama(20, seed=1), np.zeros(20, dtype=bool))
     optimizers = [make_optimizer(one, Train(steps=1)) for one in (student, other)]
     with s3_store("bucket") as (head, tail, _):
         training = f"{head}/runs/one/train-0{tail}"
-        keep = keeping(training)
+        keep = checkpoint_writer(training)
         files, path = file_system(checkpoint_at(training, 1))
         for step in (1, 2, 3):
             if step == 2:

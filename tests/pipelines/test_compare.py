@@ -62,7 +62,7 @@ def test_a_training_that_another_command_began_is_left_alone(comparison, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": {"other data": {"prepare.part_bytes": 3000}}}, "other data changes more than train"),
+        ({"variants": {"other data": {"prepare.slice_bytes": 3000}}}, "other data changes more than train"),
         ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "two seeds, are the same training"),

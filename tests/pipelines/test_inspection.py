@@ -12,7 +12,7 @@ from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerpri
 from ctd_core.text.documents import plain_document
 from ctd_core.text.tokenizers import train_tokenizer
 from tests.support.models import llama
-from tests.support.shard_sets import side, write_set
+from tests.support.shard_sets import prepared, write_set
 from tests.support.tokenizers import TEXTS
 
 TEXT = "The fox – naïve,\r\n\tand  日本語 👩‍👩‍👧"
@@ -92,10 +92,10 @@ def test_a_rule_merges_the_chunks_and_shows_the_teachers_numbers(teacher_dir):
 
 
 def test_a_rule_that_asks_the_teacher_is_refused_on_shards_without_its_numbers(tmp_path):
-    sides = side("bytes"), side("byte-level BPE, 600")
-    rows, counts = build_rows(*sides, [plain_document("d", "the fox")], 96, 96)
+    tokenizers = prepared("bytes"), prepared("byte-level BPE, 600")
+    rows, counts = build_rows(*tokenizers, [plain_document("d", "the fox")], 96, 96)
     folder = Folder(tmp_path)
-    prints = [tokenizer_fingerprint(one) for one in sides]
+    prints = [tokenizer_fingerprint(one) for one in tokenizers]
     origin = Origin(student_tokenizer=prints[0], teacher_tokenizer=prints[1], teacher_model=None, config={})
     write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(rows), counts)]))
     for arguments in (("chunks",), ("inspect", "--student", "bytes")):
@@ -106,7 +106,7 @@ def test_a_rule_that_asks_the_teacher_is_refused_on_shards_without_its_numbers(t
 
 
 def test_rows_of_prepared_shards_are_shown(tmp_path):
-    write_set(tmp_path / "shards", side("bytes"), side("byte-level BPE, 600"), ["the fox", "is here"], parts=1)
+    write_set(tmp_path / "shards", prepared("bytes"), prepared("byte-level BPE, 600"), ["the fox", "is here"], parts=1)
     arguments = ("inspect", "--student", "bytes", "--shards", str(tmp_path / "shards"), "--row")
     done = ctd(*arguments, "1", "--json")
     assert done.returncode == 0, done.stderr

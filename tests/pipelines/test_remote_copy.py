@@ -7,6 +7,7 @@ import pytest
 
 from ctd_core.errors import CtdError
 from ctd_core.models.export import export_model
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.storage.atomic import atomic_directory
 from tests.support.disks import files_of_at_most
 from tests.support.models import llama
@@ -18,7 +19,7 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_one_before(tmp_path):
 
     def export():
         with atomic_directory(directory) as temporary:
-            export_model(llama(300), tokenizer, "card", temporary)
+            export_model(HuggingFaceModel(llama(300)), tokenizer, "card", temporary)
 
     export()
     before = {file.name: file.read_bytes() for file in directory.iterdir()}

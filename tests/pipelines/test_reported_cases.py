@@ -186,7 +186,7 @@ def test_nothing_that_is_not_finite_is_exported(case, tmp_path):
         model.get_input_embeddings().weight[-1] = float("nan")
     model.save_pretrained(tmp_path / "teacher")
     written(bad, tmp_path / "teacher")
-    student = {"tokenizer": {"kind": "train", "vocab_size": 400}, "vocab_multiple": 64}
+    student = {"tokenizer": {"kind": "train", "vocab_size": 400}, "pad_to_multiple_of": 64}
     ctd("run", "--config", case(student=student))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "case" / "model")
     assert all(torch.isfinite(one).all() for one in exported.state_dict().values())

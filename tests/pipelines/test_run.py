@@ -21,7 +21,7 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.text.tokenizers import END_OF_TEXT
 from pipelines.artifacts.metrics_log import read_metrics
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
 from tests.support.models import llama
 from tests.support.shard_sets import texts
@@ -47,12 +47,12 @@ def config(inputs, tmp_path):
         "teacher": {"model": str(inputs / "teacher")},
         "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
         "corpus": {"kind": "jsonl", "paths": [str(inputs / "corpus.jsonl")], "held_out_fraction": 0.2},
-        "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "part_bytes": 8000},
+        "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "slice_bytes": 8000},
         "train": {
             "objectives": [{"kind": "alm"}],
             "steps": 4,
             "batch_tokens": 400,
-            "micro_batches": 2,
+            "gradient_accumulation": 2,
             "learning_rate": 1e-3,
             "checkpoint_every": 2,
         },
@@ -128,7 +128,7 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
     file = written(config, tmp_path)
     ctd("prepare", "--config", file)
     with pytest.raises(UsageError, match=r"num_workers.*64 CPUs"):
-        ctd("train", "--config", file, "--set", "train.num_workers=64", "--set", "train.micro_batches=64")
+        ctd("train", "--config", file, "--set", "train.num_workers=64", "--set", "train.gradient_accumulation=64")
     folder = only(tmp_path, "runs/tiny/prepared/train-*")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) > 4
@@ -186,7 +186,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
     train_tokenizer(TEXTS[::2], 450).save_pretrained(tmp_path / "second")
     config["train"]["num_workers"] = 2
     config["train"]["objectives"] = [{"kind": "alm"}, {"kind": "alm", "weight": 0.5, "teacher": "second"}]
-    config["more_teachers"] = {"second": {"model": str(tmp_path / "second")}}
+    config["extra_teachers"] = {"second": {"model": str(tmp_path / "second")}}
     file = written(config, tmp_path)
     ctd("prepare", "--config", file)
     ctd("train", "--config", file)
@@ -228,8 +228,8 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("train.freeze=['[']", r"train\.freeze: '\[' is no regular expression"),
         ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
-        ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of more_teachers"),
-        ("more_teachers={second: {model: /no/such}}", r"no objective learns from more_teachers\.second"),
+        ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of extra_teachers"),
+        ("extra_teachers={second: {model: /no/such}}", r"no objective learns from extra_teachers\.second"),
         ("student={tokenizer: {kind: bytes}, adapters: {targets: [q_proj, c_attn]}}", r"'c_attn' is no linear layer"),
         ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
     ],
@@ -247,7 +247,7 @@ def test_a_student_made_from_its_teacher_reads_no_longer_windows(config, tmp_pat
 
 
 def test_a_dry_run_expects_what_then_comes(config, tmp_path):
-    whole = config["prepare"] | {"part_bytes": 100_000}  # the corpus is small enough to be the sample
+    whole = config["prepare"] | {"slice_bytes": 100_000}  # the corpus is small enough to be the sample
     file = written(config | {"prepare": whole}, tmp_path)
     expected = CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run", "--estimate"]).stderr
     ctd("prepare", "--config", file)
@@ -281,7 +281,7 @@ def test_a_tokenizer_file_without_its_special_tokens_is_told(config, inputs, tmp
 def test_a_full_disk_is_told_in_a_line_and_what_was_done_is_kept(config, tmp_path):
     file = written(config, tmp_path)
     ctd("prepare", "--config", file)
-    training = Places(RunConfig.model_validate(config)).train
+    training = plan_run(RunConfig.model_validate(config)).training
     training.mkdir()
     (training / "metrics.partial").symlink_to("/dev/full")  # becomes metrics.jsonl
     command = [sys.executable, "-m", "pipelines", "train", "--config", file]
@@ -296,7 +296,7 @@ def test_a_full_disk_is_told_in_a_line_and_what_was_done_is_kept(config, tmp_pat
 
 def test_the_type_of_a_training_s_sums_is_in_its_name(config):
     def train(**more):
-        return Places(RunConfig.model_validate(config | {"train": config["train"] | more})).train
+        return plan_run(RunConfig.model_validate(config | {"train": config["train"] | more})).training
 
     assert train() == train(autocast="off") == train(use_gpu=True, autocast="off")
     assert train() != train(use_gpu=True)
@@ -343,7 +343,7 @@ def test_a_corpus_is_known_by_its_content_and_a_teacher_by_all_of_its_tokenizers
     config["prepare"]["targets"] = False
 
     def location():
-        return Places(RunConfig.model_validate(config)).datasets["train"].location
+        return plan_run(RunConfig.model_validate(config)).datasets["train"].location
 
     first = location()
     os.utime(tmp_path / "corpus.jsonl")

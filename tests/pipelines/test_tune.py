@@ -19,11 +19,11 @@ from ray import tune
 from ray.tune import Callback
 from tensorboardX.proto.event_pb2 import SessionLog
 
-import pipelines.artifacts.run_paths
+import pipelines.artifacts.run_plan
 from ctd_core.config.search_space import parse_space
 from ctd_core.errors import UsageError
 from pipelines.artifacts.metrics_log import read_metrics
-from pipelines.artifacts.run_paths import Places
+from pipelines.artifacts.run_plan import plan_run
 from pipelines.recipes import read_run
 from pipelines.search.options import Search
 from pipelines.search.record import TrialRecord
@@ -63,8 +63,8 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"teacher": {"model": str(teacher)}}))
     ctd("prepare", "--config", tmp_path / "run.yaml")
     ctd("train", "--config", tmp_path / "run.yaml", "--set", "train.steps=1", "--set", "train.evaluate_every=null")
-    weights = pipelines.artifacts.run_paths.weights_fingerprint(str(teacher), None)
-    monkeypatch.setattr(pipelines.artifacts.run_paths, "weights_fingerprint", lambda name, revision: weights)
+    weights = pipelines.artifacts.run_plan.weights_fingerprint(str(teacher), None)
+    monkeypatch.setattr(pipelines.artifacts.run_plan, "weights_fingerprint", lambda name, revision: weights)
     (teacher / "model.safetensors").unlink()  # whatever asks the teacher fails
 
     output = ctd("tune", "--config", file)
@@ -140,7 +140,7 @@ def test_a_trial_tells_no_figures_that_were_measured_on_other_sets(config, tmp_p
         ctd("prepare", "--config", file)
         told.clear()
         distance = "held-out_teacher_distance_bits_per_byte"
-        trial_training({"values": {}}, Places(read_run(str(file), "a test", [])), distance, cpus=1)
+        trial_training({"values": {}}, plan_run(read_run(str(file), "a test", [])), distance, cpus=1)
         return [(line["step"], line[distance]) for line in told]
 
     whole = trial(1.0)
@@ -273,7 +273,7 @@ def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_one
     ("change", "message"),
     [
         ({"space": {"train.step": {"grid": [1, 2]}}}, r"train\.step: there is no such field"),
-        ({"space": {"prepare.part_bytes": {"grid": [3000]}}}, r"changes more than train\.\*"),
+        ({"space": {"prepare.slice_bytes": {"grid": [3000]}}}, r"changes more than train\.\*"),
         ({"space": {"train.learning_rate": {"uniform": [1]}}}, r"space\.train\.learning_rate: uniform takes two"),
         ({"searcher": "grid"}, r"gamma: a grid search cannot try every number"),
         ({"metric": "held-out_correlation"}, "is best at its maximum. Set mode: max"),

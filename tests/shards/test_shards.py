@@ -28,14 +28,14 @@ from ctd_core.shards.manifest import add_counts, build_manifest, check_dropped, 
 from ctd_core.shards.reading import ShardSet
 from ctd_core.text.documents import plain_document
 from tests.support.disks import files_of_at_most
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.shard_sets import prepared, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
 @pytest.fixture
 def made(tmp_path):
-    write_set(tmp_path, side(STUDENT), side(TEACHER), texts(40))
+    write_set(tmp_path, prepared(STUDENT), prepared(TEACHER), texts(40))
     return tmp_path
 
 
@@ -206,7 +206,7 @@ def test_targets_of_another_teacher_are_refused(made):
 def test_documents_that_hold_names_of_special_tokens_are_counted_with_an_example():
     texts = ["fine", "a template's <|endoftext|> within", "fine too"]
     documents = [plain_document(f"d{n}", text) for n, text in enumerate(texts)]
-    _, counts = build_rows(side(STUDENT), side(TEACHER), documents, 96, 96)
+    _, counts = build_rows(prepared(STUDENT), prepared(TEACHER), documents, 96, 96)
     assert (counts.with_special_tokens, counts.special_token_example) == (1, "<|endoftext|> in document d1")
     both = add_counts([counts, counts])
     assert (both.with_special_tokens, both.special_token_example) == (2, "<|endoftext|> in document d1")
@@ -214,16 +214,16 @@ def test_documents_that_hold_names_of_special_tokens_are_counted_with_an_example
 
 def test_shards_of_another_tokenizer_or_a_smaller_vocabulary_are_refused(made):
     manifest = read_manifest(Folder(made))
-    check_student(manifest, "here", side(STUDENT), 300)
+    check_student(manifest, "here", prepared(STUDENT), 300)
     with pytest.raises(CtdError, match="fingerprint"):
-        check_student(manifest, "here", side(TEACHER), 600)
+        check_student(manifest, "here", prepared(TEACHER), 600)
     with pytest.raises(CtdError, match="embedding has 200 entries"):
-        check_student(manifest, "here", side(STUDENT), 200)
+        check_student(manifest, "here", prepared(STUDENT), 200)
 
 
 def test_dropped_documents_are_counted_with_an_example_and_too_many_are_an_error():
     documents = [plain_document("good", "fine"), plain_document("bad", "a \ud800"), plain_document("none", "")]
-    rows, counts = build_rows(side(STUDENT), side(TEACHER), documents, 96, 96)
+    rows, counts = build_rows(prepared(STUDENT), prepared(TEACHER), documents, 96, 96)
     assert (rows.num_rows, counts.documents, counts.empty_documents, counts.dropped_documents) == (1, 3, 1, 1)
     check_dropped(counts, 0.5)
     with pytest.raises(CtdError, match=r"not Unicode text: 1, such as document bad") as error:

@@ -36,21 +36,21 @@ def put(location, content):
         stream.write(content)
 
 
-@pytest.mark.parametrize("part_bytes", [300, 10**6])
-def test_a_corpus_on_s3_is_read_as_one_on_a_disk(store, part_bytes):
+@pytest.mark.parametrize("slice_bytes", [300, 10**6])
+def test_a_corpus_on_s3_is_read_as_one_on_a_disk(store, slice_bytes):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
     for name in ("a/one.jsonl", "a/two.jsonl", "a/b/three.jsonl"):
         put(store(name), lines)
-    assert read(JsonLines(kind="jsonl", paths=[store("a/*.jsonl")]), part_bytes)[1] == TEXTS * 2
-    assert read(JsonLines(kind="jsonl", paths=[store("a/**/*.jsonl")]), part_bytes)[1] == TEXTS * 3
-    assert read(JsonLines(kind="jsonl", paths=[store("a/one.jsonl")]), part_bytes)[1] == TEXTS
+    assert read(JsonLines(kind="jsonl", paths=[store("a/*.jsonl")]), slice_bytes)[1] == TEXTS * 2
+    assert read(JsonLines(kind="jsonl", paths=[store("a/**/*.jsonl")]), slice_bytes)[1] == TEXTS * 3
+    assert read(JsonLines(kind="jsonl", paths=[store("a/one.jsonl")]), slice_bytes)[1] == TEXTS
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"body": TEXTS}), sink, row_group_size=9)
     put(store("a.parquet"), sink.getvalue())
-    assert read(Parquet(kind="parquet", paths=[store("a.parquet")], field="body"), part_bytes)[1] == TEXTS
+    assert read(Parquet(kind="parquet", paths=[store("a.parquet")], field="body"), slice_bytes)[1] == TEXTS
     for n, text in enumerate(TEXTS[:5]):
         put(store(f"texts/{n}.txt"), text.encode())
-    assert read(TextFiles(kind="text", paths=[store("texts/[0-9].txt")]), part_bytes)[1] == TEXTS[:5]
+    assert read(TextFiles(kind="text", paths=[store("texts/[0-9].txt")]), slice_bytes)[1] == TEXTS[:5]
 
 
 def test_what_a_store_holds_is_told_by_size_and_time(store):

@@ -3,6 +3,9 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.models.logprob_model import LogprobModel
+
 
 def llama(vocabulary, tied=True, seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
@@ -20,3 +23,7 @@ def gpt2(vocabulary, seed=0):
         vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def logprobs_of(model, begins_pretoken):
+    return LogprobModel(HuggingFaceModel(model), begins_pretoken)

@@ -2,21 +2,22 @@
 
 import numpy as np
 
+from ctd_core.models.scorer import TransformersScorer
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerprint
 from ctd_core.shards.schema import TARGET_FIELDS, with_columns
 from ctd_core.text.documents import plain_document
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from tests.support.tokenizers import TEXTS, TOTAL
 
 WORDS = " ".join(TEXTS).split(" ")
 
 
-def side(kind):
+def prepared(kind):
     tokenizer = TOTAL[kind]()
-    return make_side(tokenizer, kind, None, None)
+    return prepare_tokenizer(tokenizer, kind, None, None)
 
 
 def texts(count, seed=0):
@@ -38,7 +39,7 @@ def write_set(location, student, teacher, documents, parts=2, teacher_model=None
             numbers = [-random.exponential(2.0, size).astype(np.float32) for size in sizes]
             rows = with_columns(rows, TARGET_FIELDS, [numbers, numbers])
         else:
-            rows = score_rows(teacher_model, rows, 512, top)
+            rows = score_rows(TransformersScorer(teacher_model), rows, 512, top)
         entries.append(write_shard(folder, part, shard_bytes(rows), counts))
     origin = Origin(
         student_tokenizer=tokenizer_fingerprint(student),

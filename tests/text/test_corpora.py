@@ -19,8 +19,8 @@ from ctd_core.text.corpora.slices import hash_fraction, held_out_documents, trai
 TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
 
 
-def read(corpus, part_bytes):
-    parts = plan_slices(corpus, part_bytes)
+def read(corpus, slice_bytes):
+    parts = plan_slices(corpus, slice_bytes)
     assert [part.number for part in parts] == list(range(len(parts)))
     return parts, [one.text for part in parts for one in read_slice(corpus, part)]
 
@@ -30,12 +30,12 @@ def json_lines(path):
     return JsonLines(kind="jsonl", paths=[str(path)])
 
 
-@pytest.mark.parametrize("part_bytes", [1, 7, 100, 1000, 10**6])
-def test_each_line_is_read_once_whatever_the_parts(tmp_path, part_bytes):
+@pytest.mark.parametrize("slice_bytes", [1, 7, 100, 1000, 10**6])
+def test_each_line_is_read_once_whatever_the_parts(tmp_path, slice_bytes):
     corpus = json_lines(tmp_path / "a.jsonl")
-    parts, texts = read(corpus, part_bytes)
+    parts, texts = read(corpus, slice_bytes)
     assert texts == TEXTS
-    assert len(parts) > 1 or part_bytes == 10**6
+    assert len(parts) > 1 or slice_bytes == 10**6
 
 
 def test_patterns_name_many_files(tmp_path):
@@ -57,15 +57,15 @@ def test_files_that_come_while_parts_are_read_change_none_of_them(tmp_path):
     assert [one.text for part in parts for one in read_slice(corpus, part)] == TEXTS[:4]
 
 
-@pytest.mark.parametrize("part_bytes", [1, 10**6])
-def test_parquet_text_files_and_saved_datasets(tmp_path, part_bytes):
+@pytest.mark.parametrize("slice_bytes", [1, 10**6])
+def test_parquet_text_files_and_saved_datasets(tmp_path, slice_bytes):
     pq.write_table(pa.table({"body": TEXTS}), tmp_path / "a.parquet", row_group_size=9)
-    assert read(Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")], field="body"), part_bytes)[1] == TEXTS
+    assert read(Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")], field="body"), slice_bytes)[1] == TEXTS
     for n, text in enumerate(TEXTS):
         (tmp_path / f"{n:02}.txt").write_text(text)
-    assert read(TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"]), part_bytes)[1] == TEXTS
+    assert read(TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"]), slice_bytes)[1] == TEXTS
     datasets.Dataset.from_dict({"body": TEXTS}).save_to_disk(tmp_path / "saved")
-    assert read(HubDataset(kind="dataset", name=str(tmp_path / "saved"), field="body"), part_bytes)[1] == TEXTS
+    assert read(HubDataset(kind="dataset", name=str(tmp_path / "saved"), field="body"), slice_bytes)[1] == TEXTS
 
 
 def test_texts_that_are_everywhere():

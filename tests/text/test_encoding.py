@@ -17,14 +17,14 @@ from tests.support.tokenizers import PARTIAL, TEXTS, TOTAL, encoder, with_normal
 
 @pytest.mark.parametrize("kind", TOTAL)
 def test_every_text_is_spelled_by_its_tokens(kind):
-    side = encoder(kind)
+    tokenizer = encoder(kind)
 
     @given(TEXT)
     def spells(text):
         form = unicodedata.normalize("NFC", text) if "NFC" in kind else text
-        (encoded,) = side.encode_batch([form])
+        (encoded,) = tokenizer.encode_batch([form])
         assert isinstance(encoded, EncodedText)
-        pieces = [side.spelling.token_bytes[token_id] for token_id in encoded.ids]
+        pieces = [tokenizer.token_bytes.by_id[token_id] for token_id in encoded.ids]
         spelled = b"".join(pieces)
         invented = len(spelled) - len(form.encode())
         assert spelled == b" " * invented + form.encode()
@@ -52,9 +52,9 @@ def test_a_literal_metaspace_is_not_mistaken_for_a_space():
 
 
 def test_the_names_of_special_tokens_are_ordinary_text():
-    side = encoder("byte-level BPE, 600")
-    (encoded,) = side.encode_batch(["a<|endoftext|>b"])
-    assert not side.spelling.is_special[encoded.ids].any()
+    tokenizer = encoder("byte-level BPE, 600")
+    (encoded,) = tokenizer.encode_batch(["a<|endoftext|>b"])
+    assert not tokenizer.token_bytes.is_special[encoded.ids].any()
 
 
 def test_a_text_that_names_a_special_token_of_a_unigram_model_is_dropped_for_that_reason():
@@ -64,9 +64,9 @@ def test_a_text_that_names_a_special_token_of_a_unigram_model_is_dropped_for_tha
 
 
 def test_added_text_that_is_looked_for_after_normalising_has_the_bytes_that_it_takes():
-    side = encoder("SentencePiece BPE with a leading space, pieces before bytes")
-    (encoded,) = side.encode_batch(["a fox"])
-    assert encoded.ids[-1] == side.tokenizer.convert_tokens_to_ids("fox")
+    tokenizer = encoder("SentencePiece BPE with a leading space, pieces before bytes")
+    (encoded,) = tokenizer.encode_batch(["a fox"])
+    assert encoded.ids[-1] == tokenizer.tokenizer.convert_tokens_to_ids("fox")
     assert encoded.byte_ends.tolist()[-2:] == [1, 5]
 
 
@@ -80,12 +80,12 @@ def test_dropout_is_for_training_and_not_for_shards():
 
 @pytest.mark.parametrize("kind", TOTAL | PARTIAL)
 def test_an_encoder_that_has_travelled_to_a_worker_encodes_as_before(kind):
-    side = encoder(kind)
-    special = [token for token, added in side.tokenizer.added_tokens_decoder.items() if added.special]
-    names = side.tokenizer.convert_ids_to_tokens(special)
+    tokenizer = encoder(kind)
+    special = [token for token, added in tokenizer.tokenizer.added_tokens_decoder.items() if added.special]
+    names = tokenizer.tokenizer.convert_ids_to_tokens(special)
     given = [*TEXTS, "", "cafe\u0301", *(f"a{name}b" for name in names)]
     for before, after in zip(
-        *(one.encode_batch(given) for one in (side, pickle.loads(pickle.dumps(side)))), strict=True
+        *(one.encode_batch(given) for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer)))), strict=True
     ):
         assert type(before) is type(after)
         if isinstance(before, EncodedText):
@@ -149,14 +149,14 @@ def test_models_that_lose_the_white_space_between_tokens_are_refused(model):
 
 
 def test_byte_fallback_control_and_text_tokens_are_told_apart():
-    spelling = encoder("SentencePiece BPE").spelling
+    token_bytes = encoder("SentencePiece BPE").token_bytes
     backend = encoder("SentencePiece BPE").tokenizer.backend_tokenizer
-    assert spelling.token_bytes[backend.token_to_id("<0x0A>")] == b"\n"
-    assert spelling.begins_pretoken[backend.token_to_id("<0x0A>")]
-    assert spelling.token_bytes[backend.token_to_id("▁")] == b" "
-    assert spelling.is_special[backend.token_to_id("<s>")]
-    assert spelling.begins_pretoken[backend.token_to_id("<s>")]
-    assert not spelling.begins_pretoken[backend.token_to_id("e")]
+    assert token_bytes.by_id[backend.token_to_id("<0x0A>")] == b"\n"
+    assert token_bytes.begins_pretoken[backend.token_to_id("<0x0A>")]
+    assert token_bytes.by_id[backend.token_to_id("▁")] == b" "
+    assert token_bytes.is_special[backend.token_to_id("<s>")]
+    assert token_bytes.begins_pretoken[backend.token_to_id("<s>")]
+    assert not token_bytes.begins_pretoken[backend.token_to_id("e")]
 
 
 def test_the_fast_byt5_has_the_ids_of_the_slow_one():

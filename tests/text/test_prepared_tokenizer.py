@@ -5,7 +5,7 @@ from tokenizers import processors
 
 from ctd_core.errors import TokenizerError
 from ctd_core.text.documents import BEGIN, END
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from tests.support.tokenizers import sentencepiece_bpe, train_tokenizer
 
 
@@ -17,7 +17,7 @@ def special():
 
 def test_bos_begins_and_eos_ends():
     tokenizer = special()
-    markers = make_side(tokenizer, "t", None, None).markers
+    markers = prepare_tokenizer(tokenizer, "t", None, None).markers
     assert markers == {BEGIN: (tokenizer.bos_token_id,), END: (tokenizer.eos_token_id,)}
 
 
@@ -27,16 +27,16 @@ def test_what_the_tokenizer_itself_writes_before_a_text_comes_first():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<unk> <s> $A </s>", special_tokens=[("<unk>", unk), ("<s>", 1), ("</s>", 2)]
     )
-    assert make_side(tokenizer, "t", None, None).markers[BEGIN] == (unk, 1)
+    assert prepare_tokenizer(tokenizer, "t", None, None).markers[BEGIN] == (unk, 1)
 
 
 def test_without_bos_a_text_begins_with_eos():
     tokenizer = special()
     tokenizer.bos_token = None
-    assert make_side(tokenizer, "t", None, None).markers[BEGIN] == (tokenizer.eos_token_id,)
+    assert prepare_tokenizer(tokenizer, "t", None, None).markers[BEGIN] == (tokenizer.eos_token_id,)
 
 
 def test_markers_can_be_named_and_a_wrong_name_is_an_error():
-    assert make_side(special(), "t", "</s>", "<s>").markers == {BEGIN: (2,), END: (1,)}
+    assert prepare_tokenizer(special(), "t", "</s>", "<s>").markers == {BEGIN: (2,), END: (1,)}
     with pytest.raises(TokenizerError, match=r"t: 'the' is none of its special tokens"):
-        make_side(train_tokenizer(["the"] * 9, 300), "t", "the", None)
+        prepare_tokenizer(train_tokenizer(["the"] * 9, 300), "t", "the", None)

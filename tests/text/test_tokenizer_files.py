@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 
 from ctd_core.errors import TokenizerError
-from ctd_core.text.prepared_tokenizer import check_embedding, make_side
+from ctd_core.text.prepared_tokenizer import check_embedding, prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from tests.support.tokenizers import TEXTS
 
@@ -90,12 +90,14 @@ def test_a_text_with_a_token_beyond_the_embedding_is_dropped_and_another_models_
     tokenizer = train_tokenizer(TEXTS, 300)
     tokenizer.add_tokens([AddedToken("<table_row>")])
     assert check_embedding(tokenizer, "t", 300) == ["<table_row>"]
-    good, bad = make_side(tokenizer, "t", None, None, 300).encoder.encode_batch(["a page", "a <table_row> in it"])
+    good, bad = prepare_tokenizer(tokenizer, "t", None, None, 300).encoder.encode_batch(
+        ["a page", "a <table_row> in it"]
+    )
     assert len(good.ids)
     assert bad.reason == "a token beyond the model's embedding"
     assert "'<table_row>' is 300" in str(bad)
     with pytest.raises(TokenizerError, match="t: its token ids reach 299, and the model's embedding has 290 entries"):
-        make_side(tokenizer, "t", None, None, 290)
+        prepare_tokenizer(tokenizer, "t", None, None, 290)
 
 
 def test_training_on_text_without_a_break_is_bounded():

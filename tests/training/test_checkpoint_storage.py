@@ -11,17 +11,16 @@ import torch
 
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ctd_core.training.optimizer import make_optimizer
 from pipelines.artifacts.checkpoints import latest_checkpoint
-from tests.support.models import llama
+from tests.support.models import llama, logprobs_of
 
 FILE = "tensors-00000.safetensors"
 
 
 def student(seed=0):
-    model = LogprobModel(llama(40, seed=seed, dtype=torch.bfloat16), np.zeros(40, dtype=bool))
+    model = logprobs_of(llama(40, seed=seed, dtype=torch.bfloat16), np.zeros(40, dtype=bool))
     optimizer = make_optimizer(model, Train(steps=1))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -99,7 +98,7 @@ def test_errors_that_say_nothing_of_the_checkpoint_pass_through(checkpoint, monk
 
 
 def test_a_checkpoint_of_another_student_is_an_error_that_is_not_called_damage(checkpoint):
-    other = LogprobModel(llama(41), np.zeros(41, dtype=bool))
+    other = logprobs_of(llama(41), np.zeros(41, dtype=bool))
     with pytest.raises(Exception, match=r"[Ss]ize") as found:
         load_weights(checkpoint, other)
     assert "aside" not in str(found.value)

@@ -20,7 +20,7 @@ from ctd_core.config.objectives import PUBLISHED_ALM, Alm, Dskd, Sft
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, Recurring, UsageError
 from ctd_core.models.adapters import add_adapters
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.interface import Plan
@@ -29,10 +29,10 @@ from ctd_core.training import loop
 from ctd_core.training.checkpoint import save_checkpoint
 from ctd_core.training.loop import Hooks, Stopped, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
-from pipelines.artifacts.checkpoints import keeping
+from pipelines.artifacts.checkpoints import checkpoint_writer
 from tests.support.disks import files_of_at_most
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 
@@ -41,18 +41,20 @@ STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 def shards(tmp_path_factory):
     """Shards with the targets of a random teacher."""
     location = tmp_path_factory.mktemp("shards")
-    student, teacher = side(STUDENT), side(TEACHER)
-    model = LogprobModel(llama(600), teacher.encoder.spelling.begins_pretoken)
+    student, teacher = prepared(STUDENT), prepared(TEACHER)
+    model = logprobs_of(llama(600), teacher.encoder.token_bytes.begins_pretoken)
     write_set(location, student, teacher, texts(40), teacher_model=model)
     return ShardSet(location, verify=True)
 
 
 def new_student():
-    student = side(STUDENT)
-    return LogprobModel(transfer_model(llama(600), student, side(TEACHER)), student.encoder.spelling.begins_pretoken)
+    student = prepared(STUDENT)
+    return logprobs_of(
+        transfer_model(llama(600), student, prepared(TEACHER)), student.encoder.token_bytes.begins_pretoken
+    )
 
 
-def run(options, shards, start=None, checkpoints=None, student=None, live=None):
+def run(options, shards, start=None, checkpoints=None, student=None, online=None):
     """The losses of a run, by step; checkpoints written into `checkpoints`/step."""
     losses = {}
 
@@ -67,7 +69,7 @@ def run(options, shards, start=None, checkpoints=None, student=None, live=None):
         on_checkpoint=on_checkpoint,
         evaluate=lambda model: {"evaluated": float(model.training)},
     )
-    train(options, student or new_student(), shards, hooks, start, live=live)
+    train(options, student or new_student(), shards, hooks, start, online=online)
     return losses
 
 
@@ -90,20 +92,25 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_s
         return made
 
     options = Train(
-        steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=3, objectives=[objective]
+        steps=8,
+        batch_tokens=300,
+        gradient_accumulation=2,
+        learning_rate=1e-3,
+        checkpoint_every=3,
+        objectives=[objective],
     )
-    live = OnlineTeacher(32, llama(600), side(STUDENT), side(TEACHER), None)
-    whole = run(options, shards, checkpoints=tmp_path, student=student(), live=live)
-    resumed = run(options, shards, start=tmp_path / "3", student=student(), live=live)
+    online = OnlineTeacher(32, HuggingFaceModel(llama(600)), prepared(STUDENT), prepared(TEACHER), None)
+    whole = run(options, shards, checkpoints=tmp_path, student=student(), online=online)
+    resumed = run(options, shards, start=tmp_path / "3", student=student(), online=online)
     assert resumed == {step: loss for step, loss in whole.items() if step > 3}
 
 
 def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_path):
-    student_side, other_side = side(STUDENT), side("SentencePiece BPE")
-    other = LogprobModel(
-        llama(len(other_side.encoder.spelling.token_bytes)), other_side.encoder.spelling.begins_pretoken
+    student_tokenizer, other_tokenizer = prepared(STUDENT), prepared("SentencePiece BPE")
+    other = logprobs_of(
+        llama(len(other_tokenizer.encoder.token_bytes.by_id)), other_tokenizer.encoder.token_bytes.begins_pretoken
     )
-    write_set(tmp_path, student_side, other_side, texts(30, seed=3), teacher_model=other)
+    write_set(tmp_path, student_tokenizer, other_tokenizer, texts(30, seed=3), teacher_model=other)
     second = ShardSet(tmp_path, verify=True)
     mine, theirs = PUBLISHED_ALM, Alm(kind="alm", weight=0.5, teacher="other")
 
@@ -114,8 +121,8 @@ def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_p
             seen.update({name: one.grad.clone() for name, one in student.model.named_parameters()})
 
         hooks = Hooks(on_step=lambda metrics: None, on_checkpoint=on_checkpoint, evaluate=lambda model: {})
-        options = Train(steps=1, batch_tokens=300, micro_batches=2, clip_norm=None, objectives=options)
-        train(options, student, sources[0], hooks, more_shards=dict(zip(["other"], sources[1:], strict=False)))
+        options = Train(steps=1, batch_tokens=300, gradient_accumulation=2, max_grad_norm=None, objectives=options)
+        train(options, student, sources[0], hooks, extra_shards=dict(zip(["other"], sources[1:], strict=False)))
         return seen
 
     together = gradients([mine, theirs], shards, second)
@@ -135,7 +142,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     optimizer = make_optimizer(model, Train(steps=1))
     write = partial(save_checkpoint, student=model, optimizer=optimizer, steps_done=1)
     with files_of_at_most(10_000), pytest.raises(CtdError, match="cannot be written"):
-        keeping(str(tmp_path))({"step": 1}, write)
+        checkpoint_writer(str(tmp_path))({"step": 1}, write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +174,7 @@ def test_embeddings_have_a_learning_rate_of_their_own():
 
 
 def test_the_rate_rises_then_falls_to_its_share():
-    options = Train(steps=10, warmup_steps=4, final_learning_rate_fraction=0.1)
+    options = Train(steps=10, warmup_steps=4, min_lr_ratio=0.1)
     rates = [rate_fraction(step, options) for step in range(11)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[-1] == pytest.approx(0.1)
@@ -176,18 +183,18 @@ def test_the_rate_rises_then_falls_to_its_share():
 
 def test_workers_that_cannot_share_a_step_are_an_error():
     with pytest.raises(ValidationError, match="multiple"):
-        Train(steps=1, micro_batches=3, num_workers=2)
+        Train(steps=1, gradient_accumulation=3, num_workers=2)
 
 
 RUN = """
 import json, sys
 from pathlib import Path
 from tests.training.test_loop import *
-from pipelines.artifacts.checkpoints import keeping, latest_checkpoint
+from pipelines.artifacts.checkpoints import checkpoint_writer, latest_checkpoint
 location, out = Path(sys.argv[1]), Path(sys.argv[2])
 hooks = Hooks(
     on_step=lambda metrics: print(json.dumps([metrics["step"], metrics["loss"]]), flush=True),
-    on_checkpoint=keeping(str(out)), evaluate=lambda model: {},
+    on_checkpoint=checkpoint_writer(str(out)), evaluate=lambda model: {},
 )
 torch.set_num_threads(1)
 options = Train(steps=40, batch_tokens=300, learning_rate=1e-3, checkpoint_every=2)
@@ -222,7 +229,7 @@ def test_a_run_killed_in_the_middle_and_started_again_has_the_losses_of_one_that
 
 def test_a_training_that_compares_nothing_fails_before_it_leaves_a_model(shards, monkeypatch):
     nothing = Plan(0.0, lambda student, teacher: student.token.sum() * 0, frozenset())
-    monkeypatch.setattr(loop, "make_objective", lambda options, live: lambda batch: nothing)
+    monkeypatch.setattr(loop, "make_objective", lambda options, online: lambda batch: nothing)
     steps, checkpoints = [], []
     hooks = Hooks(
         lambda metrics: steps.append(metrics), lambda metrics, write: checkpoints.append(metrics), lambda _: {}

@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import Finest
 from ctd_core.config.objectives import PUBLISHED_ALM, Alm, Dskd, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.scoring import TopTokens
 from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 OBJECTIVES = [
@@ -31,7 +31,7 @@ OBJECTIVES = [
     Sft(kind="sft", weight=0.3),
     OneToOneKl(kind="one_to_one_kl"),
     Uld(kind="uld"),
-    MinEd(kind="mined"),
+    MinEd(kind="min_ed"),
     HiddenStates(kind="hidden_states"),
     PKl(kind="p_kl"),
     Gold(kind="gold"),
@@ -42,7 +42,7 @@ OBJECTIVES = [
 @cache
 def live_teacher():
     model = llama(600, seed=1, dtype=torch.float64)
-    return OnlineTeacher(32, model, side(STUDENT), side(TEACHER), None)
+    return OnlineTeacher(32, HuggingFaceModel(model), prepared(STUDENT), prepared(TEACHER), None)
 
 
 def free_port():
@@ -61,7 +61,7 @@ def worker(rank, world, port, location, out, balance):
 
 def one_step(rank, world, location, out, balance):
     shards = ShardSet(location, verify=False)
-    student = LogprobModel(llama(300, dtype=torch.float64), side(STUDENT).encoder.spelling.begins_pretoken)
+    student = logprobs_of(llama(300, dtype=torch.float64), prepared(STUDENT).encoder.token_bytes.begins_pretoken)
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     batches = [collate(shards, next(stream)) for _ in range(4)][rank::world]
     torch.manual_seed(3)
@@ -80,15 +80,15 @@ def alone(rank, world, port, location, out):
     torch.set_num_threads(1)
     shards = ShardSet(location, verify=False)
     wrapped = DistributedDataParallel(
-        LogprobModel(llama(300, tied=False), side(STUDENT).encoder.spelling.begins_pretoken)
+        logprobs_of(llama(300, tied=False), prepared(STUDENT).encoder.token_bytes.begins_pretoken)
     )
-    live = OnlineTeacher(32, llama(600, seed=1), side(STUDENT), side(TEACHER), None)
-    objectives = [WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), live))]
+    online = OnlineTeacher(32, HuggingFaceModel(llama(600, seed=1)), prepared(STUDENT), prepared(TEACHER), None)
+    objectives = [WeightedObjective(1.0, make_objective(HiddenStates(kind="hidden_states"), online))]
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     for _ in range(2):
         batch = [collate(shards, next(stream)) for _ in range(world)][rank]
         wrapped.zero_grad()
-        loss = accumulate_gradients(wrapped, [batch], objectives, live).loss
+        loss = accumulate_gradients(wrapped, [batch], objectives, online).loss
     gradients = [one.grad for one in wrapped.parameters()]
     torch.save((loss, [one.abs().sum() for one in gradients]), out / f"alone-{rank}.pt")
     dist.barrier()
@@ -97,7 +97,7 @@ def alone(rank, world, port, location, out):
 
 @pytest.mark.slow
 def test_an_objective_without_the_output_matrix_works_under_ddp(tmp_path):
-    write_set(tmp_path / "shards", side(STUDENT), side(TEACHER), texts(40))
+    write_set(tmp_path / "shards", prepared(STUDENT), prepared(TEACHER), texts(40))
     mp.spawn(alone, (2, free_port(), tmp_path / "shards", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"alone-{rank}.pt") for rank in (0, 1))
     assert first[0] == second[0] > 0
@@ -106,14 +106,14 @@ def test_an_objective_without_the_output_matrix_works_under_ddp(tmp_path):
 
 @pytest.mark.parametrize("options", OBJECTIVES, ids=lambda one: one.kind)
 def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
-    student, teacher = side(STUDENT), side(TEACHER)
-    models = [LogprobModel(llama(size, seed=seed), one.encoder.spelling.begins_pretoken)
+    student, teacher = prepared(STUDENT), prepared(TEACHER)
+    models = [logprobs_of(llama(size, seed=seed), one.encoder.token_bytes.begins_pretoken)
               for size, seed, one in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
-    top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    top = TopTokens(8, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
     write_set(tmp_path, student, teacher, texts(8), parts=1, teacher_model=models[1], top=top)
-    live = OnlineTeacher(32, models[1].model, student, teacher, None)
+    online = OnlineTeacher(32, HuggingFaceModel(models[1].model), student, teacher, None)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(6))
-    planned = make_objective(options, live)(batch)
+    planned = make_objective(options, online)(batch)
     dtypes = []
 
     def watched(outputs, teacher_outputs):
@@ -122,17 +122,17 @@ def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
         return total
 
     objective = WeightedObjective(1.0, lambda _: replace(planned, loss_sum=watched))
-    rounded = accumulate_gradients(models[0], [batch], [objective], live, torch.bfloat16).loss
-    exact = accumulate_gradients(models[0], [batch], [objective], live).loss
+    rounded = accumulate_gradients(models[0], [batch], [objective], online, torch.bfloat16).loss
+    exact = accumulate_gradients(models[0], [batch], [objective], online).loss
     assert dtypes == [torch.float32] * 2
     assert rounded == pytest.approx(exact, rel=0.05, abs=0.02)
 
 
 def test_balanced_objectives_pull_equally_at_the_last_layer_and_idle_ones_not_at_all(tmp_path):
-    student, teacher = side(STUDENT), side(TEACHER)
+    student, teacher = prepared(STUDENT), prepared(TEACHER)
     write_set(tmp_path, student, teacher, texts(20), parts=1)  # without top tokens: one_to_one_kl finds no place
     batches = [collate(ShardSet(tmp_path, verify=True), np.arange(n, n + 4)) for n in (0, 4)]
-    model = LogprobModel(llama(300, dtype=torch.float64), student.encoder.spelling.begins_pretoken)
+    model = logprobs_of(llama(300, dtype=torch.float64), student.encoder.token_bytes.begins_pretoken)
     chosen = [OBJECTIVES[0], Sft(kind="sft"), OneToOneKl(kind="one_to_one_kl")]
     objectives = [WeightedObjective(1.0, make_objective(one, None)) for one in chosen]
     norms = []
@@ -149,9 +149,9 @@ def test_balanced_objectives_pull_equally_at_the_last_layer_and_idle_ones_not_at
 @pytest.mark.slow
 @pytest.mark.parametrize("balance", [False, True])
 def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path, balance):
-    student, teacher = side(STUDENT), side(TEACHER)
-    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
-    top = TopTokens(8, exact_map(student.encoder.spelling, teacher.encoder.spelling))
+    student, teacher = prepared(STUDENT), prepared(TEACHER)
+    model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
+    top = TopTokens(8, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
     write_set(tmp_path / "shards", student, teacher, texts(40), teacher_model=model, top=top)
     for world in (1, 2, 4):
         mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path, balance), nprocs=world)

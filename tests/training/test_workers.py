@@ -13,15 +13,15 @@ from ctd_core.config.objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, 
 from ctd_core.config.training import Train
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import figures_of
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import ALONE, Worker, distribute
-from pipelines.artifacts.checkpoints import keeping
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from pipelines.artifacts.checkpoints import checkpoint_writer
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 from tests.training.test_splits import free_port
 
 pytestmark = pytest.mark.slow
@@ -31,19 +31,19 @@ STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     location = tmp_path_factory.mktemp("shards")
-    teacher = side(TEACHER)
-    model = LogprobModel(llama(600, seed=1), teacher.encoder.spelling.begins_pretoken)
-    write_set(location, side(STUDENT), teacher, texts(40), teacher_model=model)
+    teacher = prepared(TEACHER)
+    model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
+    write_set(location, prepared(STUDENT), teacher, texts(40), teacher_model=model)
     return location
 
 
 def new_student(tied=True, dtype=torch.float64):  # wide, so that the order of sums does not show
-    return LogprobModel(llama(300, tied=tied, dtype=dtype), side(STUDENT).encoder.spelling.begins_pretoken)
+    return logprobs_of(llama(300, tied=tied, dtype=dtype), prepared(STUDENT).encoder.token_bytes.begins_pretoken)
 
 
 def options(workers, strategy, **changes):
     return Train(
-        steps=8, batch_tokens=300, micro_batches=2, learning_rate=1e-3, checkpoint_every=4, evaluate_every=4,
+        steps=8, batch_tokens=300, gradient_accumulation=2, learning_rate=1e-3, checkpoint_every=4, evaluate_every=4,
         objectives=[PUBLISHED_ALM, Sft(kind="sft", weight=0.5)], num_workers=workers, strategy=strategy, **changes,
     )  # fmt: skip
 
@@ -56,9 +56,11 @@ def trained(worker, options, location, out, start=None, student=None):
     def evaluate(model):
         return figures_of(measure_likelihoods(model, shards, 300))
 
-    hooks = Hooks(seen.append, keeping(str(out), worker), evaluate)
-    live = OnlineTeacher(32, llama(600, seed=1, dtype=torch.float64), side(STUDENT), side(TEACHER), None)
-    train(options, student, shards, hooks, start, worker, live)
+    hooks = Hooks(seen.append, checkpoint_writer(str(out), worker), evaluate)
+    online = OnlineTeacher(
+        32, HuggingFaceModel(llama(600, seed=1, dtype=torch.float64)), prepared(STUDENT), prepared(TEACHER), None
+    )
+    train(options, student, shards, hooks, start, worker, online)
     if worker.rank == 0:
         (out / "metrics.json").write_text(json.dumps(seen))
     return student
@@ -95,8 +97,8 @@ def answered(student):
     return token, hidden
 
 
-LIVE = [
-    HiddenStates(kind="hidden_states"), Uld(kind="uld"), MinEd(kind="mined"), Gold(kind="gold"), PKl(kind="p_kl"),
+ONLINE = [
+    HiddenStates(kind="hidden_states"), Uld(kind="uld"), MinEd(kind="min_ed"), Gold(kind="gold"), PKl(kind="p_kl"),
     Dskd(kind="dskd"),
 ]  # fmt: skip
 
@@ -105,18 +107,18 @@ LIVE = [
 def folder(shards, tmp_path_factory):
     """Trainings by name, by two processes that hold copies or shares, and by this one alone."""
     folder = tmp_path_factory.mktemp("trainings")
-    with_live = {"objectives": LIVE}
+    with_online = {"objectives": ONLINE}
     together = {
         "ddp": (options(2, "ddp"), None),
         "fsdp": (options(2, "fsdp"), None),
         "fsdp, resumed": (options(2, "fsdp"), "fsdp/step_00000004"),
         "ddp, resumed": (options(2, "ddp"), "fsdp/step_00000004"),
-        "fsdp, live": (options(2, "fsdp", activation_checkpointing=True).model_copy(update=with_live), None),
+        "fsdp, online": (options(2, "fsdp", activation_checkpointing=True).model_copy(update=with_online), None),
     }
     alone = {
         "alone": (options(0, "ddp"), None),
         "alone, resumed": (options(0, "ddp"), "fsdp/step_00000004"),
-        "alone, live": (options(0, "ddp").model_copy(update=with_live), None),
+        "alone, online": (options(0, "ddp").model_copy(update=with_online), None),
     }
     for name in together | alone:
         (folder / name).mkdir()
@@ -144,7 +146,7 @@ def test_workers_with_shares_have_the_metrics_of_those_with_copies_and_of_one_pr
 
 
 def test_shares_and_layers_computed_twice_serve_objectives_with_a_live_teacher(folder):
-    assert_close(metrics(folder, "alone, live"), metrics(folder, "fsdp, live"))
+    assert_close(metrics(folder, "alone, online"), metrics(folder, "fsdp, online"))
 
 
 def test_checkpoints_of_shares_are_resumed_exactly_and_by_any_number_of_workers(folder):
@@ -181,7 +183,7 @@ def test_shares_are_refused_where_they_cannot_be():
 
 def test_every_number_of_workers_has_to_share_a_step_evenly():
     assert options(2, "ddp", min_workers=1).min_workers == 1
-    with pytest.raises(ValidationError, match=r"micro_batches is 4, and a step may have 3 workers"):
-        Train(steps=1, micro_batches=4, num_workers=4, min_workers=2, checkpoint_every=1)
+    with pytest.raises(ValidationError, match=r"gradient_accumulation is 4, and a step may have 3 workers"):
+        Train(steps=1, gradient_accumulation=4, num_workers=4, min_workers=2, checkpoint_every=1)
     with pytest.raises(ValidationError, match="min_workers is 3, and num_workers, the most, 2"):
         options(2, "ddp", min_workers=3)

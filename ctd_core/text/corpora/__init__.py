@@ -14,7 +14,7 @@ from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
-__all__ = ["CorpusSlice", "corpus_files", "plan_slices", "read_slice"]
+__all__ = ["CorpusSlice", "corpus_files", "first_slice", "plan_slices", "read_slice"]
 
 FORMATS: dict[type[Corpus], ModuleType] = {
     GeneralText: general_text,
@@ -34,8 +34,20 @@ def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
     """
     slices = list(FORMATS[type(corpus)].plan(corpus, slice_bytes))
     if not slices:
-        raise UsageError(f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents.")
+        raise UsageError(_nothing_in(corpus))
     return slices
+
+
+def first_slice(corpus: Corpus, slice_bytes: int) -> CorpusSlice:
+    """The first of `plan_slices`, without looking further.
+
+    Raises:
+        UsageError: as plan_slices.
+    """
+    for corpus_slice in FORMATS[type(corpus)].plan(corpus, slice_bytes):
+        first: CorpusSlice = corpus_slice
+        return first
+    raise UsageError(_nothing_in(corpus))
 
 
 def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | DocumentError]:
@@ -45,6 +57,10 @@ def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | Documen
         CtdError: the slice cannot be read; the message names the path.
     """
     yield from FORMATS[type(corpus)].read(corpus, part)
+
+
+def _nothing_in(corpus: Corpus) -> str:
+    return f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents."
 
 
 def corpus_files(corpus: Corpus) -> list[str]:

@@ -1,12 +1,15 @@
 """Slices of a corpus, and which documents a slice gives to training and to evaluation."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ctd_core.config.text import Corpus
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,23 @@ def hash_fraction(text: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def slices_of(documents: tuple[Document, ...], slice_bytes: int) -> Iterator[CorpusSlice]:
-    """Slices that hold `documents` of a corpus that lies in no files."""
-    for number, (start, stop) in enumerate(cut_by_size([len(document.text) for document in documents], slice_bytes)):
-        yield CorpusSlice(number, "", start, stop, documents[start:stop])
+def slices_of(documents: Iterable[Document], slice_bytes: int) -> Iterator[CorpusSlice]:
+    """Slices that hold `documents` of a corpus that lies in no files; each is there as soon as it is full."""
+    start = 0
+    for number, held in enumerate(runs_by_size(documents, lambda document: len(document.text), slice_bytes)):
+        yield CorpusSlice(number, "", start, start + len(held), tuple(held))
+        start += len(held)
 
 
-def cut_by_size(sizes: list[int], slice_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of consecutive items that each reach `slice_bytes`, but for the last."""
-    start = total = 0
-    for number, size in enumerate(sizes):
-        total += size
-        if total >= slice_bytes or number == len(sizes) - 1:
-            yield start, number + 1
-            start, total = number + 1, 0
+def runs_by_size(items: Iterable[Item], size_of: Callable[[Item], int], slice_bytes: int) -> Iterator[list[Item]]:
+    """Runs of consecutive items that each reach `slice_bytes`, but for the last."""
+    run: list[Item] = []
+    total = 0
+    for item in items:
+        run.append(item)
+        total += size_of(item)
+        if total >= slice_bytes:
+            yield run
+            run, total = [], 0
+    if run:
+        yield run

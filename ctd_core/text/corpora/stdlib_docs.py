@@ -2,6 +2,7 @@
 
 import ast
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from ctd_core.text.documents import Document, plain_document
 
 LEAST_DOCSTRING = 60  # characters; shorter ones are hardly documents
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "turtledemo"}
+BLOCKS = {"body", "handlers", "orelse", "finalbody", "cases"}  # the fields of nodes that hold statements
 
 
 def plan(corpus: StdlibDocs, slice_bytes: int) -> Iterator[CorpusSlice]:
@@ -24,21 +26,30 @@ def read(corpus: StdlibDocs, part: CorpusSlice) -> Iterator[Document]:
     yield from part.documents
 
 
-@cache
-def _documents() -> tuple[Document, ...]:
+def _documents() -> Iterator[Document]:
     root = Path(sysconfig.get_path("stdlib"))
-    found: dict[str, str] = {}
+    seen: set[str] = set()
     for file in sorted(root.rglob("*.py")):
         if not LEFT_OUT & set(file.relative_to(root).parts):
             name = file.relative_to(root).with_suffix("").as_posix()
-            for number, text in enumerate(_docstrings(file.read_text(encoding="utf-8"))):
-                found.setdefault(text, f"{name}:{number}")
-    return tuple(plain_document(path, text) for text, path in found.items())
+            for number, text in enumerate(_docstrings(file)):
+                if text not in seen:
+                    seen.add(text)
+                    yield plain_document(f"{name}:{number}", text)
 
 
-def _docstrings(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+@cache
+def _docstrings(file: Path) -> tuple[str, ...]:
+    """The docstrings of a file, breadth first; expressions, which hold none, are not looked into."""
+    nodes: deque[ast.AST] = deque([ast.parse(file.read_text(encoding="utf-8"))])
+    found = []
+    while nodes:
+        node = nodes.popleft()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text and len(text) >= LEAST_DOCSTRING:
-                yield text
+                found.append(text)
+        for field in node._fields:
+            if field in BLOCKS:
+                nodes += getattr(node, field)
+    return tuple(found)

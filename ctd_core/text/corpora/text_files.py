@@ -6,16 +6,18 @@ from ctd_core.config.text import TextFiles
 from ctd_core.errors import CtdError
 from ctd_core.storage.locations import size_and_time
 from ctd_core.text.corpora.files import matching_files, open_file
-from ctd_core.text.corpora.slices import CorpusSlice, cut_by_size
+from ctd_core.text.corpora.slices import CorpusSlice, runs_by_size
 from ctd_core.text.documents import Document, plain_document
 
 
 def plan(corpus: TextFiles, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Ranges of files."""
-    files = matching_files(corpus.paths)
-    sizes = [size_and_time(file)[0] for file in files]
-    for number, (start, stop) in enumerate(cut_by_size(sizes, slice_bytes)):
-        yield CorpusSlice(number, "", start, stop, files=tuple(files[start:stop]))
+    start = 0
+    for number, files in enumerate(
+        runs_by_size(matching_files(corpus.paths), lambda file: size_and_time(file)[0], slice_bytes)
+    ):
+        yield CorpusSlice(number, "", start, start + len(files), files=tuple(files))
+        start += len(files)
 
 
 def read(corpus: TextFiles, part: CorpusSlice) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""Objectives that ask a live teacher, against slow sums over places."""
+"""Objectives that ask an online teacher, against slow sums over pairs."""
 
 import copy
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
 from ctd_core.config.objectives import Alm, Dskd, Gold, HiddenStates, Kd, MinEd, PKl, Uld
 from ctd_core.errors import UsageError
-from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.transfer import old_tokens
 from ctd_core.objectives import paired_positions
@@ -21,16 +21,16 @@ from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
-from ctd_core.text.prepared_tokenizer import make_side
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.support.models import llama
-from tests.support.shard_sets import side, texts, write_set
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts, write_set
 
 ROWS = np.arange(5)
 CROSSING = [
     Uld(kind="uld"),
-    Uld(kind="uld", places="one_to_one"),
-    MinEd(kind="mined"),
+    Uld(kind="uld", positions="one_to_one"),
+    MinEd(kind="min_ed"),
     HiddenStates(kind="hidden_states"),
     PKl(kind="p_kl"),
     Gold(kind="gold"),
@@ -39,15 +39,15 @@ LEARNED = [Dskd(kind="dskd")]  # not 0 in agreement: its projections have to be 
 
 
 class Pair:
-    """A tiny student and a live teacher, and shards of their tokenizers."""
+    """A tiny student and an online teacher, and shards of their tokenizers."""
 
     def __init__(self, location, student, teacher):
-        sides = [side(student), side(teacher)]
-        write_set(location, *sides, texts(12), parts=1)
+        tokenizers = [prepared(student), prepared(teacher)]
+        write_set(location, *tokenizers, texts(12), parts=1)
         self.shards = ShardSet(location, verify=True)
-        sizes = [len(one.encoder.spelling.token_bytes) for one in sides]
-        self.student = LogprobModel(llama(sizes[0]), sides[0].encoder.spelling.begins_pretoken)
-        self.live = OnlineTeacher(32, llama(sizes[1], seed=1), *sides, None)
+        sizes = [len(one.encoder.token_bytes.by_id) for one in tokenizers]
+        self.student = logprobs_of(llama(sizes[0]), tokenizers[0].encoder.token_bytes.begins_pretoken)
+        self.online = OnlineTeacher(32, HuggingFaceModel(llama(sizes[1], seed=1)), *tokenizers, None)
 
     def outputs(self, batch):
         token, _, hidden = self.student(
@@ -58,11 +58,11 @@ class Pair:
 
     def logits(self, batch):
         """[B, S, V] and [B, T, U], from the models themselves."""
-        return self.student.model(batch.input_ids).logits, self.live.model(batch.teacher.input_ids).logits
+        return self.student.model(batch.input_ids).logits, self.online.model.module(batch.teacher.input_ids).logits
 
     def loss(self, options, batch):
-        planned = make_objective(options, self.live)(batch)
-        return planned.loss_sum(self.outputs(batch), self.live.outputs(batch)), planned.count
+        planned = make_objective(options, self.online)(batch)
+        return planned.loss_sum(self.outputs(batch), self.online.outputs(batch)), planned.count
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def pair(tmp_path_factory):
 def same(tmp_path_factory):
     """Student and teacher are one model."""
     made = Pair(tmp_path_factory.mktemp("same"), "byte-level BPE, 600", "byte-level BPE, 600")
-    made.live.model.load_state_dict(made.student.model.state_dict())
+    made.online.model.module.load_state_dict(made.student.model.state_dict())
     return made
 
 
@@ -111,16 +111,16 @@ def uld_of(student, teacher):
     return sum(abs(x - y) for x, y in zip(a + [0.0] * (size - len(a)), b + [0.0] * (size - len(b)), strict=True))
 
 
-def test_uld_is_a_mean_over_its_places(pair, monkeypatch):
+def test_uld_is_a_mean_over_its_pairs(pair, monkeypatch):
     monkeypatch.setattr(paired_positions, "BLOCK_BYTES", 4 * 900 * 20)  # blocks of twenty places
     batch = collate(pair.shards, ROWS)
     student, teacher = pair.logits(batch)
-    for options, find in ((Uld(kind="uld"), same_index), (Uld(kind="uld", places="one_to_one"), one_to_one)):
-        places = [(n, *place) for n, row in enumerate(ROWS) for place in find(pair.shards, row)]
+    for options, find in ((Uld(kind="uld"), same_index), (Uld(kind="uld", positions="one_to_one"), one_to_one)):
+        pairs = [(n, *place) for n, row in enumerate(ROWS) for place in find(pair.shards, row)]
         loss, count = pair.loss(options, batch)
-        assert count == len(places) > 20
+        assert count == len(pairs) > 20
         with torch.no_grad():
-            expected = sum(uld(student[n, s], teacher[n, t]) for n, s, t in places)
+            expected = sum(uld(student[n, s], teacher[n, t]) for n, s, t in pairs)
         assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
@@ -129,29 +129,29 @@ def test_mined_maps_the_teachers_logits_where_it_can_and_learns_the_text_elsewhe
     batch = collate(pair.shards, ROWS)
     with torch.no_grad():
         student, teacher = pair.logits(batch)
-    spellings = [side.encoder.spelling.token_bytes for side in (pair.live.student, pair.live.teacher)]
-    words = [raw.decode("latin-1") if raw else None for raw in spellings[1]]
+    token_bytes = [tokenizer.encoder.token_bytes.by_id for tokenizer in (pair.online.student, pair.online.teacher)]
+    words = [raw.decode("latin-1") if raw else None for raw in token_bytes[1]]
     nearest = {
         token: min(
             (n for n, word in enumerate(words) if word),
             key=lambda n: (Levenshtein.distance(raw.decode("latin-1"), words[n]), len(words[n]), n),
         )
-        for token, raw in enumerate(spellings[0])
+        for token, raw in enumerate(token_bytes[0])
         if raw
     }
     total = count = 0.0
     for n, row in enumerate(ROWS):
         ids = pair.shards.read("student_ids", np.array([row]))[0]
-        places = one_to_one(pair.shards, row)
-        for mine, theirs in places:
+        pairs = one_to_one(pair.shards, row)
+        for mine, theirs in pairs:
             p = (teacher[n, theirs, list(nearest.values())] / 2).softmax(0)
             q = (student[n, mine, list(nearest)] / 2).softmax(0)
             total += float((p * (p / q).log()).sum())
         scored = [one for one in chunks(pair.shards, row) if one[4] & 1]
-        rest = {place for one in scored for place in range(one[0], one[1])} - {mine + 1 for mine, _ in places}
+        rest = {place for one in scored for place in range(one[0], one[1])} - {mine + 1 for mine, _ in pairs}
         total -= sum(float((student[n, place - 1] / 2).log_softmax(0)[int(ids[place])]) for place in rest)
-        count += len(places) + len(rest)
-    loss, counted = pair.loss(MinEd(kind="mined"), batch)
+        count += len(pairs) + len(rest)
+    loss, counted = pair.loss(MinEd(kind="min_ed"), batch)
     assert counted == count > 40
     assert loss.item() == pytest.approx(total, rel=1e-4)
 
@@ -160,7 +160,7 @@ def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):
     batch = collate(pair.shards, ROWS)
     with torch.no_grad():
         student = pair.student.model.base_model(batch.input_ids).last_hidden_state
-        teacher = pair.live.model.base_model(batch.teacher.input_ids).last_hidden_state
+        teacher = pair.online.model.module.base_model(batch.teacher.input_ids).last_hidden_state
     total = count = 0
     for n, row in enumerate(ROWS):
         ends = [(one[1] - 1, one[3] - 1) for one in chunks(pair.shards, row) if one[4] & 1]
@@ -175,12 +175,12 @@ def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):
 
 def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
     batch = collate(pair.shards, ROWS)
-    sources = old_tokens(pair.live.student, pair.live.teacher)
-    size = len(pair.live.teacher.encoder.spelling.token_bytes)
+    sources = old_tokens(pair.online.student, pair.online.teacher)
+    size = len(pair.online.teacher.encoder.token_bytes.by_id)
     student, teacher = pair.logits(batch)
     total = 0.0
-    places = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(pair.shards, row)]
-    for n, s, t in places:
+    pairs = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(pair.shards, row)]
+    for n, s, t in pairs:
         projected = torch.zeros(size)
         for probability, ids in zip(student[n, s].detach().softmax(0), sources, strict=False):
             weights = torch.tensor([1.0, 0.1, 0.01, 0.001])[: len(ids)]
@@ -189,15 +189,15 @@ def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
         p, q = teacher[n, t, :size].detach().softmax(0), projected / projected.sum() + 1e-10
         total += float((p * (p / q).log()).sum())
     loss, count = pair.loss(PKl(kind="p_kl"), batch)
-    assert count == len(places)
+    assert count == len(pairs)
     assert loss.item() == pytest.approx(total, rel=1e-3)
 
 
 def with_more_tokens(one):
-    """The side of a tokenizer with two tokens more."""
+    """A tokenizer with two tokens more."""
     tokenizer = copy.deepcopy(one.encoder.tokenizer)
     tokenizer.add_tokens(["<added>", "<another>"])
-    return make_side(tokenizer, "with more", None, None)
+    return prepare_tokenizer(tokenizer, "with more", None, None)
 
 
 @pytest.mark.parametrize("options", CROSSING, ids=lambda options: options.kind)
@@ -205,17 +205,17 @@ def test_a_tokenizer_may_have_more_tokens_than_its_model(pair, options):
     batch = collate(pair.shards, ROWS)
     expected, _ = pair.loss(options, batch)
     larger = copy.copy(pair)
-    sides = [with_more_tokens(one) for one in (pair.live.student, pair.live.teacher)]
-    larger.live = replace(pair.live, student=sides[0], teacher=sides[1])
+    tokenizers = [with_more_tokens(one) for one in (pair.online.student, pair.online.teacher)]
+    larger.online = replace(pair.online, student=tokenizers[0], teacher=tokenizers[1])
     torch.testing.assert_close(larger.loss(options, batch)[0], expected)
 
 
 def test_gold_compares_whole_chunks(pair):
     batch = collate(pair.shards, ROWS)
-    ids = exact_map(pair.live.student.encoder.spelling, pair.live.teacher.encoder.spelling)
+    ids = exact_map(pair.online.student.encoder.token_bytes, pair.online.teacher.encoder.token_bytes)
     theirs = np.flatnonzero(ids >= 0)
     mine, size = ids[theirs], len(ids)
-    vocabulary = len(pair.live.student.encoder.spelling.token_bytes)
+    vocabulary = len(pair.online.student.encoder.token_bytes.by_id)
     rests = np.setdiff1d(np.arange(vocabulary), mine), np.setdiff1d(np.arange(size), theirs)
     student, teacher = (one.detach() for one in pair.logits(batch))
     total, several = 0.0, 0
@@ -242,33 +242,33 @@ def test_gold_compares_whole_chunks(pair):
 def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
     batch = collate(same.shards, ROWS)
     changed = llama(600, seed=5)
-    live = OnlineTeacher(32, changed, same.live.student, same.live.teacher, None)
-    planned = make_objective(Kd(kind="kd", temperature=temperature), live)(batch)
-    tokens = len(same.live.student.encoder.spelling.token_bytes)
+    online = OnlineTeacher(32, HuggingFaceModel(changed), same.online.student, same.online.teacher, None)
+    planned = make_objective(Kd(kind="kd", temperature=temperature), online)(batch)
+    tokens = len(same.online.student.encoder.token_bytes.by_id)
     with torch.no_grad():
-        loss = planned.loss_sum(same.outputs(batch), live.outputs(batch))
+        loss = planned.loss_sum(same.outputs(batch), online.outputs(batch))
         student = same.student.model(batch.input_ids).logits[..., :tokens] / temperature
         teacher = changed(batch.teacher.input_ids).logits[..., :tokens] / temperature
     total = 0.0
-    places = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(same.shards, row)]
-    for n, s, t in places:
+    pairs = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(same.shards, row)]
+    for n, s, t in pairs:
         p, q = teacher[n, t].softmax(0), student[n, s].softmax(0)
         total += temperature**2 * float((p * (p / q).log()).sum())
-    assert planned.count == len(places)
+    assert planned.count == len(pairs)
     assert loss.item() == pytest.approx(total, rel=1e-3)
 
 
 def test_dskd_crosses_both_spaces_by_attention(pair):
     batch = collate(pair.shards, ROWS)
     torch.manual_seed(0)
-    objective = make_objective(Dskd(kind="dskd"), pair.live)
+    objective = make_objective(Dskd(kind="dskd"), pair.online)
     head = pair.student.model.get_output_embeddings().weight
     common = int(batch.target_ids.mode().values)
     with torch.no_grad():  # so that the teacher's states often say the most common token
         objective.to_student.bias.copy_(10 * head[common])
     planned = objective(batch)
-    loss = planned.loss_sum(pair.outputs(batch), pair.live.outputs(batch))
-    models = pair.student.model, pair.live.model
+    loss = planned.loss_sum(pair.outputs(batch), pair.online.outputs(batch))
+    models = pair.student.model, pair.online.model.module
     total = count = hits = 0.0
     with torch.no_grad():
         hidden = [
@@ -313,14 +313,14 @@ def test_dskd_crosses_both_spaces_by_attention(pair):
 
 def test_hidden_states_of_unlike_sizes_meet_through_a_trained_projection(pair):
     batch, options = collate(pair.shards, ROWS), HiddenStates(kind="hidden_states")
-    objective = make_objective(options, replace(pair.live, student_hidden_size=16))
+    objective = make_objective(options, replace(pair.online, student_hidden_size=16))
     weight = objective.projection.weight
     assert weight.shape == (32, 16)
-    outputs, teacher = pair.outputs(batch), pair.live.outputs(batch)
+    outputs, teacher = pair.outputs(batch), pair.online.outputs(batch)
     narrow = replace(outputs, hidden=outputs.hidden[:, :16])
     projected = replace(outputs, hidden=narrow.hidden @ weight.T)
     loss = objective(batch).loss_sum(narrow, teacher)
-    expected = make_objective(options, pair.live)(batch).loss_sum(projected, teacher)
+    expected = make_objective(options, pair.online)(batch).loss_sum(projected, teacher)
     torch.testing.assert_close(loss, expected)
     assert torch.autograd.grad(loss, weight)[0].abs().sum() > 0
 
@@ -331,7 +331,7 @@ def test_hidden_states_of_unlike_sizes_meet_through_a_trained_projection(pair):
     "rule", [Finest(), AtWhitespace(kind="whitespace"), Debiased(kind="debiased"), Groups(kind="groups", size=3)]
 )
 def test_alm_of_a_student_that_is_its_teacher_is_0(same, tmp_path, rule, temperature, boundary):
-    write_set(tmp_path, same.live.student, same.live.teacher, texts(12), parts=1, teacher_model=same.student)
+    write_set(tmp_path, same.online.student, same.online.teacher, texts(12), parts=1, teacher_model=same.student)
     batch = collate(ShardSet(tmp_path, verify=True), ROWS)
     options = Alm(kind="alm", divergence="kl", chunks=rule, temperature=temperature, boundary=boundary)
     same.student.model.zero_grad()
@@ -340,7 +340,7 @@ def test_alm_of_a_student_that_is_its_teacher_is_0(same, tmp_path, rule, tempera
     assert max(float(one.grad.abs().max()) for one in same.student.model.parameters()) < 1e-6
 
 
-WITHOUT_TEXT = [one for one in CROSSING if one.kind != "mined"]  # mined learns the text too
+WITHOUT_TEXT = [one for one in CROSSING if one.kind != "min_ed"]  # min_ed learns the text too
 
 
 @pytest.mark.parametrize("options", [*WITHOUT_TEXT, Kd(kind="kd")], ids=lambda one: one.kind)
@@ -353,11 +353,11 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(same, options
 
 @pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda one: f"{one.kind}")
 def test_padding_changes_nothing(pair, options):
-    objective = make_objective(options, pair.live)
+    objective = make_objective(options, pair.online)
 
     def loss(rows):
         batch = collate(pair.shards, rows)
-        return objective(batch).loss_sum(pair.outputs(batch), pair.live.outputs(batch))
+        return objective(batch).loss_sum(pair.outputs(batch), pair.online.outputs(batch))
 
     together, apart = loss(ROWS), sum(loss(ROWS[n : n + 1]) for n in range(len(ROWS)))
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
@@ -369,8 +369,8 @@ def test_gradients_are_finite_at_extreme_logits(pair, options):
     for scale in (1e-3, 1e4):
         student = pair.outputs(batch)
         hidden = (student.hidden.detach() * scale).requires_grad_()
-        teacher = pair.live.outputs(batch)
-        planned = make_objective(options, pair.live)(batch)
+        teacher = pair.online.outputs(batch)
+        planned = make_objective(options, pair.online)(batch)
         loss = planned.loss_sum(StudentOutputs(*[student.token] * 4, hidden, student.head, student.embeddings), teacher)
         (grad,) = torch.autograd.grad(loss, hidden)
         assert loss.isfinite()
@@ -380,14 +380,14 @@ def test_gradients_are_finite_at_extreme_logits(pair, options):
 @pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda one: f"{one.kind}")
 def test_a_teacher_may_be_of_half_precision(pair, options):
     torch.manual_seed(0)
-    objective, batch = make_objective(options, pair.live), collate(pair.shards, ROWS)
-    half = replace(pair.live, model=copy.deepcopy(pair.live.model).to(torch.bfloat16))
-    exact, rounded = (objective(batch).loss_sum(pair.outputs(batch), one.outputs(batch)) for one in (pair.live, half))
+    objective, batch = make_objective(options, pair.online), collate(pair.shards, ROWS)
+    half = replace(pair.online, model=HuggingFaceModel(copy.deepcopy(pair.online.model.module).to(torch.bfloat16)))
+    exact, rounded = (objective(batch).loss_sum(pair.outputs(batch), one.outputs(batch)) for one in (pair.online, half))
     assert rounded.item() == pytest.approx(exact.item(), rel=0.1)
 
 
 def test_objectives_that_cannot_be_had_say_so(pair):
     with pytest.raises(UsageError, match="different vocabularies"):
-        make_objective(Kd(kind="kd"), pair.live)
-    with pytest.raises(UsageError, match="mined, which needs a teacher"):
-        make_objective(MinEd(kind="mined"), None)
+        make_objective(Kd(kind="kd"), pair.online)
+    with pytest.raises(UsageError, match="min_ed, which needs a teacher"):
+        make_objective(MinEd(kind="min_ed"), None)

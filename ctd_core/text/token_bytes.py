@@ -19,18 +19,18 @@ BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
-class Spelling:
+class TokenBytes:
     """What each token id stands for, for V ids.
 
-    token_bytes: V byte strings; empty for a special token, None for an id that no token has.
-    lengths_bytes: [V] int64, the lengths of `token_bytes`.
+    by_id: V byte strings; empty for a special token, None for an id that no token has.
+    lengths_bytes: [V] int64, the lengths of `by_id`.
     is_special: [V] bool, control tokens, which stand for no text.
     is_fallback: [V] bool, tokens of one byte that are written where no other spells it.
     begins_pretoken: [V] bool, special tokens and those whose bytes begin with a space, tab, LF or CR
         (outcome chunk debiasing, arXiv 2503.20083).
     """
 
-    token_bytes: tuple[bytes | None, ...]
+    by_id: tuple[bytes | None, ...]
     lengths_bytes: npt.NDArray[np.int64]
     is_special: npt.NDArray[np.bool_]
     is_fallback: npt.NDArray[np.bool_]
@@ -39,7 +39,7 @@ class Spelling:
     @cached_property
     def joined(self) -> npt.NDArray[np.uint8]:
         """The bytes of all tokens one behind the other."""
-        return np.frombuffer(b"".join(raw or b"" for raw in self.token_bytes), dtype=np.uint8)
+        return np.frombuffer(b"".join(raw or b"" for raw in self.by_id), dtype=np.uint8)
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
@@ -47,28 +47,28 @@ class Spelling:
         return np.cumsum(self.lengths_bytes) - self.lengths_bytes
 
 
-def spell(spelling: Spelling, ids: npt.NDArray[np.int32]) -> bytes:
+def decode(token_bytes: TokenBytes, ids: npt.NDArray[np.int32]) -> bytes:
     """What the tokens `ids` [S] spell together."""
-    lengths = spelling.lengths_bytes[ids]
+    lengths = token_bytes.lengths_bytes[ids]
     before = np.cumsum(lengths) - lengths
-    places = np.repeat(spelling.starts[ids] - before, lengths)
-    return spelling.joined[places + np.arange(len(places))].tobytes()
+    positions = np.repeat(token_bytes.starts[ids] - before, lengths)
+    return token_bytes.joined[positions + np.arange(len(positions))].tobytes()
 
 
-def ids_by_bytes(spelling: Spelling) -> dict[bytes, int]:
+def ids_by_bytes(token_bytes: TokenBytes) -> dict[bytes, int]:
     """The token that stands for each byte string: of several the one that encoding writes (a piece rather than a
     byte-fallback token, and of those the last: added text rather than a piece). Special tokens stand for none.
     """
-    fallback_first = np.argsort(~spelling.is_fallback, kind="stable").tolist()
-    plain = [(spelling.token_bytes[one], one) for one in fallback_first if not spelling.is_special[one]]
+    fallback_first = np.argsort(~token_bytes.is_fallback, kind="stable").tolist()
+    plain = [(token_bytes.by_id[one], one) for one in fallback_first if not token_bytes.is_special[one]]
     return {raw: token_id for raw, token_id in plain if raw}
 
 
-def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
-    """The spelling of every id of `tokenizer`, read off its own description.
+def read_token_bytes(tokenizer: Tokenizer, name: str) -> TokenBytes:
+    """The bytes of every id of `tokenizer`, read off its own description.
 
     Covers byte-level BPE (tiktoken conversions too), and BPE or Unigram with metaspace, with or without byte
-    fallback: `spell_vocabulary(gpt2).token_bytes[262] == b" the"`.
+    fallback: `read_token_bytes(gpt2).by_id[262] == b" the"`.
 
     Raises TokenizerError, naming the tokenizer by `name`, where tokens do not keep the text between them
     (WordPiece, suffixes and prefixes that mark parts of words).
@@ -108,8 +108,8 @@ def spell_vocabulary(tokenizer: Tokenizer, name: str) -> Spelling:
             # Matched in the text itself, before any pre-tokenization: it stands for what it says.
             spelled[token_id] = (normalise(content) if token["normalized"] and normalise else content).encode()
     starts = np.array([raw is not None and raw.startswith(PRETOKEN_STARTS) for raw in spelled], dtype=np.bool_)
-    return Spelling(
-        token_bytes=tuple(spelled),
+    return TokenBytes(
+        by_id=tuple(spelled),
         lengths_bytes=np.array([len(raw or b"") for raw in spelled], dtype=np.int64),
         is_special=special,
         is_fallback=fallback,

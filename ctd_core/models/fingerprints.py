@@ -1,0 +1,21 @@
+"""What stands for a model's content. Light to import: it reads files and no model."""
+
+import hashlib
+from pathlib import Path
+
+TRANSFER_VERSION = 3  # of what models.transfer calculates: raised where the same inputs give another student
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".gguf"}
+
+
+def weights_fingerprint(name: str, revision: str | None) -> str:
+    """SHA-256 over the weights, configs and tokenizer of a local directory; a hub id stands for itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{revision}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in WEIGHT_SUFFIXES:
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""The configs of models, read without their weights."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils.hub import cached_file
+
+from ctd_core.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """The config of the model in a directory or of a hub id.
+
+    Raises:
+        UsageError: there is no model, it is a directory of adapters, or its code is its own and not trusted.
+    """
+    from transformers import AutoConfig  # takes seconds, as it brings torch
+
+    _config_values(name, revision, trust_remote_code)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no model is there ({first_line(error)}).") from error
+    return config
+
+
+def num_embeddings(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """The rows of the embedding of the model in `name`, from its config alone; raises as read_model_config."""
+    return int(_text_value(name, revision, trust_remote_code, "vocab_size"))
+
+
+def max_positions(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The most tokens that the model in `name` reads, None where its config names no such number.
+
+    Raises as read_model_config.
+    """
+    found = _text_value(name, revision, trust_remote_code, "max_position_embeddings")
+    return None if found is None else int(found)
+
+
+def _text_value(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+    """A value of the language model's config: from config.json, or where that leaves it out, the class's default."""
+    values = _config_values(name, revision, trust_remote_code)
+    values = values.get("text_config", values)
+    if key in values:
+        return values[key]
+    return getattr(read_model_config(name, revision, trust_remote_code).get_text_config(), key, None)
+
+
+def _config_values(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What config.json holds; raises as read_model_config."""
+    folder = Path(name)
+    if folder.is_dir() and (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise UsageError(
+            f"{name}: these are LoRA adapters of {base}, not a model. Merge them first: `from peft import "
+            f"AutoPeftModelForCausalLM as Adapted; Adapted.from_pretrained({name!r}).merge_and_unload()"
+            ".save_pretrained('merged')`, and copy the tokenizer's files there."
+        )
+    if is_missing_path(name):
+        raise UsageError(f"{name}: there is no such directory. Name one that exists, or a hub id such as org/model.")
+    try:
+        file = cached_file(name, "config.json", revision=revision)
+        if file is None:
+            raise FileNotFoundError("it has no config.json")
+        values: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no model is there ({first_line(error)}).") from error
+    if "auto_map" in values and not trust_remote_code:
+        from transformers import CONFIG_MAPPING
+
+        if values.get("model_type") not in CONFIG_MAPPING:
+            raise UsageError(
+                f"{name}: this model brings code of its own, which is not run unless you trust it: read it, then set "
+                "trust_remote_code: true beside the model's name."
+            )
+    return values
+
+
+def is_missing_path(name: str) -> bool:
+    """Whether `name` can only be a path, and nothing is there: hub ids are `name` or `owner/name`."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_path and not Path(name).expanduser().exists()

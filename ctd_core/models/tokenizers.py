@@ -1,0 +1,47 @@
+"""The prepared tokenizers of a run's student and teacher."""
+
+from pathlib import Path
+
+from ctd_core.config.models import Student, Teacher
+from ctd_core.config.text import BytesTokenizer, PretrainedTokenizer, TrainedTokenizer
+from ctd_core.models.model_config import num_embeddings
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
+from ctd_core.text.tokenizers import load_tokenizer
+
+
+def build_student_tokenizer(student: Student, trained: Path | None) -> PreparedTokenizer:
+    """The student's tokenizer.
+
+    Args:
+        student: the student's options.
+        trained: the directory of the tokenizer where the run trains it, else None.
+
+    Returns:
+        The tokenizer, prepared; with the size of the model's embedding where the student is a model of its own.
+
+    Raises:
+        TokenizerError: it cannot be loaded, cannot spell its input, or is not its model's.
+    """
+    name, revision = "bytes", None
+    match student.tokenizer:
+        case TrainedTokenizer():
+            name = str(trained)
+        case PretrainedTokenizer() as chosen:
+            name, revision = chosen.name, chosen.revision
+        case BytesTokenizer():
+            pass
+    rows = None
+    if student.model is not None:
+        rows = num_embeddings(student.model, student.revision, student.trust_remote_code)
+    return prepare_tokenizer(load_tokenizer(name, revision), name, student.begin_token, student.end_token, rows)
+
+
+def build_teacher_tokenizer(teacher: Teacher) -> PreparedTokenizer:
+    """A teacher's tokenizer, prepared.
+
+    Raises:
+        TokenizerError: as build_student_tokenizer.
+    """
+    rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
+    tokenizer = load_tokenizer(teacher.model, teacher.revision)
+    return prepare_tokenizer(tokenizer, teacher.model, teacher.begin_token, teacher.end_token, rows)

@@ -1,0 +1,41 @@
+"""What stands for the content of a corpus."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from ctd_core.config.text import Corpus
+from ctd_core.storage.locations import is_uri, size_and_time
+from ctd_core.text.corpora import CorpusSlice, corpus_files
+
+logger = logging.getLogger(__name__)
+READ_BYTES = 256 * 2**20  # a corpus of up to this is known by its content, so that a copy of it is the same corpus
+
+
+def content_fingerprint(corpus: Corpus, slices: list[CorpusSlice]) -> str:
+    """SHA-256 over what `slices` of `corpus` hold.
+
+    Files count by name and content (those of a large corpus, and remote ones, by size and time), texts that lie in no
+    files by themselves.
+
+    Args:
+        corpus: the corpus.
+        slices: all of its slices.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    files = {file: size_and_time(file) for file in corpus_files(corpus)}
+    is_small = sum(size for size, _ in files.values()) <= READ_BYTES
+    if files and (not is_small or any(map(is_uri, files))):
+        logger.info("corpus: %d files are known by size and time of change: their content is not compared", len(files))
+    for file, (size, changed) in files.items():
+        is_read = is_small and not is_uri(file)
+        content = hashlib.sha256(Path(file).read_bytes()).hexdigest() if is_read else changed
+        digest.update(repr((file, size, content)).encode())
+    for part in slices:
+        digest.update(repr((part.source, part.start, part.stop)).encode())
+        for document in part.documents:
+            digest.update(document.text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,264 @@
+"""Where the artifacts of a run are. A name has the fingerprint of what decides its content, so a changed option creates
+a new directory.
+
+runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is trained
+runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set
+                                     (in prepare.storage, where that is given)
+runs/demo/init-<fp>/                 the student before training
+runs/demo/train-<fp>/                metrics.jsonl, step_00000100/ …
+runs/demo/model/                     the exported student
+runs/demo/report.json
+
+Where `output` is a URI, checkpoints and shards lie there, and all else both there and in a copy on this machine.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctd_core.config.base import fingerprint
+from ctd_core.config.models import Teacher
+from ctd_core.config.run import RunConfig
+from ctd_core.config.text import Corpus, HeldOut, PretrainedTokenizer, TrainedTokenizer
+from ctd_core.config.training import Train
+from ctd_core.config.yaml_files import with_values
+from ctd_core.errors import UsageError
+from ctd_core.models.fingerprints import TRANSFER_VERSION, weights_fingerprint
+from ctd_core.shards.cache import Cache
+from ctd_core.shards.schema import SCHEMA_VERSION
+from ctd_core.storage.locations import below, is_uri
+from ctd_core.text.corpora import plan_slices
+from ctd_core.text.corpora.content import content_fingerprint
+from pipelines.artifacts.remote_copy import RunFiles
+
+TRAIN_SET = "train"
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A set of shards to be made.
+
+    held_out_fraction: which share of the documents that `corpus` holds out; None for those that it does not hold out.
+    teacher_weights: the fingerprint of the teacher that scores it. stamp: the name with the fingerprint of its content.
+    """
+
+    name: str
+    teacher: Teacher
+    teacher_weights: str
+    corpus: Corpus
+    held_out_fraction: float | None
+    stamp: str
+    location: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's config, with where everything that it makes lies; paths of directories are on this machine.
+
+    tokenizer: the directory of the trained tokenizer, None where the student's tokenizer is not trained.
+    init: the directory of the student before training. training: that of metrics and checkpoints.
+    datasets: the training sets, one for each teacher, and the evaluation sets, by name.
+    evaluation: the fingerprint of what the student is measured on.
+    """
+
+    config: RunConfig
+    files: RunFiles
+    tokenizer: Path | None
+    init: Path
+    training: Path
+    datasets: Mapping[str, DatasetPlan]
+    evaluation: str
+
+    @property
+    def model(self) -> Path:
+        """The directory of the exported student."""
+        return self.files.directory / "model"
+
+    @property
+    def report(self) -> Path:
+        """The file of what was measured."""
+        return self.files.directory / "report.json"
+
+    @property
+    def vocabulary_maps(self) -> Path:
+        """The directory of cached maps between vocabularies, which all runs share."""
+        return self.files.directory.parent / "maps"
+
+    @property
+    def checkpoints(self) -> str:
+        """The location of the training's checkpoints."""
+        return self.files.within(self.training)
+
+    @property
+    def shard_cache(self) -> Cache:
+        """Where copies of remote shards lie on this machine."""
+        return Cache(_user_cache() / "shards", self.config.prepare.cache_bytes)
+
+    @property
+    def training_sets(self) -> dict[str | None, DatasetPlan]:
+        """The training sets by the name of their teacher among extra_teachers, None for the main teacher's."""
+        names: list[str | None] = [None, *self.config.extra_teachers]
+        return {name: self.datasets[_train_set(name)] for name in names}
+
+
+def plan_run(config: RunConfig) -> RunPlan:
+    """The plan of a run. Reads the corpus and the weights once, for their fingerprints.
+
+    Args:
+        config: the run's options.
+
+    Returns:
+        The plan, with absolute locations.
+
+    Raises:
+        UsageError: a file of the corpus is missing, or a location would be lost with a job.
+    """
+    config = resolve_locations(config)
+    files = run_files(config)
+    slices = plan_slices(config.corpus, config.prepare.slice_bytes)
+    corpus_content = content_fingerprint(config.corpus, slices)
+    tokenizer = _tokenizer_fingerprint(config, corpus_content)
+    teachers: dict[str | None, Teacher] = {None: config.teacher} | dict(config.extra_teachers.items())
+    weights = {name: weights_fingerprint(teacher.model, teacher.revision) for name, teacher in teachers.items()}
+    datasets = _plan_datasets(config, files, tokenizer, weights, corpus_content)
+    init = files.directory / _init_name(config, tokenizer, weights[None])
+    is_trained = isinstance(config.student.tokenizer, TrainedTokenizer)
+    return RunPlan(
+        config=config,
+        files=files,
+        tokenizer=files.directory / f"tokenizer-{tokenizer}" if is_trained else None,
+        init=init,
+        training=files.directory / _training_name(config, datasets, init),
+        datasets=datasets,
+        evaluation=fingerprint(config.evaluate, [datasets[name].stamp for name in config.evaluate.sets]),
+    )
+
+
+def with_training(plan: RunPlan, train: Train) -> RunPlan:
+    """The plan of a run that differs in its training alone."""
+    config = plan.config.model_copy(update={"train": train})
+    training = plan.files.directory / _training_name(config, plan.datasets, plan.init)
+    return replace(plan, config=config, training=training)
+
+
+def variant(plan: RunPlan, values: Mapping[str, Any], source: str) -> RunPlan:
+    """The plan of the same run with other values at dotted paths below train.
+
+    Raises:
+        UsageError: a value is wrong, or changes something else; the message names `source`.
+    """
+    config = with_values(plan.config, values, source)
+    if config.model_copy(update={"train": plan.config.train}) != plan.config:
+        raise UsageError(f"{source} changes more than train.*, so its metrics could not be compared.")
+    return with_training(plan, config.train)
+
+
+def resolve_locations(config: RunConfig) -> RunConfig:
+    """`config` with output and prepare.storage as every worker has to call them.
+
+    Raises:
+        UsageError: a relative path would be lost with a job's working directory.
+    """
+    storage = config.prepare.storage
+    prepare = config.prepare.model_copy(update={"storage": storage and _absolute(storage, "prepare.storage")})
+    return config.model_copy(update={"output": _absolute(config.output, "output"), "prepare": prepare})
+
+
+def run_files(config: RunConfig) -> RunFiles:
+    """The files of a run: in `output`, or in the store that it names and a copy in the user's cache."""
+    output, name = config.output, config.name
+    if is_uri(output):
+        return RunFiles(_user_cache() / "runs" / fingerprint(output) / name, below(output, name))
+    return RunFiles(Path(output) / name, None)
+
+
+def _absolute(location: str, field: str) -> str:
+    if is_uri(location):
+        return location
+    path = Path(location).expanduser()
+    if IN_JOB in os.environ and not path.is_absolute():
+        raise UsageError(
+            f"{field}: {location} would lie in this job's own copy of the working directory, and be lost with it. Name "
+            "a directory that all machines share, or a URI such as s3://bucket/folder."
+        )
+    return str(path.resolve())
+
+
+def _user_cache() -> Path:
+    return Path.home() / ".cache" / "ctd"
+
+
+def _train_set(teacher: str | None) -> str:
+    return TRAIN_SET if teacher is None else f"{TRAIN_SET}-{teacher}"
+
+
+def _tokenizer_fingerprint(config: RunConfig, corpus_content: str) -> str:
+    chosen = config.student.tokenizer
+    options = chosen.model_dump(mode="json")
+    if isinstance(chosen, PretrainedTokenizer):
+        file = Path(chosen.name)
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        return fingerprint(options, content or weights_fingerprint(chosen.name, chosen.revision))
+    if isinstance(chosen, TrainedTokenizer):
+        return fingerprint(options, config.corpus.model_dump(mode="json", exclude={"sample_fraction"}), corpus_content)
+    return fingerprint(options)
+
+
+def _teacher_fingerprint(teacher: Teacher, weights: str) -> str:
+    return fingerprint(teacher.model_dump(mode="json"), weights)
+
+
+def _init_name(config: RunConfig, tokenizer: str, teacher_weights: str) -> str:
+    student = config.student
+    weights = weights_fingerprint(student.model, student.revision) if student.model is not None else None
+    teacher = _teacher_fingerprint(config.teacher, teacher_weights)
+    options = student.model_dump(mode="json")
+    return f"init-{fingerprint(TRANSFER_VERSION, options, weights, tokenizer, teacher)}"
+
+
+def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init: Path) -> str:
+    options = config.train.result_values()
+    options["autocast"] = config.train.use_gpu and config.train.autocast == "auto"  # losses in bfloat16 are others
+    names = [None, *config.extra_teachers]
+    return f"train-{fingerprint(options, [datasets[_train_set(name)].stamp for name in names], init.name)}"
+
+
+def _plan_datasets(
+    config: RunConfig, files: RunFiles, tokenizer: str, weights: Mapping[str | None, str], corpus_content: str
+) -> dict[str, DatasetPlan]:
+    corpus = config.corpus
+    sets: dict[str, tuple[str | None, Corpus, float | None]] = {TRAIN_SET: (None, corpus, None)}
+    for name, measured in config.evaluate.sets.items():
+        if isinstance(measured, HeldOut):
+            sets[name] = None, corpus, measured.sample_fraction
+        else:
+            sets[name] = None, measured, None
+    for extra in config.extra_teachers:
+        sets[_train_set(extra)] = extra, corpus, None
+    plans = {}
+    for name, (teacher_name, documents, held_out) in sets.items():
+        teacher = config.teacher if teacher_name is None else config.extra_teachers[teacher_name]
+        content = corpus_content
+        if documents is not corpus:
+            content = content_fingerprint(documents, plan_slices(documents, config.prepare.slice_bytes))
+        decides = fingerprint(
+            SCHEMA_VERSION,
+            tokenizer,
+            [config.student.begin_token, config.student.end_token],
+            _teacher_fingerprint(teacher, weights[teacher_name]),
+            documents.model_dump(mode="json"),
+            held_out,
+            content,
+            config.prepare.result_values(),
+        )
+        stamp = f"{name}-{decides}"
+        if config.prepare.storage is not None:
+            location = below(config.prepare.storage, config.name, stamp)
+        else:
+            location = files.within(files.directory / "prepared" / stamp)
+        plans[name] = DatasetPlan(name, teacher, weights[teacher_name], documents, held_out, stamp, location)
+    return plans
