@@ -201,7 +201,7 @@ def inspect(
 
     ctd inspect --student runs/demo/model --shards runs/demo/prepared/general-… --row 3
     """
-    if sum(one is not None for one in (text, text_file, shards)) != 1:
+    if sum(option is not None for option in (text, text_file, shards)) != 1:
         raise UsageError("give either --text or --text-file, or --shards")
     if (teacher is None) == (shards is None):
         raise UsageError("give --teacher with a text, and no --teacher with --shards, which hold its numbers")
@@ -318,8 +318,8 @@ def runs(
 
     found = list_runs(storage)
     if as_json_lines:
-        for one in found:
-            print(json.dumps(asdict(one)))
+        for run in found:
+            print(json.dumps(asdict(run)))
     else:
         print_table(as_table(found))
 
@@ -341,10 +341,10 @@ def chunks(
     """
     from pipelines.display.chunk_rules import as_json, as_table, measure_rules
 
-    measured = measure_rules(shards, [read_rule(one) for one in rule] if rule else None)
+    measured = measure_rules(shards, [read_rule(text) for text in rule] if rule else None)
     if as_json_lines:
-        for one in as_json(measured):
-            print(json.dumps(one))
+        for row in as_json(measured):
+            print(json.dumps(row))
     else:
         print_table(as_table(measured))
 

@@ -46,7 +46,7 @@ def test_under_its_own_tokenizer_the_student_is_the_teacher(teacher):
 
 
 def test_chunks_of_an_alignment_spell_the_text():
-    student, teacher = (ctd_core.prepare_tokenizer(one) for one in ("bytes", train_tokenizer(TEXTS, 600)))
+    student, teacher = (ctd_core.prepare_tokenizer(tokenizer) for tokenizer in ("bytes", train_tokenizer(TEXTS, 600)))
     for text, chunks in zip(texts(20), ctd_core.align_texts(student, teacher, texts(20)), strict=True):
         assert b"".join(chunk.text_bytes for chunk in chunks) == text.encode()
         for chunk in chunks:

@@ -57,8 +57,8 @@ def _last(ends: Positions) -> int:
 
 def _flatten(ends: Sequence[Positions], starts: Positions) -> tuple[Positions, Positions]:
     """All ends as positions in the batch, and the index of each text's first token among them."""
-    counts = np.array([len(one) for one in ends], dtype=np.int64)
-    flat = np.concatenate([np.asarray(one, dtype=np.int64) for one in ends])
+    counts = np.array([len(row_ends) for row_ends in ends], dtype=np.int64)
+    flat = np.concatenate([np.asarray(row_ends, dtype=np.int64) for row_ends in ends])
     return flat + np.repeat(starts[:-1], counts), np.cumsum(counts) - counts
 
 

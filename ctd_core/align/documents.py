@@ -133,10 +133,12 @@ def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
 
 
 def _marker_piece(role: str, student: PreparedTokenizer, teacher: PreparedTokenizer) -> _Piece:
-    mine, theirs = (np.array(tokenizer.markers.get(role, ()), dtype=np.int32) for tokenizer in (student, teacher))
+    student_ids, teacher_ids = (
+        np.array(tokenizer.markers.get(role, ()), dtype=np.int32) for tokenizer in (student, teacher)
+    )
     kinds = np.array([MARKER | BEFORE_WHITESPACE], dtype=np.uint8)
-    my_end, their_end = (np.array([len(ids)]) for ids in (mine, theirs))
-    return _Piece(mine, theirs, my_end, their_end, kinds, np.zeros(1, dtype=np.int64), False)
+    student_end, teacher_end = (np.array([len(ids)]) for ids in (student_ids, teacher_ids))
+    return _Piece(student_ids, teacher_ids, student_end, teacher_end, kinds, np.zeros(1, dtype=np.int64), False)
 
 
 def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedText]:
@@ -153,18 +155,18 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     one_to_one = kinds & MARKER == 0
     one_to_one[chunk_starts[:-1][[piece.first_differs for piece in pieces]]] = False
     ids, cuts, ends = [], [], []
-    for my_ids, my_ends in (
+    for token_ids, token_ends in (
         ([piece.student_ids for piece in pieces], [piece.student_chunk_ends for piece in pieces]),
         ([piece.teacher_ids for piece in pieces], [piece.teacher_chunk_ends for piece in pieces]),
     ):
-        starts = _starts([len(one) for one in my_ids])
+        starts = _starts([len(row_ids) for row_ids in token_ids])
         within = starts[:-1] - np.repeat(starts[first_pieces[:-1]], np.diff(first_pieces))
-        ends.append((np.concatenate(my_ends) + np.repeat(within, chunk_counts)).astype(np.int32))
+        ends.append((np.concatenate(token_ends) + np.repeat(within, chunk_counts)).astype(np.int32))
         begins = np.concatenate([[0], ends[-1][:-1]])
         begins[chunk_cuts[:-1]] = 0
         scored &= (begins > 0) & (ends[-1] > begins)  # context before it, and a token of its own
         one_to_one &= ends[-1] - begins == 1
-        ids.append(np.concatenate(my_ids))
+        ids.append(np.concatenate(token_ids))
         cuts.append(starts[first_pieces])
     kinds[scored] |= SCORED
     kinds[one_to_one] |= ONE_TO_ONE
@@ -174,11 +176,12 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     lengths = lengths.astype(np.int32)
     results = []
     for number, (document, _) in enumerate(documents):
-        mine, theirs = (slice(cut[number], cut[number + 1]) for cut in cuts)
+        student_tokens, teacher_tokens = (slice(cut[number], cut[number + 1]) for cut in cuts)
         chunks = slice(chunk_cuts[number], chunk_cuts[number + 1])
         results.append(
             AlignedText(
-                document.id, ids[0][mine], ids[1][theirs], ends[0][chunks], ends[1][chunks], kinds[chunks],
+                document.id, ids[0][student_tokens], ids[1][teacher_tokens],
+                ends[0][chunks], ends[1][chunks], kinds[chunks],
                 lengths[chunks],
             )
         )  # fmt: skip
@@ -204,7 +207,7 @@ def _window(document: AlignedText, first: int, start: int, stop: int) -> Aligned
     kinds = np.concatenate([document.chunk_kinds[:first], document.chunk_kinds[start:stop]])
     if np.all(kinds & MARKER):
         kinds &= ~np.uint8(SCORED)  # the text does not end where it begins
-    if not all(len(one) and one[0] for one in (ends[0][:first], ends[1][:first])):
+    if not all(len(before_first) and before_first[0] for before_first in (ends[0][:first], ends[1][:first])):
         kinds[first] &= ~np.uint8(SCORED)  # nothing stands before it on one side
     lengths = np.concatenate([document.chunk_bytes[:first], document.chunk_bytes[start:stop]])
     return AlignedText(document.document_id, ids[0], ids[1], ends[0], ends[1], kinds, lengths)

@@ -14,10 +14,10 @@ def exact_map(student: TokenBytes, teacher: TokenBytes) -> npt.NDArray[np.int32]
     Special tokens and tokens of no bytes have none. Where several tokens of one side have the same bytes, one of them
     stands for all (see ids_by_bytes), so no student token is named twice.
     """
-    mine, theirs = ids_by_bytes(student), ids_by_bytes(teacher)
+    student_ids, teacher_ids = ids_by_bytes(student), ids_by_bytes(teacher)
     result = np.full(len(teacher.by_id), -1, dtype=np.int32)
-    for raw, token in theirs.items():
-        result[token] = mine.get(raw, -1)
+    for raw, token in teacher_ids.items():
+        result[token] = student_ids.get(raw, -1)
     return result
 
 
@@ -31,13 +31,15 @@ def nearest_map(student: TokenBytes, teacher: TokenBytes) -> npt.NDArray[np.int3
     from rapidfuzz.distance import Levenshtein
 
     result = exact_map(student, teacher)
-    mine, theirs = _spelled(student), _spelled(teacher)
-    order = np.array(sorted((token for token, text in enumerate(mine) if text), key=lambda token: len(mine[token])))
-    choices = [mine[token] for token in order]
-    unmatched = [token for token, text in enumerate(theirs) if text and result[token] < 0]
+    student_texts, teacher_texts = _spelled(student), _spelled(teacher)
+    order = np.array(
+        sorted((token for token, text in enumerate(student_texts) if text), key=lambda token: len(student_texts[token]))
+    )
+    choices = [student_texts[token] for token in order]
+    unmatched = [token for token, text in enumerate(teacher_texts) if text and result[token] < 0]
     for start in range(0, len(unmatched), NEAREST_AT_ONCE):
         tokens = unmatched[start : start + NEAREST_AT_ONCE]
-        spelled = [theirs[token] for token in tokens]
+        spelled = [teacher_texts[token] for token in tokens]
         distances = process.cdist(spelled, choices, scorer=Levenshtein.distance, workers=-1, dtype=np.uint16)
         result[tokens] = order[distances.argmin(1)]
     return result

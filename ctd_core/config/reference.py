@@ -94,13 +94,13 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
     if origin is Literal:
         return ", ".join(str(value) for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type(one) for one in arguments) + _bounds(field)
+        return " or ".join(_type(argument) for argument in arguments) + _bounds(field)
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
         return f"{_type(arguments[1])} by name"
     if origin is tuple:
-        return ", ".join(_type(one) for one in arguments)
+        return ", ".join(_type(argument) for argument in arguments)
     if annotation is type(None):
         return "none"
     if isinstance(annotation, type) and issubclass(annotation, Options):
@@ -125,7 +125,7 @@ def _default(field: FieldInfo) -> str:
         return "as below"
     value = field.default
     if isinstance(value, list) and value and isinstance(value[0], Options):
-        return ", ".join(f"`kind: {one.kind}`" for one in value)
+        return ", ".join(f"`kind: {option.kind}`" for option in value)
     if value is None:
         return "none"
     return f"`{json.dumps(value)}`".replace("Infinity", ".inf")

@@ -40,7 +40,7 @@ Choose = Callable[[str, Choice | Numbers], float]
 def parse_space(value: Any, name: str) -> Any:
     """`value` as YAML has it, with a Choice or Numbers for each distribution; raises UsageError, naming `name`."""
     if isinstance(value, list):
-        return [parse_space(one, f"{name}.{index}") for index, one in enumerate(value)]
+        return [parse_space(inner, f"{name}.{index}") for index, inner in enumerate(value)]
     if not isinstance(value, dict):
         return value
     kind: Any
@@ -49,17 +49,19 @@ def parse_space(value: Any, name: str) -> Any:
     if kind in ("choice", "grid"):
         if not isinstance(given, list) or not given:
             raise UsageError(f"{name}: {kind} takes a list of values (it is {given!r}).")
-        return Choice(tuple(parse_space(one, f"{name}[{index}]") for index, one in enumerate(given)), kind == "grid")
+        return Choice(
+            tuple(parse_space(number, f"{name}[{index}]") for index, number in enumerate(given)), kind == "grid"
+        )
     if kind in ("uniform", "log_uniform", "integer"):
         whole, logarithmic = kind == "integer", kind == "log_uniform"
         numbers = int if whole else (int, float)
-        good = isinstance(given, list) and len(given) == 2 and all(isinstance(one, numbers) for one in given)
-        good = good and not any(isinstance(one, bool) or not math.isfinite(one) for one in given)
+        good = isinstance(given, list) and len(given) == 2 and all(isinstance(number, numbers) for number in given)
+        good = good and not any(isinstance(number, bool) or not math.isfinite(number) for number in given)
         if not good or not given[0] < given[1] or (logarithmic and given[0] <= 0):
             what = "two whole numbers" if whole else "two positive numbers" if logarithmic else "two numbers"
             raise UsageError(f"{name}: {kind} takes {what}, the smaller first (it is {given!r}).")
         return Numbers(given[0], given[1], whole, logarithmic)
-    return {key: parse_space(one, f"{name}.{key}") for key, one in value.items()}
+    return {key: parse_space(inner, f"{name}.{key}") for key, inner in value.items()}
 
 
 def draw(space: Any, choose: Choose, name: str = "") -> Any:
@@ -70,9 +72,9 @@ def draw(space: Any, choose: Choose, name: str = "") -> Any:
     if isinstance(space, Numbers):
         return choose(name, space)
     if isinstance(space, list):
-        return [draw(one, choose, f"{name}.{index}") for index, one in enumerate(space)]
+        return [draw(inner, choose, f"{name}.{index}") for index, inner in enumerate(space)]
     if isinstance(space, Mapping):
-        return {key: draw(one, choose, f"{name}.{key}" if name else str(key)) for key, one in space.items()}
+        return {key: draw(inner, choose, f"{name}.{key}" if name else str(key)) for key, inner in space.items()}
     return space
 
 
@@ -87,16 +89,16 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
     while True:
         met = 0
 
-        def choose(name: str, one: Choice | Numbers) -> float:
+        def choose(name: str, spec: Choice | Numbers) -> float:
             nonlocal met
-            if isinstance(one, Numbers) and not one.whole and everything:
+            if isinstance(spec, Numbers) and not spec.whole and everything:
                 raise UsageError(f"{name}: a grid search cannot try every number of a range. Write grid: [...] there.")
-            if not (everything or (isinstance(one, Choice) and one.every)):
-                return _draw_at_random(one, random_state)
+            if not (everything or (isinstance(spec, Choice) and spec.every)):
+                return _draw_at_random(spec, random_state)
             if met == len(taken):
-                taken.append((0, len(one.options) if isinstance(one, Choice) else int(one.high - one.low) + 1))
+                taken.append((0, len(spec.options) if isinstance(spec, Choice) else int(spec.high - spec.low) + 1))
             met += 1
-            return taken[met - 1][0] + (one.low if isinstance(one, Numbers) else 0)
+            return taken[met - 1][0] + (spec.low if isinstance(spec, Numbers) else 0)
 
         yield draw(space, choose)
         while taken and taken[-1][0] + 1 == taken[-1][1]:
@@ -109,20 +111,22 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
 def _has_grid_in_choice(space: Any, chosen: bool = False) -> bool:
     if isinstance(space, Choice):
         inside = chosen or not space.every
-        return (chosen and space.every) or any(_has_grid_in_choice(one, inside) for one in space.options)
+        return (chosen and space.every) or any(_has_grid_in_choice(option, inside) for option in space.options)
     within = space.values() if isinstance(space, Mapping) else space if isinstance(space, list) else ()
-    return any(_has_grid_in_choice(one, chosen) for one in within)
+    return any(_has_grid_in_choice(inner, chosen) for inner in within)
 
 
-def _draw_at_random(one: Choice | Numbers, random_state: random.Random) -> float:
+def _draw_at_random(spec: Choice | Numbers, random_state: random.Random) -> float:
     """An index of an option, or a number, of which three digits are kept where the range allows."""
-    if isinstance(one, Choice):
-        return random_state.randrange(len(one.options))
-    if one.whole:
-        return random_state.randint(int(one.low), int(one.high))
-    if one.logarithmic:
-        drawn = math.exp(random_state.uniform(math.log(one.low), math.log(one.high)))
+    if isinstance(spec, Choice):
+        return random_state.randrange(len(spec.options))
+    if spec.whole:
+        return random_state.randint(int(spec.low), int(spec.high))
+    if spec.logarithmic:
+        drawn = math.exp(random_state.uniform(math.log(spec.low), math.log(spec.high)))
     else:
-        drawn = random_state.uniform(one.low, one.high)
+        drawn = random_state.uniform(spec.low, spec.high)
     legible = float(f"{drawn:.3g}")
-    return legible if abs(legible - drawn) < 1e-2 * (one.high - one.low) and one.low <= legible <= one.high else drawn
+    return (
+        legible if abs(legible - drawn) < 1e-2 * (spec.high - spec.low) and spec.low <= legible <= spec.high else drawn
+    )

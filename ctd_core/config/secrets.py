@@ -24,7 +24,7 @@ def has_secret(text: str) -> bool:
         return False
     if any(pattern.search(text) for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER)):
         return True
-    return any(_is_secret(one[2]) for one in QUERY.finditer(text))
+    return any(_is_secret(match[2]) for match in QUERY.finditer(text))
 
 
 def _is_secret(name: str) -> bool:
@@ -50,4 +50,4 @@ def redact(text: str) -> str:
         return text
     for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER):
         text = pattern.sub(r"\1***@", text)
-    return QUERY.sub(lambda one: f"{one[1]}{one[2]}={'***' if _is_secret(one[2]) else one[3]}", text)
+    return QUERY.sub(lambda match: f"{match[1]}{match[2]}={'***' if _is_secret(match[2]) else match[3]}", text)

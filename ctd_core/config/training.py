@@ -90,11 +90,11 @@ class Train(Options):
     @field_validator("freeze")
     @classmethod
     def _patterns(cls, patterns: list[str]) -> list[str]:
-        for one in patterns:
+        for pattern in patterns:
             try:
-                re.compile(one)
+                re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{one!r} is no regular expression ({error})") from error
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
         return patterns
 
     @model_validator(mode="after")
@@ -123,7 +123,7 @@ class Train(Options):
 
     @model_validator(mode="after")
     def _no_weight_is_ignored(self) -> "Train":
-        weighted = [one.kind for one in self.objectives if one.weight != 1]
+        weighted = [objective.kind for objective in self.objectives if objective.weight != 1]
         if self.weighting == "gradient_magnitude" and (weighted or len(self.objectives) < 2):
             raise ValueError(
                 "weighting: gradient_magnitude finds the weights of several objectives itself"

@@ -95,7 +95,7 @@ def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(_explain(one, kind) for one in error.errors())) from error
+        raise UsageError(f"{source}: " + "\n".join(_explain(details, kind) for details in error.errors())) from error
 
 
 def read_rule(text: str) -> AnyChunks:
@@ -106,7 +106,7 @@ def read_rule(text: str) -> AnyChunks:
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        raise UsageError(f"--rule {text}: " + "\n".join(_explain(one) for one in error.errors())) from error
+        raise UsageError(f"--rule {text}: " + "\n".join(_explain(details) for details in error.errors())) from error
     return rule
 
 
@@ -122,7 +122,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, except that 1e-5 is a number, as everywhere else, and a key given twice an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
+        keys = [key_node.value for key_node, _ in node.value if isinstance(key_node, yaml.ScalarNode)]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
@@ -162,18 +162,22 @@ def _fields_beside(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The names of the fields of the group of options in which the last part of `path` was looked for."""
     kinds = [kind]
     for part in path[:-1]:
-        inner = [one.model_fields[part].annotation for one in kinds if str(part) in getattr(one, "model_fields", {})]
-        kinds = [leaf for one in inner for leaf in _models_in(one)] or kinds  # a number, a key or a tag stays within
-        tagged = [one for one in kinds if part in get_args(one.model_fields.get("kind", _NO_KIND).annotation)]
+        inner = [
+            group.model_fields[part].annotation for group in kinds if str(part) in getattr(group, "model_fields", {})
+        ]
+        kinds = [
+            leaf for annotation in inner for leaf in _models_in(annotation)
+        ] or kinds  # a number, a key or a tag stays within
+        tagged = [group for group in kinds if part in get_args(group.model_fields.get("kind", _NO_KIND).annotation)]
         kinds = tagged or kinds
-    return [name for one in kinds for name in getattr(one, "model_fields", {})]
+    return [name for group in kinds for name in getattr(group, "model_fields", {})]
 
 
 def _models_in(annotation: Any) -> list[Any]:
     """Every group of options that an annotation such as `dict[str, A | B] | None` names."""
     if hasattr(annotation, "model_fields"):
         return [annotation]
-    return [leaf for one in get_args(annotation) for leaf in _models_in(one)]
+    return [leaf for argument in get_args(annotation) for leaf in _models_in(argument)]
 
 
 def _explain(error: Any, kind: Any = None) -> str:

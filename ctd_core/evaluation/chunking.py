@@ -37,11 +37,11 @@ def measure_chunking(shards: RowSource, rule: AnyChunks) -> Chunking:
         merged = merge(rule, chunks.before_whitespace, chunks.teacher_boundary_logprobs, chunks.breaks)
         text = chunks.scored & ~chunks.marker
         sizes = [
-            np.bincount(merged.index[text], weights=one[text], minlength=len(merged.last))
-            for one in (chunks.num_bytes, chunks.num_student_tokens, chunks.num_teacher_tokens)
+            np.bincount(merged.index[text], weights=lengths[text], minlength=len(merged.last))
+            for lengths in (chunks.num_bytes, chunks.num_student_tokens, chunks.num_teacher_tokens)
         ]
         single = (sizes[1] == 1) & (sizes[2] == 1)
-        total += [np.count_nonzero(sizes[1]), *(one.sum() for one in sizes), np.count_nonzero(single)]
+        total += [np.count_nonzero(sizes[1]), *(size.sum() for size in sizes), np.count_nonzero(single)]
     count, num_bytes, student_tokens, teacher_tokens, single_count = total.tolist()
     return Chunking(
         chunks=int(count),

@@ -52,7 +52,7 @@ def measure_likelihoods(
             batch.chunks.num_bytes[text],
         )
         on_batch(min(first + world, len(batches)) / len(batches))
-    in_order = [one for _, one in sorted(_of_all_workers(found).items())]
+    in_order = [logprobs for _, logprobs in sorted(_of_all_workers(found).items())]
     total = sum(int(sizes.sum()) for _, _, sizes in in_order)
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
@@ -72,4 +72,4 @@ def _of_all_workers(found: dict[int, T]) -> dict[int, T]:
         return found
     every: list[dict[int, T]] = [{}] * dist.get_world_size()
     dist.all_gather_object(every, found)
-    return {number: one for each in every for number, one in each.items()}
+    return {number: values for each in every for number, values in each.items()}

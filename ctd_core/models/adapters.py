@@ -35,8 +35,8 @@ def check_targets(model: PreTrainedModel, options: Adapters) -> None:
     output = model.get_output_embeddings()
     linear = [
         name.rpartition(".")[2]
-        for name, one in model.named_modules()
-        if isinstance(one, nn.Linear | Conv1D) and one is not output
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
     ]
     for target in options.targets:
         if target not in linear:
@@ -57,7 +57,7 @@ def merge_adapters(model: nn.Module) -> None:
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """`model` as it is without its adapters."""
     layers = [layer for _, layer in _adapted(model)]
-    trained = [(one, one.requires_grad) for layer in layers for one in layer.parameters()]
+    trained = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -73,4 +73,4 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     """The layers of the model that have an adapter, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]

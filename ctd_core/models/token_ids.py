@@ -57,16 +57,20 @@ def ids_with_student(student: PreparedTokenizer, teacher: PreparedTokenizer) -> 
     """The student's id for each teacher id of which it has the same token: by bytes, or special ones by their name."""
     own = ids_by_bytes(student.encoder.token_bytes)
     found = {token_id: own[raw] for token_id, raw in enumerate(teacher.encoder.token_bytes.by_id) if raw and raw in own}
-    named = {token.content: one for one, token in _special(student)}
+    named = {token.content: token_id for token_id, token in _special(student)}
     for role in ROLES:
         old, new = (getattr(tokenizer.encoder.tokenizer, f"{role}_token_id") for tokenizer in (teacher, student))
         if old is not None and new is not None:
             found[old] = new
-    return found | {one: named[token.content] for one, token in _special(teacher) if token.content in named}
+    return found | {token_id: named[token.content] for token_id, token in _special(teacher) if token.content in named}
 
 
 def _special(tokenizer: PreparedTokenizer) -> Iterator[tuple[int, Any]]:
-    return ((one, token) for one, token in tokenizer.encoder.tokenizer.added_tokens_decoder.items() if token.special)
+    return (
+        (token_id, token)
+        for token_id, token in tokenizer.encoder.tokenizer.added_tokens_decoder.items()
+        if token.special
+    )
 
 
 def _ids(config: Any) -> Iterator[tuple[Any, str, Any]]:
@@ -87,8 +91,8 @@ def _renumbered(value: Any, new_id: Callable[[int], int | None]) -> tuple[Any, l
         return None, []
     if isinstance(value, int):
         return (value, []) if value < 0 else (new_id(value), [value] if new_id(value) is None else [])
-    parts = [_renumbered(one, new_id) for one in value]
+    parts = [_renumbered(item, new_id) for item in value]
     missing = [old for _, olds in parts for old in olds]
-    is_nested = any(isinstance(one, list | tuple) for one in value)
+    is_nested = any(isinstance(item, list | tuple) for item in value)
     sequences = [new for new, olds in parts if new is not None and not (is_nested and olds)]
     return sequences or None, missing

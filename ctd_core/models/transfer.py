@@ -91,12 +91,12 @@ def _rows(student: PreparedTokenizer, teacher: PreparedTokenizer, old_size: int)
     if student.encoder.tokenizer.get_vocab() == teacher.encoder.tokenizer.get_vocab():
         size = max(len(student.encoder.token_bytes.by_id), old_size)
         return [[row] if row < old_size else [] for row in range(size)], size
-    sources = [[one for one in ids if one < old_size] for ids in old_tokens(student, teacher)]
+    sources = [[old_id for old_id in ids if old_id < old_size] for ids in old_tokens(student, teacher)]
     return sources, len(sources)
 
 
 def _warn_of_rows_not_finite(tokenizer: PreparedTokenizer, *tables: Tensor) -> None:
-    rows = sorted({row for one in tables for row in (~one.detach().isfinite().all(1)).nonzero()[:, 0].tolist()})
+    rows = sorted({row for table in tables for row in (~table.detach().isfinite().all(1)).nonzero()[:, 0].tolist()})
     if rows:
         names = tokenizer.encoder.tokenizer.convert_ids_to_tokens([row for row in rows[:8]])
         logger.warning(
@@ -134,7 +134,7 @@ def encode_bytes(tokenizer: PreparedTokenizer, spelled: list[bytes]) -> list[lis
     results = []
     for raw, encoding in zip(spelled, encodings, strict=True):
         ids = [] if isinstance(encoding, DocumentError) else encoding.ids[encoding.byte_ends > 0].tolist()
-        if b"".join(tokenizer.encoder.token_bytes.by_id[one] or b"" for one in ids) != raw:
+        if b"".join(tokenizer.encoder.token_bytes.by_id[old_id] or b"" for old_id in ids) != raw:
             ids, at = [], 0
             while at < len(raw):
                 end = next((end for end in range(min(len(raw), at + longest), at, -1) if raw[at:end] in exact), None)
@@ -152,12 +152,12 @@ def average_rows(old: Tensor, sources: list[list[int]], size: int) -> Tensor:
     """
     finite = old.isfinite().all(1)
     used = finite.tolist()
-    sources = [[one for one in ids if used[one]] for ids in sources]
+    sources = [[old_id for old_id in ids if used[old_id]] for ids in sources]
     new = old[finite].float().mean(0).repeat(size, 1)
     lengths = np.array([len(ids) for ids in sources])
     filled = torch.from_numpy(np.flatnonzero(lengths))
     owner = torch.from_numpy(np.repeat(np.arange(len(sources)), lengths))
-    flat = torch.tensor([one for ids in sources for one in ids], dtype=torch.int64)
+    flat = torch.tensor([old_id for ids in sources for old_id in ids], dtype=torch.int64)
     new[filled] = 0.0
     new.index_add_(0, owner, old.float()[flat] / torch.from_numpy(lengths)[owner][:, None])
     return new.to(old.dtype)
@@ -168,28 +168,35 @@ def _special_roles(student: PreparedTokenizer, teacher: PreparedTokenizer) -> di
     the teacher, else the one of the same name, else the one of the same role (bos, eos …).
     """
     roles: dict[int, list[int]] = {}
-    mine, theirs = student.encoder.tokenizer, teacher.encoder.tokenizer
+    student_tokenizer, teacher_tokenizer = student.encoder.tokenizer, teacher.encoder.tokenizer
     for name in ("unk", "pad", "sep", "cls", "mask", "bos", "eos"):
-        student_id, teacher_id = getattr(mine, f"{name}_token_id"), getattr(theirs, f"{name}_token_id")
+        student_id, teacher_id = (
+            getattr(student_tokenizer, f"{name}_token_id"),
+            getattr(teacher_tokenizer, f"{name}_token_id"),
+        )
         if student_id is not None and teacher_id is not None:
             roles[student_id] = [teacher_id]
-    named = {token.content: one for one, token in theirs.added_tokens_decoder.items() if token.special}
-    for student_id, token in mine.added_tokens_decoder.items():
+    named = {
+        token.content: token_id for token_id, token in teacher_tokenizer.added_tokens_decoder.items() if token.special
+    }
+    for student_id, token in student_tokenizer.added_tokens_decoder.items():
         if token.special and token.content in named:
             roles[student_id] = [named[token.content]]
     tokens: dict[int, list[int]] = defaultdict(list)
     for role, ids in student.markers.items():
         for token_id in ids:
-            tokens[token_id] += [one for one in teacher.markers.get(role, ()) if one not in tokens[token_id]]
+            tokens[token_id] += [
+                token_id for token_id in teacher.markers.get(role, ()) if token_id not in tokens[token_id]
+            ]
     return roles | {token_id: ids for token_id, ids in tokens.items() if ids}
 
 
 def _name_of(model: nn.Module, parameter: Tensor) -> str:
-    return next(name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter)
+    return next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is parameter)
 
 
 def _output_names(model: PreTrainedModel) -> list[str]:
     output = model.get_output_embeddings()
-    module = next(name for name, one in model.named_modules() if one is output)
+    module = next(name for name, module in model.named_modules() if module is output)
     bias = getattr(output, "bias", None) is not None
     return [f"{module}.weight", *([f"{module}.bias"] if bias else [])]

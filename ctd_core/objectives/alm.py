@@ -45,13 +45,15 @@ def alm(options: Alm, online: OnlineTeacher | None) -> Objective:
 
         def loss_sum(student: StudentOutputs, teacher_outputs: TeacherOutputs) -> Tensor:
             device = student.token.device
-            at, of, after = (torch.from_numpy(one).to(device) for one in (finest, merged, last))
-            mine = student.chunk.new_zeros(len(kept)).index_add(0, of, student.chunk[at])
+            at, of, after = (torch.from_numpy(values).to(device) for values in (finest, merged, last))
+            student_logprobs = student.chunk.new_zeros(len(kept)).index_add(0, of, student.chunk[at])
             if options.boundary:
-                mine = mine + student.boundary[after]
-            theirs = torch.from_numpy(teacher).to(device, mine.dtype)
-            divergences = binarised_divergence(options.divergence, mine, theirs, options.temperature)
-            return (divergences * torch.from_numpy(weights).to(device, mine.dtype)).sum()
+                student_logprobs = student_logprobs + student.boundary[after]
+            teacher_logprobs = torch.from_numpy(teacher).to(device, student_logprobs.dtype)
+            divergences = binarised_divergence(
+                options.divergence, student_logprobs, teacher_logprobs, options.temperature
+            )
+            return (divergences * torch.from_numpy(weights).to(device, student_logprobs.dtype)).sum()
 
         return Plan(float(weights.sum()), loss_sum, options.needs, last if options.boundary else NO_CHUNKS)
 

@@ -28,10 +28,10 @@ class Dskd(nn.Module):
     def __init__(self, options: config.Dskd, online: OnlineTeacher) -> None:
         super().__init__()
         self.needs = options.needs
-        mine, theirs = online.student_hidden_size, online.hidden_size
-        self.query = nn.Linear(2 * mine, 2 * theirs)
-        self.to_teacher = nn.Linear(mine, theirs)
-        self.to_student = nn.Linear(theirs, mine)
+        student_size, teacher_size = online.student_hidden_size, online.hidden_size
+        self.query = nn.Linear(2 * student_size, 2 * teacher_size)
+        self.to_teacher = nn.Linear(student_size, teacher_size)
+        self.to_student = nn.Linear(teacher_size, student_size)
 
     def forward(self, batch: Batch) -> Plan:
         """The plan for a batch."""
@@ -42,37 +42,45 @@ class Dskd(nn.Module):
             fixed = replace(
                 student.head, weight=student.head.weight.detach(), bias=None if bias is None else bias.detach()
             )
-            mine, theirs = student.hidden[batch.target_rows], teacher.hidden[batch.teacher.target_rows]
-            to_student = sum_over_logits((student.head, fixed), (mine, in_student), _in_student_space, batch.target_ids)
-            in_teacher = in_teacher.to(theirs.dtype)
-            to_teacher = sum_over_logits((teacher.head, teacher.head), (in_teacher, theirs), _divergence)
+            student_hidden, teacher_hidden = (
+                student.hidden[batch.target_rows],
+                teacher.hidden[batch.teacher.target_rows],
+            )
+            to_student = sum_over_logits(
+                (student.head, fixed), (student_hidden, in_student), _in_student_space, batch.target_ids
+            )
+            in_teacher = in_teacher.to(teacher_hidden.dtype)
+            to_teacher = sum_over_logits((teacher.head, teacher.head), (in_teacher, teacher_hidden), _divergence)
             return to_student + to_teacher
 
         return Plan(len(batch.target_ids), loss_sum, self.needs)
 
     def _cross(self, batch: Batch, student: StudentOutputs, teacher: TeacherOutputs) -> tuple[Tensor, Tensor]:
         """[Q, H] the teacher's states at the student's targets, [R, H'] the student's at the teacher's."""
-        theirs = batch.teacher
-        my_before = batch.input_ids.flatten()[batch.positions][batch.target_rows]
-        before = theirs.input_ids.flatten()[theirs.positions][theirs.target_rows]
-        my_embeddings, embeddings = student.embeddings.detach(), teacher.embeddings.detach()
-        queries = self.query(torch.cat([my_embeddings[my_before], my_embeddings[batch.target_ids]], 1))
-        my_values = self.to_teacher(student.hidden[batch.target_rows])
-        values, keys = teacher.hidden[theirs.target_rows], embeddings[theirs.target_ids]
-        keys_before = embeddings[before]
-        my_sizes, sizes = (
-            torch.bincount(row_of_token(side)[side.target_rows], minlength=len(batch.rows)).tolist()
-            for side in (batch, theirs)
+        teacher_tokens = batch.teacher
+        student_before = batch.input_ids.flatten()[batch.positions][batch.target_rows]
+        before = teacher_tokens.input_ids.flatten()[teacher_tokens.positions][teacher_tokens.target_rows]
+        student_embeddings, teacher_embeddings = (
+            student.embeddings.detach(),
+            teacher.embeddings.detach(),
         )
-        my_parts = [torch.split(one, my_sizes) for one in (queries, my_values)]
-        parts = [torch.split(one, sizes) for one in (values, keys, keys_before)]
+        queries = self.query(torch.cat([student_embeddings[student_before], student_embeddings[batch.target_ids]], 1))
+        student_values = self.to_teacher(student.hidden[batch.target_rows])
+        values, keys = teacher.hidden[teacher_tokens.target_rows], teacher_embeddings[teacher_tokens.target_ids]
+        keys_before = teacher_embeddings[before]
+        student_sizes, sizes = (
+            torch.bincount(row_of_token(side)[side.target_rows], minlength=len(batch.rows)).tolist()
+            for side in (batch, teacher_tokens)
+        )
+        student_parts = [torch.split(rows, student_sizes) for rows in (queries, student_values)]
+        parts = [torch.split(rows, sizes) for rows in (values, keys, keys_before)]
         in_student, in_teacher = [], []
-        for query, my_value, value, key, key_before in zip(*my_parts, *parts, strict=True):
+        for query, student_value, value, key, key_before in zip(*student_parts, *parts, strict=True):
             pair = _normalised(torch.cat([key_before, key], 1))
             scores = query @ pair.T / math.sqrt(pair.shape[1])
             spoken = self.to_student(_normalised(value) + _normalised(key))
             in_student.append(scores.softmax(1) @ spoken)
-            in_teacher.append(scores.T.softmax(1) @ my_value)
+            in_teacher.append(scores.T.softmax(1) @ student_value)
         return torch.cat(in_student), torch.cat(in_teacher)
 
 

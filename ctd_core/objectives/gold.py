@@ -35,24 +35,26 @@ def gold(options: Gold, online: OnlineTeacher) -> Objective:
         sizes = [min(pair) for pair in zip(tokens, widths, strict=True)]  # a tokenizer may have more than its model
         in_both = (ids >= 0) & (ids < sizes[0]) & (np.arange(len(ids)) < sizes[1])
         same = ids[in_both].astype(np.int64), np.flatnonzero(in_both)
-        others = (np.setdiff1d(np.arange(size), one) for one, size in zip(same, sizes, strict=True))
-        shared, rest = ([torch.from_numpy(one).to(online.device) for one in which] for which in (same, others))
+        others = (np.setdiff1d(np.arange(size), pair) for pair, size in zip(same, sizes, strict=True))
+        shared, rest = ([torch.from_numpy(ids).to(online.device) for ids in which] for which in (same, others))
         return sizes, shared, rest
 
     def loss(student: Tensor, teacher: Tensor, before_student: Tensor, before_teacher: Tensor) -> Tensor:
         sizes, shared, rest = vocabularies(student.shape[1], teacher.shape[1])
         weight = len(shared[0]) / sizes[1]
-        mine = (student[:, : sizes[0]].log_softmax(1) + before_student[:, None]).exp()
-        theirs = (teacher[:, : sizes[1]].log_softmax(1) + before_teacher[:, None]).exp()
-        p, q = mine[:, shared[0]], theirs[:, shared[1]]
-        logs = [one.clamp(min=LEAST).log() for one in (p, q)]
+        student_measure = (student[:, : sizes[0]].log_softmax(1) + before_student[:, None]).exp()
+        teacher_measure = (teacher[:, : sizes[1]].log_softmax(1) + before_teacher[:, None]).exp()
+        p, q = student_measure[:, shared[0]], teacher_measure[:, shared[1]]
+        logs = [measure.clamp(min=LEAST).log() for measure in (p, q)]
         matched = (q * (logs[1] - logs[0]) - q + p).sum(1)
-        return weight * matched + (1 - weight) * sorted_distance(mine[:, rest[0]], theirs[:, rest[1]])
+        return weight * matched + (1 - weight) * sorted_distance(
+            student_measure[:, rest[0]], teacher_measure[:, rest[1]]
+        )
 
     def plan(batch: Batch) -> Plan:
         pairs = last_token_pairs(batch)
         scored = batch.chunks.scored
-        counts = [one[scored] for one in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)]
+        counts = [counts[scored] for counts in (batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens)]
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
             before_student = _before_last(student.token, counts[0])
@@ -69,7 +71,7 @@ def _before_last(token: Tensor, counts: Indices) -> Tensor:
     last = np.cumsum(counts) - 1
     inside = np.setdiff1d(np.arange(len(token)), last)
     chunk = np.repeat(np.arange(len(counts)), counts)[inside]
-    at, of = (torch.from_numpy(one).to(token.device) for one in (inside, chunk))
+    at, of = (torch.from_numpy(indices).to(token.device) for indices in (inside, chunk))
     return token.new_zeros(len(counts)).index_add(0, of, token[at])
 
 

@@ -23,22 +23,26 @@ class HiddenStates(nn.Module):
     def __init__(self, options: config.HiddenStates, online: OnlineTeacher) -> None:
         super().__init__()
         self.needs = options.needs
-        mine, theirs = online.student_hidden_size, online.hidden_size
-        self.projection = nn.Identity() if mine == theirs else nn.Linear(mine, theirs, bias=False)
+        student_size, teacher_size = online.student_hidden_size, online.hidden_size
+        self.projection = (
+            nn.Identity() if student_size == teacher_size else nn.Linear(student_size, teacher_size, bias=False)
+        )
 
     def forward(self, batch: Batch) -> Plan:
         """The plan for a batch."""
         pairs = chunk_end_pairs(batch)
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
-            mine = self.projection(student.hidden[pairs.student]).float()
-            theirs = teacher.hidden[pairs.teacher].float()
+            student_hidden = self.projection(student.hidden[pairs.student]).float()
+            teacher_hidden = teacher.hidden[pairs.teacher].float()
             row = row_of_token(batch)[pairs.student]
             ends = torch.bincount(row, minlength=len(batch.rows)).clamp(min=1)
-            squares = theirs.new_zeros(len(batch.rows), theirs.shape[1]).index_add(0, row, theirs.square())
+            squares = teacher_hidden.new_zeros(len(batch.rows), teacher_hidden.shape[1]).index_add(
+                0, row, teacher_hidden.square()
+            )
             scale = (squares / ends[:, None]).clamp(min=LEAST)
             # DDP waits for a gradient of every parameter, and nothing else here depends on an output matrix of its own.
-            distance: Tensor = ((mine - theirs).square() / scale[row]).mean(1)
+            distance: Tensor = ((student_hidden - teacher_hidden).square() / scale[row]).mean(1)
             return distance.sum() + student.token.sum() * 0
 
         return Plan(len(pairs.student), loss_sum, self.needs)

@@ -82,7 +82,7 @@ Objective = Callable[[Batch], Plan]  # a torch module where the objective has pr
 
 def boundary_chunks(plans: Sequence[Plan]) -> Indices:
     """The finest chunks [K] at which some plan needs the boundary, ascending."""
-    return np.unique(np.concatenate([one.boundary_chunks for one in plans] or [NO_CHUNKS]))
+    return np.unique(np.concatenate([plan.boundary_chunks for plan in plans] or [NO_CHUNKS]))
 
 
 def chunk_sums(batch: Batch, token: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ def kd(options: Kd, online: OnlineTeacher) -> Objective:
     tokens = len(student_bytes)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        mine, theirs = ((one[:, :tokens] / options.temperature).log_softmax(1) for one in (student, teacher))
-        return options.temperature**2 * kl_divergence(mine, theirs)
+        student_logprobs, teacher_logprobs = (
+            (logits[:, :tokens] / options.temperature).log_softmax(1) for logits in (student, teacher)
+        )
+        return options.temperature**2 * kl_divergence(student_logprobs, teacher_logprobs)
 
     return logit_objective(one_to_one_pairs, loss)

@@ -34,7 +34,9 @@ def min_ed(options: MinEd, online: OnlineTeacher) -> Objective:
 
     def divergence(student: Tensor, teacher: Tensor) -> Tensor:
         tokens, of_teacher = vocabularies(student.shape[1], teacher.shape[1])
-        logprobs = [(one / options.temperature).log_softmax(1) for one in (student[:, tokens], teacher[:, of_teacher])]
+        logprobs = [
+            (logits / options.temperature).log_softmax(1) for logits in (student[:, tokens], teacher[:, of_teacher])
+        ]
         return kl_divergence(*logprobs)
 
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

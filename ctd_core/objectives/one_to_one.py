@@ -24,9 +24,9 @@ def one_to_one_kl(options: OneToOneKl, online: OnlineTeacher | None) -> Objectiv
         top = batch.top
 
         def loss_sum(student: StudentOutputs, teacher: TeacherOutputs) -> Tensor:
-            mine, theirs = student.top, top.teacher_logprobs.to(student.top.dtype)
-            terms = _terms(options.direction, mine, theirs)
-            rest = [_log_rest(one, top.group, top.groups) for one in (mine, theirs)]
+            student_logprobs, teacher_logprobs = student.top, top.teacher_logprobs.to(student.top.dtype)
+            terms = _terms(options.direction, student_logprobs, teacher_logprobs)
+            rest = [_log_rest(measure, top.group, top.groups) for measure in (student_logprobs, teacher_logprobs)]
             return terms.sum() + _terms(options.direction, *rest).sum()
 
         return Plan(top.groups, loss_sum, options.needs)
@@ -34,8 +34,12 @@ def one_to_one_kl(options: OneToOneKl, online: OnlineTeacher | None) -> Objectiv
     return plan
 
 
-def _terms(direction: str, mine: Tensor, theirs: Tensor) -> Tensor:
-    return theirs.exp() * (theirs - mine) if direction == "forward" else mine.exp() * (mine - theirs)
+def _terms(direction: str, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    return (
+        teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)
+        if direction == "forward"
+        else student_logprobs.exp() * (student_logprobs - teacher_logprobs)
+    )
 
 
 def _log_rest(logprobs: Tensor, group: Tensor, groups: int) -> Tensor:

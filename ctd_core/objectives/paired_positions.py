@@ -49,9 +49,9 @@ def last_token_pairs(batch: Batch) -> PositionPairs:
 def same_index_pairs(batch: Batch) -> PositionPairs:
     """The positions before the n-th scored token of either side, n = 1, 2 … as long as both rows have one."""
     student, teacher = (_by_row_and_index(side.target_rows, row_of_token(side)) for side in (batch, batch.teacher))
-    _, mine, theirs = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
+    _, student_indices, teacher_indices = np.intersect1d(student, teacher, assume_unique=True, return_indices=True)
     device = batch.target_rows.device
-    chosen = (torch.from_numpy(one).to(device) for one in (mine, theirs))
+    chosen = (torch.from_numpy(indices).to(device) for indices in (student_indices, teacher_indices))
     return PositionPairs(batch.target_rows[next(chosen)], batch.teacher.target_rows[next(chosen)])
 
 
@@ -108,10 +108,10 @@ def sum_over_logits(
     """
 
     def block_sum(*block: Tensor) -> Tensor:
-        logits = [logits_of(one, head) for one, head in zip(block, heads, strict=False)]
+        logits = [logits_of(hidden_block, head) for hidden_block, head in zip(block, heads, strict=False)]
         return loss(*logits, *block[len(heads) :]).sum()
 
     size = max(16, BLOCK_BYTES // (4 * sum(head.weight.shape[0] for head in heads)))
-    blocks = [torch.split(one, size) for one in (*hidden, *extras)]
+    blocks = [torch.split(tensor, size) for tensor in (*hidden, *extras)]
     sums = [checkpoint(block_sum, *block, use_reentrant=False) for block in zip(*blocks, strict=True)]
     return torch.stack(sums).sum()

@@ -27,5 +27,8 @@ def uld(options: Uld, online: OnlineTeacher) -> Objective:
 def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """[K], the L1 distance of probabilities [K, V] and [K, U], each in descending order."""
     size = max(student.shape[1], teacher.shape[1])
-    mine, theirs = (pad(one.sort(1, descending=True).values, (0, size - one.shape[1])) for one in (student, teacher))
-    return (mine - theirs).abs().sum(1)
+    student_sorted, teacher_sorted = (
+        pad(probabilities.sort(1, descending=True).values, (0, size - probabilities.shape[1]))
+        for probabilities in (student, teacher)
+    )
+    return (student_sorted - teacher_sorted).abs().sum(1)

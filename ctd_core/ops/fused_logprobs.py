@@ -75,7 +75,7 @@ def top_logprobs(hidden: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor]:
         torch.nn.functional.log_softmax(logits_of(hidden[rows], head), 1).topk(k, 1)
         for rows, _, _ in _blocks(len(hidden), head.weight, *[torch.arange(0, device=hidden.device)] * 2)
     ]
-    return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])
+    return torch.cat([block.indices for block in found]), torch.cat([block.values for block in found])
 
 
 class _FusedLogprobs(torch.autograd.Function):

@@ -111,7 +111,9 @@ class Batch:
         """The same batch with its tensors on `device`."""
         names = ("input_ids", "positions", "target_rows", "target_ids", "chunk_of_target", "chunk_rows")
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        moved["extra_inputs"] = {name: one.to(device, non_blocking=True) for name, one in self.extra_inputs.items()}
+        moved["extra_inputs"] = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in self.extra_inputs.items()
+        }
         return replace(self, top=self.top.to(device), teacher=self.teacher.to(device), **moved)
 
 
@@ -189,7 +191,7 @@ class _Side:
 def _side(
     ids: list[npt.NDArray[np.int32]], scored: npt.NDArray[np.bool_], chunk_tokens: npt.NDArray[np.int64]
 ) -> _Side:
-    lengths = np.array([len(one) for one in ids])
+    lengths = np.array([len(row_ids) for row_ids in ids])
     inside = np.arange(lengths.max()) < lengths[:, None]
     input_ids = np.zeros(inside.shape, dtype=np.int64)
     flat_ids = np.concatenate(ids).astype(np.int64)
@@ -226,10 +228,10 @@ def _top(shards: RowSource, rows: Rows, rows_before: Rows) -> Top:
 def _chunks(shards: RowSource, rows: Rows) -> Chunks:
     ends = shards.read(schema.STUDENT_CHUNK_ENDS, rows)
     student_tokens, teacher_tokens = (
-        np.concatenate([np.diff(one, prepend=0) for one in side]).astype(np.int64)
+        np.concatenate([np.diff(row_ends, prepend=0) for row_ends in side]).astype(np.int64)
         for side in (ends, shards.read(schema.TEACHER_CHUNK_ENDS, rows))
     )
-    counts = np.array([len(one) for one in ends])
+    counts = np.array([len(row_ends) for row_ends in ends])
     kinds = np.concatenate(shards.read(schema.CHUNK_KINDS, rows))
     scored, marker = kinds & SCORED > 0, kinds & MARKER > 0
     breaks = np.ones(len(kinds), dtype=np.bool_)

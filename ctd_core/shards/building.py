@@ -37,8 +37,8 @@ def build_rows(
     named: list[str] = []
     count = empty = 0
     for batch in _batches(documents):
-        errors += [one for one in batch if isinstance(one, DocumentError)]
-        given = [one for one in batch if isinstance(one, Document)]
+        errors += [aligned for aligned in batch if isinstance(aligned, DocumentError)]
+        given = [aligned for aligned in batch if isinstance(aligned, Document)]
         full = [document for document in given if any(isinstance(s, Text) and s.text for s in document.segments)]
         count, empty = count + len(batch), empty + len(given) - len(full)
         named += [found for document in full if (found := _find_name(document, names))]

@@ -43,17 +43,17 @@ class Cache:
     def _evict(self, newest: Path) -> None:
         """Evict least recently used shards; a process that has mapped one still reads it."""
         found = []
-        for one in self.directory.glob("*.arrow"):
+        for file in self.directory.glob("*.arrow"):
             with suppress(FileNotFoundError):  # another process makes room as well
-                status = one.stat()
-                found.append((status.st_mtime_ns, status.st_size, one))
+                status = file.stat()
+                found.append((status.st_mtime_ns, status.st_size, file))
         total = sum(size for _, size, _ in found)
-        for _, size, one in sorted(found):
+        for _, size, file in sorted(found):
             if total <= self.max_bytes:
                 return
-            if one != newest:
+            if file != newest:
                 total -= size
-                one.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
 
 
 def _mapped(file: Path, entry: ShardEntry, verify: bool) -> pa.Buffer | None:

@@ -169,7 +169,7 @@ def is_finished(folder: Folder, cache: Cache | None = None) -> bool:
         folder.set_aside(MANIFEST)
         return False
     good = verify_shards(folder, cache)
-    return all(good.get(one.file) == one for one in manifest.shards)
+    return all(good.get(shard.file) == shard for shard in manifest.shards)
 
 
 def _read_entry(folder: Folder, file: str) -> ShardEntry | None:

@@ -44,7 +44,7 @@ class Counts(Record):
     @property
     def dropped_documents(self) -> int:
         """Documents dropped for any reason."""
-        return sum(one.documents for one in self.dropped.values())
+        return sum(dropped.documents for dropped in self.dropped.values())
 
 
 class ShardEntry(Record):
@@ -112,11 +112,11 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     """The counts of several shards together."""
     dropped: dict[str, Dropped] = {}
     for part in parts:
-        for reason, one in part.dropped.items():
+        for reason, of_part in part.dropped.items():
             so_far = dropped.get(reason)
             dropped[reason] = Dropped(
-                documents=one.documents + (so_far.documents if so_far else 0),
-                example=so_far.example if so_far else one.example,
+                documents=of_part.documents + (so_far.documents if so_far else 0),
+                example=so_far.example if so_far else of_part.example,
             )
     sums = {
         name: sum(getattr(part, name) for part in parts)
@@ -125,7 +125,7 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     }
     return Counts(
         **sums,
-        special_token_example=next((one.special_token_example for one in parts if one.special_token_example), ""),
+        special_token_example=next((part.special_token_example for part in parts if part.special_token_example), ""),
         dropped=dropped,
         max_student_id=max((part.max_student_id for part in parts), default=-1),
         max_teacher_id=max((part.max_teacher_id for part in parts), default=-1),
@@ -136,7 +136,9 @@ def check_dropped(counts: Counts, max_dropped_fraction: float) -> None:
     """Raises CtdError with every reason and an example where more documents were dropped than is allowed."""
     if counts.dropped_documents <= max_dropped_fraction * counts.documents:
         return
-    reasons = [f"  {reason}: {one.documents}, such as {one.example}" for reason, one in counts.dropped.items()]
+    reasons = [
+        f"  {reason}: {dropped.documents}, such as {dropped.example}" for reason, dropped in counts.dropped.items()
+    ]
     raise CtdError(
         f"{counts.dropped_documents} of {counts.documents} documents had to be dropped, more than the share of "
         f"{max_dropped_fraction:g} that prepare.max_dropped_fraction allows:\n"

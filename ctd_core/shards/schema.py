@@ -60,7 +60,7 @@ def with_columns(
 
 def list_array(lists: Sequence[npt.NDArray[Any]], kind: pa.ListType) -> pa.ListArray:
     """Arrays of any length as one Arrow list array."""
-    offsets = np.cumsum([0, *(len(one) for one in lists)])
+    offsets = np.cumsum([0, *(len(values) for values in lists)])
     values = np.concatenate(lists) if lists else np.zeros(0)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind.value_type))
 

@@ -54,7 +54,7 @@ def find_files(pattern: str) -> list[str]:
         return [match for match in sorted(_glob(pattern)) if Path(match).is_file()]
     parts = urlsplit(pattern)
     bare = pattern.removesuffix("?" + parts.query)
-    fixed = bare[: next((n for n, one in enumerate(bare) if one in "*["), len(bare))]
+    fixed = bare[: next((n for n, character in enumerate(bare) if character in "*["), len(bare))]
     folder = fixed if fixed == bare else posixpath.dirname(fixed)
     query = f"?{parts.query}" if parts.query else ""
     files, root = file_system(folder + query)
@@ -66,7 +66,9 @@ def find_files(pattern: str) -> list[str]:
         raise UsageError(f"{pattern}: the file system does not answer ({error}).") from error
     wanted = root + bare.removeprefix(folder)
     steps = wanted.split("/")
-    inside = [one.path for one in found if one.type == fs.FileType.File and _matches(one.path.split("/"), steps)]
+    inside = [
+        entry.path for entry in found if entry.type == fs.FileType.File and _matches(entry.path.split("/"), steps)
+    ]
     return [folder + path.removeprefix(root) + query for path in sorted(inside)]
 
 
@@ -86,7 +88,7 @@ def _matches(path: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not path
     if pattern[0] == "**":
-        visible = next((n for n, one in enumerate(path) if one.startswith(".")), len(path))
+        visible = next((n for n, character in enumerate(path) if character.startswith(".")), len(path))
         return any(_matches(path[n:], pattern[1:]) for n in range(visible + 1))
     if not path or (path[0].startswith(".") and not pattern[0].startswith(".")):
         return False
@@ -116,7 +118,7 @@ def names_in(location: str | Path) -> list[str]:
     files, path = file_system(str(location))
     with _told(f"{location}: cannot be read"):
         found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(one.base_name for one in found)
+    return sorted(entry.base_name for entry in found)
 
 
 def files_below(location: str | Path) -> dict[str, float]:
@@ -134,8 +136,8 @@ def files_below(location: str | Path) -> dict[str, float]:
                 raise UsageError(f"{location}: no such folder ({error}).") from error
         except OSError as error:
             raise CtdError(f"{location}: cannot be read ({error}).") from error
-    inside = [one for one in found if one.type == fs.FileType.File]
-    return {posixpath.relpath(one.path, path): (one.mtime_ns or 0) / 1e9 for one in inside}
+    inside = [entry for entry in found if entry.type == fs.FileType.File]
+    return {posixpath.relpath(entry.path, path): (entry.mtime_ns or 0) / 1e9 for entry in inside}
 
 
 def delete_folder(location: str | Path) -> None:

@@ -77,10 +77,10 @@ class TextEncoder:
         spelled = decode(self.token_bytes, flat)
         results: list[EncodedText | DocumentError] = []
         token = byte = 0
-        for text, mine in zip(texts, ids, strict=True):
-            ends = byte_ends[token : token + len(mine)] - byte
-            token, stop = token + len(mine), byte + (int(ends[-1]) if len(mine) else 0)
-            results.append(self._checked(text.encode(), spelled[byte:stop], EncodedText(mine, ends)))
+        for text, token_ids in zip(texts, ids, strict=True):
+            ends = byte_ends[token : token + len(token_ids)] - byte
+            token, stop = token + len(token_ids), byte + (int(ends[-1]) if len(token_ids) else 0)
+            results.append(self._checked(text.encode(), spelled[byte:stop], EncodedText(token_ids, ends)))
             byte = stop
         return results
 

@@ -58,8 +58,8 @@ def canonical_form(text: str, normalise: Sequence[Normaliser]) -> str:
     given = text
     for _ in range(MAX_ROUNDS):
         changed = False
-        for one in normalise:
-            before, text = text, one(text)
+        for normaliser in normalise:
+            before, text = text, normaliser(text)
             changed |= text != before
         if not changed:
             break
@@ -70,15 +70,15 @@ def canonical_form(text: str, normalise: Sequence[Normaliser]) -> str:
     return text
 
 
-def _is_compatible(one: str, other: str) -> bool:
-    return unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
+def _is_compatible(first: str, other: str) -> bool:
+    return unicodedata.normalize("NFKC", first) == unicodedata.normalize("NFKC", other)
 
 
 def _flat(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [inner for one in part["normalizers"] for inner in _flat(one)]
+        return [inner for inner in part["normalizers"] for inner in _flat(inner)]
     return [part]
 
 

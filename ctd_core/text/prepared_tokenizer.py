@@ -44,7 +44,9 @@ def prepare_tokenizer(
     end = _named(tokenizer, name, end_token)
     if end is None:
         end = _first(tokenizer.eos_token_id)
-    if num_embeddings is not None and (beyond := [one for one in (*begin, *end) if one >= num_embeddings]):
+    if num_embeddings is not None and (
+        beyond := [token_id for token_id in (*begin, *end) if token_id >= num_embeddings]
+    ):
         raise TokenizerError(
             f"{name}: texts begin or end with {tokenizer.convert_ids_to_tokens(beyond)}, and the embedding has "
             f"{num_embeddings} entries. Name other tokens in begin_token and end_token."
@@ -58,9 +60,9 @@ def check_embedding(tokenizer: PreTrainedTokenizerFast, name: str, num_embedding
     Raises:
         TokenizerError: tokens of the vocabulary itself have none, so it is not this model's.
     """
-    beyond = {token: one for token, one in tokenizer.get_vocab().items() if one >= num_embeddings}
+    beyond = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id >= num_embeddings}
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    if plain := [one for token, one in beyond.items() if token not in added]:
+    if plain := [token_id for token, token_id in beyond.items() if token not in added]:
         raise TokenizerError(
             f"{name}: its token ids reach {max(plain)}, and the model's embedding has {num_embeddings} entries. Take "
             "the tokenizer that belongs to the model."

@@ -60,7 +60,9 @@ def ids_by_bytes(token_bytes: TokenBytes) -> dict[bytes, int]:
     byte-fallback token, and of those the last: added text rather than a piece). Special tokens stand for none.
     """
     fallback_first = np.argsort(~token_bytes.is_fallback, kind="stable").tolist()
-    plain = [(token_bytes.by_id[one], one) for one in fallback_first if not token_bytes.is_special[one]]
+    plain = [
+        (token_bytes.by_id[token_id], token_id) for token_id in fallback_first if not token_bytes.is_special[token_id]
+    ]
     return {raw: token_id for raw, token_id in plain if raw}
 
 

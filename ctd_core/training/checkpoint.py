@@ -64,13 +64,13 @@ def load_weights(location: str | Path, student: LogprobModel) -> None:
 def _tensors(student: LogprobModel) -> dict[str, torch.Tensor]:
     """Parameters and buffers, tied ones once; of a student that is shared out, this worker's shares."""
     first: dict[int, tuple[str, torch.Tensor]] = {}
-    for name, one in student.state_dict(keep_vars=True).items():
-        first.setdefault(id(one), (name, one))
+    for name, tensor in student.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
     return dict(first.values())
 
 
 def _optimizer_tensors(student: LogprobModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: optimizer.state[one] for name, one in _tensors(student).items() if one in optimizer.state}
+    return {name: optimizer.state[tensor] for name, tensor in _tensors(student).items() if tensor in optimizer.state}
 
 
 def _read(location: str, state: dict[str, Any]) -> None:

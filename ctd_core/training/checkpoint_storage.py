@@ -107,7 +107,7 @@ class Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this worker's tensors; raises OSError where that cannot be done."""
         file = f"tensors-{self._rank:05d}.safetensors"
-        tensors = {_name(one.index): cast(Tensor, planner.resolve_data(one)) for one in plan.items}
+        tensors = {_name(item.index): cast(Tensor, planner.resolve_data(item)) for item in plan.items}
         results = []
         with self._created(file) as stream:
             begin = stream.write(_header(tensors))
@@ -129,12 +129,12 @@ class Writer(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the JSON, which makes the checkpoint complete."""
         pieces: dict[str, list[Piece]] = defaultdict(list)
-        for result in (one for worker in results for one in worker):
+        for result in (item for worker in results for item in worker):
             pieces[result.index.fqn].append(result.storage_data)
         tensors = {
-            name: StoredTensor(dtype=NAMES[one.properties.dtype], size=tuple(one.size), pieces=pieces[name])
-            for name, one in metadata.state_dict_metadata.items()
-            if isinstance(one, TensorStorageMetadata)
+            name: StoredTensor(dtype=NAMES[stored.properties.dtype], size=tuple(stored.size), pieces=pieces[name])
+            for name, stored in metadata.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
         }
         stored = StoredCheckpoint(version=VERSION, checksum=_checksum(_canonical(tensors)), tensors=tensors)
         with self._created(METADATA) as stream:
@@ -174,11 +174,11 @@ class Reader(StorageReader):
         """What is stored."""
         tensors = {
             name: TensorStorageMetadata(
-                TensorProperties(DTYPES[one.dtype]),
-                torch.Size(one.size),
-                [ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes)) for piece in one.pieces],
+                TensorProperties(DTYPES[stored.dtype]),
+                torch.Size(stored.size),
+                [ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes)) for piece in stored.pieces],
             )
-            for name, one in self._stored.items()
+            for name, stored in self._stored.items()
         }
         return Metadata(dict(tensors))
 
@@ -201,7 +201,7 @@ class Reader(StorageReader):
             wanted[piece.file].append((piece, item))
         for file, items in wanted.items():
             with self._opened(file) as stream:
-                for piece, item in sorted(items, key=lambda one: one[0].begin):
+                for piece, item in sorted(items, key=lambda piece: piece[0].begin):
                     dtype = DTYPES[self._stored[item.storage_index.fqn].dtype]
                     stored = self._read(stream, piece, dtype)
                     for axis, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
@@ -220,7 +220,7 @@ class Reader(StorageReader):
 
     def _piece(self, index: MetadataIndex) -> Piece:
         pieces = self._stored[index.fqn].pieces
-        return next(one for one in pieces if index.offset is None or one.offsets == tuple(index.offset))
+        return next(piece for piece in pieces if index.offset is None or piece.offsets == tuple(index.offset))
 
     def _opened(self, file: str) -> pa.NativeFile:
         path = posixpath.join(self._root, file)
@@ -281,7 +281,7 @@ def _name(index: MetadataIndex) -> str:
 
 
 def _canonical(tensors: dict[str, StoredTensor]) -> bytes:
-    plain = {name: one.model_dump(mode="json") for name, one in tensors.items()}
+    plain = {name: tensor.model_dump(mode="json") for name, tensor in tensors.items()}
     return json.dumps(plain, sort_keys=True).encode()
 
 

@@ -189,7 +189,7 @@ def _norm_not_finite(
 
 
 def _nothing_compared(options: Train, steps: int) -> str:
-    kinds = ", ".join(one.kind for one in options.objectives)
+    kinds = ", ".join(objective.kind for objective in options.objectives)
     return (
         f"in {steps} steps there was nothing that {kinds} could compare: nothing was learned. Look at the shards with "
         "`ctd chunks --shards …`, and take an objective such as alm, or a tokenizer that shares tokens with the "

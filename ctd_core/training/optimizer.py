@@ -45,14 +45,14 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
         raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
     peak = options.projection_learning_rate
     for decays in (False, True):
-        if chosen := [one for one in student.projections.parameters() if (one.ndim > 1) == decays]:
+        if chosen := [parameter for parameter in student.projections.parameters() if (parameter.ndim > 1) == decays]:
             decay = options.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     optimizer = torch.optim.AdamW(groups, betas=options.betas, fused=True)
     for group in optimizer.param_groups:
-        for one in group["params"]:
-            means = {name: torch.zeros_like(one, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[one] = {"step": torch.zeros((), device=one.device), **means}
+        for parameter in group["params"]:
+            means = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **means}
     return optimizer
 
 

@@ -93,8 +93,11 @@ def accumulate_gradients(
     """
     device = batches[0].input_ids.device
     wide = torch.float64  # for what is added up over workers
-    plans = [[one.plan(batch) if one.source == batch.source else NOTHING for one in objectives] for batch in batches]
-    counts = torch.tensor([[one.count for one in row] for row in plans], dtype=wide, device=device).sum(0)
+    plans = [
+        [objective.plan(batch) if objective.source == batch.source else NOTHING for objective in objectives]
+        for batch in batches
+    ]
+    counts = torch.tensor([[plan.count for plan in row] for row in plans], dtype=wide, device=device).sum(0)
     world = _sum_over_workers(counts)
     weights = [objective.weight for objective in objectives]
     if balance:
@@ -115,7 +118,7 @@ def accumulate_gradients(
     _sum_over_workers(sums)
     _raise_everywhere(failure, device)
     losses = [float(total) / max(float(count), 1.0) for total, count in zip(sums, counts, strict=False)]
-    chunks, tokens, padded, num_bytes, chunk_tokens, mine, theirs = sums[len(objectives) :].tolist()
+    chunks, tokens, padded, num_bytes, chunk_tokens, student_logprob, teacher_logprob = sums[len(objectives) :].tolist()
     return StepMetrics(
         loss=sum(weight * loss for weight, loss in zip(weights, losses, strict=True)),
         losses=losses,
@@ -126,8 +129,8 @@ def accumulate_gradients(
         padding_share=1 - tokens / padded,
         mean_chunk_bytes=num_bytes / max(chunks, 1),
         mean_chunk_tokens=chunk_tokens / max(chunks, 1),
-        mean_student_chunk_logprob=mine / max(chunks, 1),
-        mean_teacher_chunk_logprob=theirs / max(chunks, 1),
+        mean_student_chunk_logprob=student_logprob / max(chunks, 1),
+        mean_teacher_chunk_logprob=teacher_logprob / max(chunks, 1),
     )
 
 
@@ -141,12 +144,12 @@ def _balanced(
 ) -> list[float]:
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
     model = _without_ddp(student)
-    last = [one for one in model.language_model.layers[-1].parameters() if one.requires_grad]
+    last = [parameter for parameter in model.language_model.layers[-1].parameters() if parameter.requires_grad]
     if not last:
         raise UsageError(
             "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."
         )
-    sums = [[torch.zeros_like(one) for one in last] for _ in counts]
+    sums = [[torch.zeros_like(parameter) for parameter in last] for _ in counts]
     failure: LossNotFinite | None = None
     for batch, planned in zip(batches, plans, strict=True):
         with _autocast(counts.device, autocast):
@@ -154,16 +157,18 @@ def _balanced(
         for term, total in zip(terms, sums, strict=True):
             if not torch.isfinite(term) and failure is None:
                 failure = LossNotFinite(term.item(), batch.rows.tolist(), batch.source)
-            for one, gradient in zip(total, torch.autograd.grad(term, last, retain_graph=True), strict=True):
-                one += gradient
+            for gradient_sum, gradient in zip(total, torch.autograd.grad(term, last, retain_graph=True), strict=True):
+                gradient_sum += gradient
     _raise_everywhere(failure, counts.device)
     inverse = []
     for total, count in zip(sums, counts, strict=True):
-        for one in total:
-            _sum_over_workers(one)
-        norm = float(torch.stack([one.double().norm() for one in total]).norm()) / max(float(count), 1.0)
+        for gradient_sum in total:
+            _sum_over_workers(gradient_sum)
+        norm = float(torch.stack([gradient_sum.double().norm() for gradient_sum in total]).norm()) / max(
+            float(count), 1.0
+        )
         inverse.append(1 / norm if norm > LEAST_NORM else 0.0)
-    return [one / (sum(inverse) or 1.0) for one in inverse]
+    return [share / (sum(inverse) or 1.0) for share in inverse]
 
 
 def _forward(
@@ -205,7 +210,7 @@ def _forward(
         float(token.detach().double().sum()),  # every target token lies in a scored chunk
         chunks.teacher_logprobs[scored].sum(dtype=np.float64),
     ]
-    return terms, torch.tensor([float(one) for one in measured], dtype=torch.float64)
+    return terms, torch.tensor([float(value) for value in measured], dtype=torch.float64)
 
 
 def _without_ddp(student: LogprobModel | DistributedDataParallel) -> LogprobModel:

@@ -40,7 +40,7 @@ def list_runs(storage: str) -> list[RunState]:
         name, _, inside = path.partition("/")
         runs.setdefault(name, {})[inside] = changed
     states = [state for name, found in runs.items() if (state := _state(storage, name, found)) is not None]
-    return sorted(states, key=lambda one: one.age_seconds)
+    return sorted(states, key=lambda item: item.age_seconds)
 
 
 def as_table(runs: list[RunState]) -> TextTable:
@@ -66,7 +66,7 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
     }
     if not newest:
         return None
-    state, file = max(newest.items(), key=lambda one: (files[one[1]], one[0] != "preparing"))
+    state, file = max(newest.items(), key=lambda item: (files[item[1]], item[0] != "preparing"))
     steps: list[dict[str, Any]] = []
     if "training" in newest:
         with suppress(CtdError):  # a damaged line: the run is listed without its last figures

@@ -121,7 +121,7 @@ def own_errors() -> Iterator[None]:
             found += [candidate for candidate in candidates if isinstance(candidate, CtdError)]
             seen = seen.__cause__ or seen.__context__
         if found:
-            first = next((one for one in found if not isinstance(one, FailedElsewhere)), found[0])
+            first = next((error for error in found if not isinstance(error, FailedElsewhere)), found[0])
             raise (UsageError if isinstance(first, UsageError) else CtdError)(str(first)) from error
         from ray.train import TrainingFailedError  # takes seconds, and only trainings need it
 

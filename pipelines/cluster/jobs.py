@@ -49,7 +49,9 @@ def submit(
     client = _client(address)
     typed = shlex.join(["ctd", *command])
     try:
-        running = {one.submission_id: one for one in client.list_jobs()}.get(job) if job is not None else None
+        running = (
+            {details.submission_id: details for details in client.list_jobs()}.get(job) if job is not None else None
+        )
     except (RuntimeError, OSError) as error:
         raise CtdError(f"{address}: the cluster does not tell its jobs ({error}).") from error
     if running is None:

@@ -102,8 +102,8 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
 
 def merged_as_json(merged: list[MergedText]) -> dict[str, object]:
     """The object that `--json` prints for merged chunks."""
-    shown = [asdict(one) | {"text": one.text_bytes.decode(errors="replace")} for one in merged]
-    return {"chunks": [one | {"bytes": one.pop("text_bytes").hex()} for one in shown]}
+    shown = [asdict(chunk) | {"text": chunk.text_bytes.decode(errors="replace")} for chunk in merged]
+    return {"chunks": [chunk | {"bytes": chunk.pop("text_bytes").hex()} for chunk in shown]}
 
 
 def merged_as_table(merged: list[MergedText]) -> Table:
@@ -111,11 +111,13 @@ def merged_as_table(merged: list[MergedText]) -> Table:
     table = Table()
     for column in ("chunk", "student tokens", "teacher tokens", "teacher log-likelihood", "boundary probability"):
         table.add_column(column, justify="left" if column == "chunk" else "right")
-    for one in merged:
-        text = repr(one.text_bytes.decode(errors="backslashreplace"))[1:-1] if one.text_bytes else "(marker)"
-        numbers = ("" if value is None else f"{value:.3f}" for value in (one.teacher_logprob, one.boundary_probability))
-        style = None if one.scored else "dim"
-        table.add_row(Text(text), str(one.student_tokens), str(one.teacher_tokens), *numbers, style=style)
+    for chunk in merged:
+        text = repr(chunk.text_bytes.decode(errors="backslashreplace"))[1:-1] if chunk.text_bytes else "(marker)"
+        numbers = (
+            "" if value is None else f"{value:.3f}" for value in (chunk.teacher_logprob, chunk.boundary_probability)
+        )
+        style = None if chunk.scored else "dim"
+        table.add_row(Text(text), str(chunk.student_tokens), str(chunk.teacher_tokens), *numbers, style=style)
     return table
 
 

@@ -26,12 +26,12 @@ class OptunaSearcher(Searcher):
         self.choices: dict[str, dict[str, float]] = {}
         direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
         self._study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=seed))
-        for trial in (one for one in past if one.state != "running"):
+        for trial in (trial for trial in past if trial.state != "running"):
             self._study.enqueue_trial(dict(trial.choices))
             asked, _ = self._ask()
             value = trial.lines[-1].get(metric) if trial.lines and trial.state == "ended" else None
             self._tell(asked, value)
-        for trial in (one for one in past if one.state == "running"):  # what is waiting is asked for first
+        for trial in (trial for trial in past if trial.state == "running"):  # what is waiting is asked for first
             self._study.enqueue_trial(dict(trial.choices))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class OptunaSearcher(Searcher):
     def _ask(self) -> tuple[Any, dict[str, Any]]:
         trial = self._study.ask()
 
-        def choose(name: str, one: Choice | Numbers) -> float:
-            if isinstance(one, Choice):
-                return trial.suggest_categorical(name, list(range(len(one.options))))
-            if one.whole:
-                return trial.suggest_int(name, int(one.low), int(one.high))
-            return trial.suggest_float(name, one.low, one.high, log=one.logarithmic)
+        def choose(name: str, spec: Choice | Numbers) -> float:
+            if isinstance(spec, Choice):
+                return trial.suggest_categorical(name, list(range(len(spec.options))))
+            if spec.whole:
+                return trial.suggest_int(name, int(spec.low), int(spec.high))
+            return trial.suggest_float(name, spec.low, spec.high, log=spec.logarithmic)
 
         return trial, draw(self._space, choose)
 

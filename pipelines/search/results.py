@@ -42,14 +42,14 @@ class TrialResult:
 
 def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult]:
     """The best first: failed ones last, those stopped early behind those that were not, else by their last figure."""
-    most = max((one.steps for one in trials if one.error is None), default=0)
+    most = max((trial.steps for trial in trials if trial.error is None), default=0)
     sign = 1 if mode == "min" else -1
 
-    def place(one: TrialResult) -> tuple[bool, bool, float]:
+    def place(trial: TrialResult) -> tuple[bool, bool, float]:
         return (
-            one.error is not None,
-            one.steps < most,
-            sign * one.lines[-1][metric] if one.has_finite(metric) else math.inf,
+            trial.error is not None,
+            trial.steps < most,
+            sign * trial.lines[-1][metric] if trial.has_finite(metric) else math.inf,
         )
 
     return sorted(trials, key=place)
@@ -86,9 +86,9 @@ def as_table(trials: Sequence[TrialResult], metric: str) -> TextTable:
 
 def _varied(trials: Sequence[TrialResult]) -> list[str]:
     """The names of those single values in which trials differ."""
-    leaves = [_leaves(one.values) for one in trials]
-    names = dict.fromkeys(name for one in leaves for name in one)
-    return [name for name in names if len({repr(one.get(name)) for one in leaves}) > 1]
+    leaves = [_leaves(trial.values) for trial in trials]
+    names = dict.fromkeys(name for leaves_of_trial in leaves for name in leaves_of_trial)
+    return [name for name in names if len({repr(leaves_of_trial.get(name)) for leaves_of_trial in leaves}) > 1]
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
@@ -97,23 +97,25 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return {
-        path: leaf for key, one in items for path, leaf in _leaves(one, f"{name}.{key}" if name else str(key)).items()
+        path: leaf
+        for key, inner in items
+        for path, leaf in _leaves(inner, f"{name}.{key}" if name else str(key)).items()
     }
 
 
 def _evaluations(trials: Sequence[TrialResult]) -> pa.Table:
     parameters = _varied(trials)
-    leaves = {one.number: _leaves(one.values) for one in trials}
+    leaves = {trial.number: _leaves(trial.values) for trial in trials}
     numeric = {name: all(_is_number(own.get(name, 0.0)) for own in leaves.values()) for name in parameters}
     rows = []
-    for one in trials:
-        own = leaves[one.number]
+    for trial in trials:
+        own = leaves[trial.number]
         shown = {
             name: None if name not in own else float(own[name]) if numeric[name] else str(own[name])
             for name in parameters
         }
-        figures = [{name: value for name, value in line.items() if _is_figure(name, value)} for line in one.lines]
-        rows += [{"trial": one.number, "error": one.error, **shown, **line} for line in figures or [{}]]
+        figures = [{name: value for name, value in line.items() if _is_figure(name, value)} for line in trial.lines]
+        rows += [{"trial": trial.number, "error": trial.error, **shown, **line} for line in figures or [{}]]
     columns = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: [row.get(name) for row in rows] for name in columns})
 
@@ -131,9 +133,9 @@ def _is_figure(name: str, value: Any) -> bool:
 def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
     def draw(pyplot: Any) -> Any:
         figure, axis = pyplot.subplots(figsize=(7, 4))
-        for rank, one in enumerate(trials):
-            points = [line["step"] for line in one.lines], [line[metric] for line in one.lines]
-            axis.plot(*points, marker=".", label=f"trial {one.number}" if rank < 8 else None, alpha=0.8)
+        for rank, trial in enumerate(trials):
+            points = [line["step"] for line in trial.lines], [line[metric] for line in trial.lines]
+            axis.plot(*points, marker=".", label=f"trial {trial.number}" if rank < 8 else None, alpha=0.8)
         axis.set(xlabel="step", ylabel=metric)
         axis.legend(fontsize="small")
         return figure
@@ -143,8 +145,8 @@ def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
 
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
     names = _varied(trials) or [""]
-    shown = [one for one in trials if one.lines]
-    whole = max((one.steps for one in shown), default=0)
+    shown = [trial for trial in trials if trial.lines]
+    whole = max((trial.steps for trial in shown), default=0)
 
     def draw(pyplot: Any) -> Any:
         rows = math.ceil(len(names) / 3)
@@ -152,11 +154,11 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
         for axis in axes.flat[len(names) :]:
             axis.remove()
         for axis, name in zip(axes.flat, names, strict=False):
-            points = [(_leaves(one.values)[name], one) for one in shown if name in _leaves(one.values)]
+            points = [(_leaves(trial.values)[name], trial) for trial in shown if name in _leaves(trial.values)]
             numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
             xs: list[Any] = [x if numeric else str(x) for x, _ in points]
-            colors = ["C0" if one.steps == whole else "C7" for _, one in points]  # grey: stopped early
-            axis.scatter(xs, [one.lines[-1][metric] for _, one in points], c=colors)
+            colors = ["C0" if trial.steps == whole else "C7" for _, trial in points]  # grey: stopped early
+            axis.scatter(xs, [trial.lines[-1][metric] for _, trial in points], c=colors)
             if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):
                 axis.set_xscale("log")
             axis.set_xlabel(name.removeprefix("train."), fontsize="small")

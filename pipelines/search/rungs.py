@@ -32,9 +32,9 @@ class Rungs(ASHAScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         ended, self.ended = self.ended, ()
-        for number, one in enumerate(ended):
+        for number, ended_trial in enumerate(ended):
             past: Any = _Past(f"past {number}")
             super().on_trial_add(tune_controller, past)
-            for line in one.lines:
+            for line in ended_trial.lines:
                 self.on_trial_result(tune_controller, past, line)
         super().on_trial_add(tune_controller, trial)

@@ -82,7 +82,7 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
         raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
-    trackers = [tracker(one, base.config.name) for one in options.trackers]
+    trackers = [tracker(kind, base.config.name) for kind in options.trackers]
     _check_room(options, base, file)
     check_inputs(base.config)
     prepare(base)
@@ -92,7 +92,7 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         for trial in past:
             if trial.state == "failed":
                 delete_failure(variant(base, trial.values, f"{file}: a trial that failed").checkpoints)
-        past = [one.model_copy(update={"state": "running"}) if one.state == "failed" else one for one in past]
+        past = [trial.model_copy(update={"state": "running"}) if trial.state == "failed" else trial for trial in past]
     if not resume:
         for values in drawn:  # what an earlier search or training failed with is tried again
             delete_failure(variant(base, values, f"{file}: a trial").checkpoints)
@@ -103,17 +103,19 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         finally:
             if watch.trials:
                 base.files.share(directory / RECORD)
-    again = shlex.join(["ctd", "tune", "--config", str(file), *(f"--set={one}" for one in overrides), "--resume"])
+    again = shlex.join(
+        ["ctd", "tune", "--config", str(file), *(f"--set={override}" for override in overrides), "--resume"]
+    )
     trials = watch.trials
-    ended = sum(one.state != "running" for one in trials)
+    ended = sum(trial.state != "running" for trial in trials)
     if ended < wanted:
         raise CtdError(f"the search was interrupted: {ended} of {wanted} trials have ended. Go on with it: {again}")
     results = order(
-        [TrialResult(number, one.values, one.lines, one.error) for number, one in enumerate(trials)],
+        [TrialResult(number, trial.values, trial.lines, trial.error) for number, trial in enumerate(trials)],
         metric,
         options.mode,
     )
-    if any(one.state == "failed" for one in trials):
+    if any(trial.state == "failed" for trial in trials):
         logger.info(f"tune: to try the trials that failed again: {again} --retry-failed")
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(
@@ -186,7 +188,11 @@ def _metric(options: Search, base: RunPlan, file: Path) -> str:
     chosen = options.metric or figure_name(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
     if chosen not in measured:
         raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
-    better = "min" if next(one for one in METRICS if chosen.endswith(f"_{one.name}")).lower_is_better else "max"
+    better = (
+        "min"
+        if next(candidate for candidate in METRICS if chosen.endswith(f"_{candidate.name}")).lower_is_better
+        else "max"
+    )
     if options.mode != better:
         raise UsageError(f"{file}: mode: {options.mode}: {chosen} is best at its {better}imum. Set mode: {better}.")
     return chosen
@@ -242,14 +248,14 @@ def _run(
 ) -> None:
     """Run the trials that have not ended, in a new experiment of Ray Tune's: nothing of its own state is read."""
     train = base.config.train
-    ended = [one for one in watch.trials if one.state != "running"]
+    ended = [trial for trial in watch.trials if trial.state != "running"]
     if options.searcher == "optuna":
         searcher = optuna_searcher(options, space, metric, watch.trials)
         watch.searcher = searcher
         left = (options.trials or DEFAULT_TRIALS) - len(ended)
         searched: dict[str, Any] = {"search_alg": searcher, "num_samples": left}
     else:
-        todo = [values for values in drawn if not any(same_values(values, one.values) for one in ended)]
+        todo = [values for values in drawn if not any(same_values(values, trial.values) for trial in ended)]
         left = len(todo)
         searched = {"config": {"values": tune.grid_search(todo)}}
     if left <= 0:

@@ -45,16 +45,18 @@ class Watch(tune.Callback):
         self._change(number, lines=[lines[step] for step in sorted(lines)])
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        for one in trials:
-            number = self._number(one)
-            if one.is_finished() and self.trials[number].state == "running":
-                failed = one.status == Trial.ERROR
-                self._change(number, state="failed" if failed else "ended", error=_error_of(one) if failed else None)
-        values = [one.lines[-1].get(self._metric, math.nan) for one in self.trials if one.lines]
-        values = [one for one in values if math.isfinite(one)]
+        for ray_trial in trials:
+            number = self._number(ray_trial)
+            if ray_trial.is_finished() and self.trials[number].state == "running":
+                failed = ray_trial.status == Trial.ERROR
+                self._change(
+                    number, state="failed" if failed else "ended", error=_error_of(ray_trial) if failed else None
+                )
+        values = [trial.lines[-1].get(self._metric, math.nan) for trial in self.trials if trial.lines]
+        values = [value for value in values if math.isfinite(value)]
         best = f", best {self._metric} so far {self._better(values):.4f}" if values else ""
-        running = sum(one.status == Trial.RUNNING for one in trials)
-        ended = sum(one.state != "running" for one in self.trials)
+        running = sum(ray_trial.status == Trial.RUNNING for ray_trial in trials)
+        ended = sum(trial.state != "running" for trial in self.trials)
         words = f"ended, {running} running{best}"
         if (words, ended) != self._said:
             self._said = words, ended
@@ -65,8 +67,8 @@ class Watch(tune.Callback):
         if trial.trial_id not in self._numbers:
             values, taken = trial.config["values"], set(self._numbers.values())
             unfinished = (
-                n for n, one in enumerate(self.trials)
-                if n not in taken and one.state == "running" and same_values(one.values, values)
+                n for n, trial in enumerate(self.trials)
+                if n not in taken and trial.state == "running" and same_values(trial.values, values)
             )  # fmt: skip
             number = next(unfinished, len(self.trials))
             if number == len(self.trials):
@@ -82,7 +84,7 @@ class Watch(tune.Callback):
 
     def _write(self) -> None:
         write_record(self._directory, self.trials)
-        is_over = all(one.state != "running" for one in self.trials)
+        is_over = all(trial.state != "running" for trial in self.trials)
         if self._base.files.store is not None and (is_over or time.monotonic() - self._shared > SHARE_SECONDS):
             self._base.files.share(self._directory / RECORD)
             self._shared = time.monotonic()

@@ -31,12 +31,12 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         asked.set()
         logger.info("train: stopping after this step, with a checkpoint; again to stop at once")
 
-    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked.is_set
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def hears_signals() -> bool:

@@ -50,9 +50,9 @@ def make(directory: Path) -> None:
 
 
 def _write_untrained(corpus: Corpus, directory: Path) -> None:
-    texts = (one for part in plan_slices(corpus, 2**20) for one in read_slice(corpus, part))
+    texts = (document for part in plan_slices(corpus, 2**20) for document in read_slice(corpus, part))
     tokenizer = train_tokenizer(
-        [one.text for one in training_documents(corpus, texts) if isinstance(one, Document)], VOCABULARY
+        [document.text for document in training_documents(corpus, texts) if isinstance(document, Document)], VOCABULARY
     )
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)

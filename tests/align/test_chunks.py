@@ -75,8 +75,8 @@ def spans(sequence, ends):
 def test_a_batch_gives_what_each_text_gives_alone(rows):
     student = [np.array([*sorted(ends), last]) for ends, _, last in rows]
     teacher = [np.array([*sorted(ends), last]) for _, ends, last in rows]
-    for mine, theirs, chunks in zip(student, teacher, finest_chunks(student, teacher), strict=True):
-        assert triples(chunks) == reference(mine.tolist(), theirs.tolist())
+    for student_ends, teacher_ends, chunks in zip(student, teacher, finest_chunks(student, teacher), strict=True):
+        assert triples(chunks) == reference(student_ends.tolist(), teacher_ends.tolist())
 
 
 def test_sides_of_different_length_are_an_error():

@@ -30,7 +30,7 @@ def prepared(kind, begin=(1,), end=(2,)):
 
 
 def spelled(tokenizer, ids):
-    return b"".join(tokenizer.encoder.token_bytes.by_id[one] or b"" for one in ids)
+    return b"".join(tokenizer.encoder.token_bytes.by_id[token] or b"" for token in ids)
 
 
 @pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
@@ -56,10 +56,10 @@ def test_windows_keep_every_byte_within_both_limits(student, teacher):
                 assert window.student_ids[0] == window.teacher_ids[0] == 1
                 assert window.student_chunk_ends[-1] == len(window.student_ids)
                 assert window.teacher_chunk_ends[-1] == len(window.teacher_ids)
-            for which, one in zip(("student_ids", "teacher_ids"), tokenizers, strict=True):
+            for which, tokenizer in zip(("student_ids", "teacher_ids"), tokenizers, strict=True):
                 body = np.concatenate([getattr(window, which)[1:] for window in windows])
                 assert body[-1] == 2
-                assert spelled(one, body[:-1]) in (text, b" " + text)
+                assert spelled(tokenizer, body[:-1]) in (text, b" " + text)
 
     promises()
 
@@ -81,8 +81,10 @@ def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, t
                     (aligned.teacher_ids, aligned.teacher_chunk_ends),
                 )
             ]
-            for kind, mine, theirs in zip(aligned.chunk_kinds, *cuts, strict=True):
-                alike = len(mine) == len(theirs) == 1 and spelled(tokenizers[0], mine) == spelled(tokenizers[1], theirs)
+            for kind, student_ids, teacher_ids in zip(aligned.chunk_kinds, *cuts, strict=True):
+                alike = len(student_ids) == len(teacher_ids) == 1 and spelled(tokenizers[0], student_ids) == spelled(
+                    tokenizers[1], teacher_ids
+                )
                 assert bool(kind & ONE_TO_ONE) == (alike and not kind & MARKER)
 
     promises()
@@ -90,7 +92,11 @@ def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, t
 
 def test_the_first_token_is_not_one_to_one_where_one_side_alone_invents_a_space():
     invents = prepared("SentencePiece BPE with a leading space")
-    letter = next(one for one in "abcdefghijklmnopqrstuvwxyz" if len(invents.encoder.encode_batch([one])[0].ids) == 1)
+    letter = next(
+        character
+        for character in "abcdefghijklmnopqrstuvwxyz"
+        if len(invents.encoder.encode_batch([character])[0].ids) == 1
+    )
     document = plain_document("d", letter)
     for pair, expected in (((prepared("bytes"), invents), False), ((invents, invents), True)):
         (aligned,) = align_documents(*pair, [document])

@@ -44,8 +44,8 @@ def walk(rule, rows):
 def test_every_chunk_is_kept_and_groups_close_where_the_rule_or_the_row_says(rows, rule):
     flat = [chunk for row in rows for chunk in row]
     breaks = np.array([place == len(row) - 1 for row in rows for place in range(len(row))])
-    whitespace = np.array([one for one, _ in flat])
-    boundary = np.array([one for _, one in flat], dtype=np.float32)
+    whitespace = np.array([first for first, _ in flat])
+    boundary = np.array([second for _, second in flat], dtype=np.float32)
     places = [(row, place) for row, chunks in enumerate(rows) for place in range(len(chunks))]
     merged = merge(rule, whitespace, boundary, breaks)
     groups = [[places[n] for n in np.flatnonzero(merged.index == m)] for m in range(len(merged.last))]

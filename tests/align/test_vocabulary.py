@@ -10,11 +10,11 @@ from tests.support.tokenizers import PARTIAL, TOTAL, encoder
 
 @pytest.mark.parametrize(("student", "teacher"), permutations(TOTAL | PARTIAL, 2))
 def test_every_teacher_token_goes_to_the_student_token_that_stands_for_its_bytes_or_to_none(student, teacher):
-    mine, theirs = encoder(student).token_bytes, encoder(teacher).token_bytes
-    ids = exact_map(mine, theirs)
-    assert len(ids) == len(theirs.by_id)
-    for token, raw in enumerate(theirs.by_id):
-        to, stands_for_them = stands_for(mine, raw), token == stands_for(theirs, raw)
+    student_bytes, teacher_bytes = encoder(student).token_bytes, encoder(teacher).token_bytes
+    ids = exact_map(student_bytes, teacher_bytes)
+    assert len(ids) == len(teacher_bytes.by_id)
+    for token, raw in enumerate(teacher_bytes.by_id):
+        to, stands_for_them = stands_for(student_bytes, raw), token == stands_for(teacher_bytes, raw)
         assert ids[token] == (to if to is not None and stands_for_them else -1)
 
 
@@ -35,15 +35,17 @@ def edit_distance(a, b):
 
 @pytest.mark.parametrize("student", ["byte-level BPE, 300", "SentencePiece BPE"])
 def test_every_teacher_token_goes_to_the_nearest_student_token(student):
-    mine, theirs = encoder(student).token_bytes, encoder("byte-level BPE, 600").token_bytes
-    exact, nearest = exact_map(mine, theirs), nearest_map(mine, theirs)
+    student_bytes, teacher_bytes = encoder(student).token_bytes, encoder("byte-level BPE, 600").token_bytes
+    exact, nearest = exact_map(student_bytes, teacher_bytes), nearest_map(student_bytes, teacher_bytes)
     for token in range(0, len(nearest), 7):
         if exact[token] >= 0:
             assert nearest[token] == exact[token]
             continue
-        raw = b"" if theirs.is_special[token] else theirs.by_id[token] or b""
+        raw = b"" if teacher_bytes.is_special[token] else teacher_bytes.by_id[token] or b""
         if not raw:
             assert nearest[token] == -1
             continue
-        others = [other for n, other in enumerate(mine.by_id) if other and not mine.is_special[n]]
-        assert edit_distance(raw, mine.by_id[nearest[token]]) == min(edit_distance(raw, one) for one in others)
+        others = [other for n, other in enumerate(student_bytes.by_id) if other and not student_bytes.is_special[n]]
+        assert edit_distance(raw, student_bytes.by_id[nearest[token]]) == min(
+            edit_distance(raw, other) for other in others
+        )

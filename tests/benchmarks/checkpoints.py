@@ -32,7 +32,7 @@ def add_rows(table: Table, teacher: str) -> None:
     optimizer.step()
     state = {
         "student": dict(model.named_parameters()),
-        "optimizer": {name: optimizer.state[one] for name, one in model.named_parameters()},
+        "optimizer": {name: optimizer.state[parameter] for name, parameter in model.named_parameters()},
     }
     with tempfile.TemporaryDirectory() as folder:
         plan = {"ours": Path(folder) / "ours", "torch's": Path(folder) / "torch"}

@@ -29,8 +29,8 @@ def compare(work: Work, baseline: Work, repeats: int = 3) -> Ratio:
     times: dict[Work, list[float]] = {work: [], baseline: []}
     peaks: dict[Work, list[int]] = {work: [], baseline: []}
     for _ in range(repeats):
-        for one in (work, baseline):
-            peaks[one].append(_peak(one, times[one]))
+        for run in (work, baseline):
+            peaks[run].append(_peak(run, times[run]))
     return Ratio(min(times[work]) / min(times[baseline]), min(peaks[work]) / max(min(peaks[baseline]), 1))
 
 

@@ -21,9 +21,9 @@ def resident_bytes() -> int:
     """What this process and all below it hold for themselves: not the object store, which they share (Linux)."""
     total = 0
     here = psutil.Process()
-    for one in (here, *here.children(recursive=True)):
+    for process in (here, *here.children(recursive=True)):
         with suppress(psutil.Error):  # it ended meanwhile
-            total += one.memory_full_info().uss
+            total += process.memory_full_info().uss
     return total
 
 

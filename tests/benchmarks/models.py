@@ -98,7 +98,7 @@ def logprobs(vocabulary: int, boundary: bool):
 
 def scoring_ratio(model: LogprobModel, rows) -> float:
     """Scoring all rows against forward passes of the model over the same batches, logits included."""
-    ids = [torch.tensor(one) for one in rows.column("teacher_ids").to_pylist()]
+    ids = [torch.tensor(ids) for ids in rows.column("teacher_ids").to_pylist()]
     ids.sort(key=len)
     width = BATCH_TOKENS // max(map(len, ids))
     batches = [ids[start : start + width] for start in range(0, len(ids), width)]

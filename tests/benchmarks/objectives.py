@@ -93,7 +93,7 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
     tokenizers = [
         prepare_tokenizer(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in ("qwen", "mistral-v1")
     ]
-    token_bytes = [one.encoder.token_bytes for one in reversed(tokenizers)]
+    token_bytes = [tokenizer.encoder.token_bytes for tokenizer in reversed(tokenizers)]
     min_ed, projected = (
         seconds(lambda: nearest_map(*token_bytes), 1),
         seconds(lambda: projection_matrix(*tokenizers[::-1]), 1),
@@ -138,9 +138,11 @@ def one_batch(student: PreparedTokenizer, teacher: PreparedTokenizer, scorer: Lo
 def make_step(pair: Pair, options: list[AnyObjective], balance: bool = False) -> Work:
     """A training step of `options`; the learning rate is so small that the student stays what it is."""
     student = pair.student
-    objectives = [WeightedObjective(1.0, make_objective(one, pair.online)) for one in options]
-    online = pair.online if any("teacher" in one.needs for one in options) else None
-    student.projections = torch.nn.ModuleList(one.plan for one in objectives if isinstance(one.plan, torch.nn.Module))
+    objectives = [WeightedObjective(1.0, make_objective(objective, pair.online)) for objective in options]
+    online = pair.online if any("teacher" in objective.needs for objective in options) else None
+    student.projections = torch.nn.ModuleList(
+        plan.plan for plan in objectives if isinstance(plan.plan, torch.nn.Module)
+    )
     optimizer = make_optimizer(student, Train(steps=1, learning_rate=1e-9, projection_learning_rate=1e-9))
 
     def step() -> None:
@@ -180,7 +182,7 @@ def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
         accumulate_gradients(model, [pair.batch], [objective], online)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        teachers = [one.weight for one in ends] if online is own else list(pair.online.model.module.parameters())
+        teachers = [end.weight for end in ends] if online is own else list(pair.online.model.module.parameters())
         states = [value for state in optimizer.state.values() for value in state.values()]
         held.append(tensor_bytes([*student.parameters(), *teachers, *states]))
     return held[0] / held[1], held[0] / held[2]
@@ -188,4 +190,4 @@ def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """The bytes of these tensors, shared ones once."""
-    return sum({one.data_ptr(): one.nbytes for one in tensors}.values())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

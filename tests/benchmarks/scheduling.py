@@ -145,7 +145,7 @@ def workers(teacher: str, folder: Path) -> float:
         train_student(plan)
         let_go()
         lines = read_metrics(plan.training / METRICS_FILE)
-        rates.append(statistics.median(one["tokens_per_second"] for one in lines[1:]))
+        rates.append(statistics.median(line["tokens_per_second"] for line in lines[1:]))
     return rates[1] / rates[0]
 
 
@@ -178,7 +178,7 @@ def trial(config: dict[str, Any]) -> float:
         took.append(seconds(lambda count=count: search(folder / f"{count}.yaml", [], False), repeats=1))
     let_go()
     files = list(Path(config["output"]).glob(f"tiny/train-*/{METRICS_FILE}"))
-    steps = sum(one["seconds"] for file in files for one in read_metrics(file)) / len(files)
+    steps = sum(line["seconds"] for file in files for line in read_metrics(file)) / len(files)
     return (took[1] - took[0]) / (TRIALS - 1) - steps
 
 
@@ -198,7 +198,7 @@ def killed_worker(config: dict[str, Any]) -> tuple[float, float]:
     start = _wait_for(lambda: bool(read_metrics(file))) - begun
     _wait_for(lambda: len(read_metrics(file)) > 60)
     below = psutil.Process(training.pid).children(recursive=True)
-    victim = next(one for one in below if "RayTrainWorker" in " ".join(one.cmdline()))
+    victim = next(file for file in below if "RayTrainWorker" in " ".join(file.cmdline()))
     killed = time.monotonic()
     victim.kill()
     time.sleep(0.5)  # what the other worker had begun

@@ -115,7 +115,7 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
     run, training = prepared(quiet, tmp_path)
 
     def checkpoint(least):
-        return lambda: any(int(one.parent.name[5:]) >= least for one in training.glob("step_*/checkpoint.json"))
+        return lambda: any(int(file.parent.name[5:]) >= least for file in training.glob("step_*/checkpoint.json"))
 
     chaos.run("train", "--config", path, when=checkpoint(5), strike=kill_command)
     assert losses(run) == expected[: len(losses(run))]
@@ -161,10 +161,10 @@ def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(undisturbed
     assert "Free or choose another place" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert 2 < len(shards(folder.parents[1])) < len(expected)
-    kept = {one: one.stat().st_mtime_ns for one in folder.glob("*.arrow")}
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.arrow")}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert shards(folder.parents[1]) == expected
-    assert {one: one.stat().st_mtime_ns for one in kept} == kept
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert not list(folder.glob(".*"))
 
 

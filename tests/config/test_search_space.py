@@ -29,13 +29,13 @@ def drawn(space, count, everything=False):
 @given(st.integers(0, 2**32))
 def test_random_draws_lie_within_their_ranges_and_hold_what_belongs_to_the_chosen_option(seed):
     space = {"rate": {"log_uniform": [1e-4, 1e-2]}, "chunks": CHUNKS, "same": {"kind": "alm"}}
-    (one,) = settings(parse_space(space, "space"), False, random.Random(seed))
-    assert 1e-4 <= one["rate"] <= 1e-2
-    assert one["same"] == {"kind": "alm"}
+    (setting,) = settings(parse_space(space, "space"), False, random.Random(seed))
+    assert 1e-4 <= setting["rate"] <= 1e-2
+    assert setting["same"] == {"kind": "alm"}
     allowed = {"finest": {"kind"}, "debiased": {"kind", "gamma"}, "groups": {"kind", "size"}}
-    assert set(one["chunks"]) == allowed[one["chunks"]["kind"]]
-    assert 0 <= one["chunks"].get("gamma", 0) <= 0.5
-    assert one["chunks"].get("size", 2) in (2, 3, 4)
+    assert set(setting["chunks"]) == allowed[setting["chunks"]["kind"]]
+    assert 0 <= setting["chunks"].get("gamma", 0) <= 0.5
+    assert setting["chunks"].get("size", 2) in (2, 3, 4)
 
 
 @pytest.mark.parametrize("bounds", [[10240, 10260], [0.12341, 0.12349]])
@@ -50,7 +50,7 @@ def test_a_narrow_range_is_kept_to(bounds):
 def test_a_log_uniform_draw_is_uniform_in_its_logarithm():
     state = random.Random(1)
     made = [next(settings(parse_space({"log_uniform": [1e-4, 1.0]}, "x"), False, state)) for _ in range(4000)]
-    shares = Counter(math.floor(math.log10(one)) for one in made if one < 1)
+    shares = Counter(math.floor(math.log10(setting)) for setting in made if setting < 1)
     assert set(shares) == {-4, -3, -2, -1}
     assert all(900 < shares[decade] < 1100 for decade in shares)
 
@@ -64,8 +64,8 @@ def test_a_grid_search_tries_every_combination_once_also_under_conditions():
 
 def test_grids_are_walked_where_all_else_is_random():
     made = drawn({"a": {"grid": [1, 2]}, "b": {"grid": [3, 4]}, "c": {"uniform": [0, 1]}}, 100)
-    assert [(one["a"], one["b"]) for one in made] == [(1, 3), (1, 4), (2, 3), (2, 4)]
-    assert len({one["c"] for one in made}) == 4
+    assert [(setting["a"], setting["b"]) for setting in made] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert len({setting["c"] for setting in made}) == 4
 
 
 @pytest.mark.parametrize(

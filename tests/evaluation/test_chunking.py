@@ -24,7 +24,7 @@ def walk(shards, closes):
     """(bytes, student tokens, teacher tokens) of every merged chunk; `closes` sees a chunk's kind, boundary, place."""
     rows = np.arange(len(shards))
     for student_ends, teacher_ends, kinds, sizes, boundaries in zip(
-        *(shards.read(one, rows) for one in COLUMNS), strict=True
+        *(shards.read(column, rows) for column in COLUMNS), strict=True
     ):
         merged, place = np.zeros(3, dtype=int), 0
         tokens = np.diff(student_ends, prepend=0), np.diff(teacher_ends, prepend=0)

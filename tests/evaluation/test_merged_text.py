@@ -19,15 +19,15 @@ def test_merged_chunks_spell_the_text_and_add_up(tmp_path, rule, kind):
     shards = ShardSet(tmp_path, verify=True)
     for row, text in enumerate(documents):
         shown = merged_text(shards, row, rule, student.encoder.token_bytes)
-        assert b"".join(one.text_bytes for one in shown) == text.encode()
+        assert b"".join(chunk.text_bytes for chunk in shown) == text.encode()
         at = np.array([row])
-        assert sum(one.student_tokens for one in shown) == len(shards.read("student_ids", at)[0])
-        assert sum(one.teacher_tokens for one in shown) == len(shards.read("teacher_ids", at)[0])
+        assert sum(chunk.student_tokens for chunk in shown) == len(shards.read("student_ids", at)[0])
+        assert sum(chunk.teacher_tokens for chunk in shown) == len(shards.read("teacher_ids", at)[0])
         total = shards.read("teacher_chunk_logprobs", at)[0].sum()
-        assert sum(one.teacher_logprob for one in shown) == pytest.approx(total, rel=1e-5)
+        assert sum(chunk.teacher_logprob for chunk in shown) == pytest.approx(total, rel=1e-5)
         assert not shown[0].scored  # the begin marker
         if rule.kind == "whitespace":
             words = shown[2 if shown[1].scored else 3 : -1]  # a chunk that nothing stands before is cut off
-            assert all(one.text_bytes[:1] in (b" ", b"\n", b"\t", b"\r") for one in words)
+            assert all(word.text_bytes[:1] in (b" ", b"\n", b"\t", b"\r") for word in words)
     with pytest.raises(IndexError):
         merged_text(shards, 6, rule, student.encoder.token_bytes)

@@ -40,7 +40,7 @@ def test_adapters_change_nothing_at_first_and_train_with_the_embeddings_alone():
     model, plain = llama(300, tied=False), llama(300, tied=False)
     add_adapters(model, Adapters(rank=4), seed=0)
     torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=0, atol=0)
-    trained = {name for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or name in {"model.embed_tokens.weight", "lm_head.weight"} for name in trained)
     assert len(trained) == 2 * 7 * 2 + 2
 
@@ -90,15 +90,15 @@ def test_a_student_without_its_adapters_says_what_its_teacher_says(pair):
     batch, student, apart, own = pair
     freeze(student.model, ["layers.0.*lora_A"])
     before = student.model(batch.input_ids).logits
-    trained = [name for name, one in student.model.named_parameters() if one.requires_grad]
-    mine, theirs = own.outputs(batch), apart.outputs(batch)
-    torch.testing.assert_close(mine.hidden, theirs.hidden, rtol=0, atol=0)
-    assert mine.head == theirs.head
+    trained = [name for name, parameter in student.model.named_parameters() if parameter.requires_grad]
+    own_outputs, apart_outputs = own.outputs(batch), apart.outputs(batch)
+    torch.testing.assert_close(own_outputs.hidden, apart_outputs.hidden, rtol=0, atol=0)
+    assert own_outputs.head == apart_outputs.head
     torch.testing.assert_close(student.model(batch.input_ids).logits, before, rtol=0, atol=0)
-    assert trained == [name for name, one in student.model.named_parameters() if one.requires_grad]
+    assert trained == [name for name, parameter in student.model.named_parameters() if parameter.requires_grad]
 
 
-@pytest.mark.parametrize("options", [Uld(kind="uld"), HiddenStates(kind="hidden_states")], ids=lambda one: one.kind)
+@pytest.mark.parametrize("options", [Uld(kind="uld"), HiddenStates(kind="hidden_states")], ids=lambda batch: batch.kind)
 def test_steps_in_one_copy_are_those_in_two(pair, options):
     batch, student, apart, own = pair
     start = {name: value.clone() for name, value in student.model.state_dict().items()}
@@ -113,7 +113,7 @@ def test_steps_in_one_copy_are_those_in_two(pair, options):
             optimizer.step()
         now = student.model.state_dict()
         changed = {name for name, value in start.items() if not torch.equal(now[name], value)}
-        assert changed == {name for name, one in student.model.named_parameters() if one.requires_grad} | (
+        assert changed == {name for name, parameter in student.model.named_parameters() if parameter.requires_grad} | (
             {"lm_head.weight"}  # tied
         )
     assert losses[:3] == losses[3:]

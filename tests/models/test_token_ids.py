@@ -21,7 +21,7 @@ OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog):
     new, old = prepared("bytes"), prepared(OLD)
     teacher = llama(300)
-    longer = [one for one, raw in enumerate(old.encoder.token_bytes.by_id) if raw and len(raw) > 1]
+    longer = [token for token, raw in enumerate(old.encoder.token_bytes.by_id) if raw and len(raw) > 1]
     letter = old.encoder.token_bytes.by_id.index(b"a")
     config, end = teacher.generation_config, old.encoder.tokenizer.eos_token_id
     config.eos_token_id = [end, letter, longer[0]]
@@ -50,7 +50,7 @@ def test_rows_that_are_not_finite_are_in_no_mean_and_named(caplog, tmp_path):
         teacher.get_input_embeddings().weight[70] = torch.nan
         teacher.get_output_embeddings().weight[71, 3] = torch.inf
     student = transfer_model(teacher, new, old, pad_to_multiple_of=64)
-    assert all(one.isfinite().all() for one in student.parameters())
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
     names = old.encoder.tokenizer.convert_ids_to_tokens([70, 71])
     assert all(f"{row} ({name})" in caplog.text for row, name in zip((70, 71), names, strict=True))
     with torch.no_grad():

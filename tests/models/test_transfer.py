@@ -18,7 +18,7 @@ OLD, NEW = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
 def decode(tokenizer, ids):
-    return b"".join(tokenizer.encoder.token_bytes.by_id[one] for one in ids)
+    return b"".join(tokenizer.encoder.token_bytes.by_id[token] for token in ids)
 
 
 @pytest.mark.parametrize("student", [NEW, "bytes", "byt5", "SentencePiece BPE"])
@@ -42,12 +42,12 @@ def test_a_piece_and_not_a_byte_fallback_token_is_the_exact_match_of_a_letter():
 
 
 def test_a_piece_is_the_exact_match_also_where_byte_fallback_tokens_come_after_it():
-    one = prepared("SentencePiece BPE with a leading space, pieces before bytes")
-    names = one.encoder.tokenizer.convert_ids_to_tokens
-    ((encoded,),) = [text.ids.tolist()[1:] for text in one.encoder.encode_batch(["\n"])]
+    tokenizer = prepared("SentencePiece BPE with a leading space, pieces before bytes")
+    names = tokenizer.encoder.tokenizer.convert_ids_to_tokens
+    ((encoded,),) = [text.ids.tolist()[1:] for text in tokenizer.encoder.encode_batch(["\n"])]
     assert names(encoded) == "\n"
-    assert ids_by_bytes(one.encoder.token_bytes)[b"\n"] == encoded
-    assert old_tokens(one, one)[encoded] == [encoded]
+    assert ids_by_bytes(tokenizer.encoder.token_bytes)[b"\n"] == encoded
+    assert old_tokens(tokenizer, tokenizer)[encoded] == [encoded]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,9 +82,9 @@ def chat_side():
 
 
 def test_a_teacher_under_its_own_tokenizer_is_unchanged():
-    one = chat_side()
+    tokenizer = chat_side()
     teacher = gpt2(302)
-    student = transfer_model(teacher, one, one)
+    student = transfer_model(teacher, tokenizer, tokenizer)
     ids = torch.tensor([[0, 5, 7, 250, 300, 301]])
     torch.testing.assert_close(student(ids).logits, teacher(ids).logits)
 
@@ -95,9 +95,9 @@ def test_the_token_that_begins_every_text_learns_though_it_is_the_padding_token_
     ((begin,), padding) = new.markers["begin"], student.config.pad_token_id
     assert begin == padding
     student.save_pretrained(tmp_path)
-    for one in (student, load_model(str(tmp_path))):
-        one(torch.tensor([[begin, 5, 7]])).logits.logsumexp(2).sum().backward()
-        assert one.get_input_embeddings().weight.grad[begin].norm() > 0
+    for model in (student, load_model(str(tmp_path))):
+        model(torch.tensor([[begin, 5, 7]])).logits.logsumexp(2).sum().backward()
+        assert model.get_input_embeddings().weight.grad[begin].norm() > 0
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error():

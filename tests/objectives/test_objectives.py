@@ -91,11 +91,14 @@ def test_alm_is_the_mean_divergence_of_merged_chunks(batch, rule, boundary, aver
     for merged in merged_chunks(batch, rule):
         if leave_out and len(merged) == 1 and chunks.one_to_one[merged[0]]:
             continue
-        mine, theirs = student.chunk[merged].sum(), float(chunks.teacher_logprobs[merged].sum())
+        student_logprobs, teacher_logprobs = student.chunk[merged].sum(), float(chunks.teacher_logprobs[merged].sum())
         if boundary:
-            mine, theirs = mine + student.boundary[merged[-1]], theirs + chunks.teacher_boundary_logprobs[merged[-1]]
+            student_logprobs, teacher_logprobs = (
+                student_logprobs + student.boundary[merged[-1]],
+                teacher_logprobs + chunks.teacher_boundary_logprobs[merged[-1]],
+            )
         sizes = {"chunk": 1, "byte": chunks.num_bytes[merged].sum(), "token": chunks.num_student_tokens[merged].sum()}
-        total += sizes[average] * binarised_divergence("kl", mine, torch.tensor(theirs), 2.0)
+        total += sizes[average] * binarised_divergence("kl", student_logprobs, torch.tensor(teacher_logprobs), 2.0)
         weights += sizes[average]
     assert planned.count == weights
     torch.testing.assert_close(planned.loss_sum(student, None), torch.as_tensor(total), rtol=1e-4, atol=1e-4)
@@ -113,9 +116,13 @@ def test_one_to_one_kl_is_the_divergence_over_the_stored_tokens_and_the_rest(bat
     planned = plan(OneToOneKl(kind="one_to_one_kl", direction=direction), batch)
     student, top, total, groups = random_student(batch, boundary_chunks([planned])), batch.top, 0.0, set()
     for group in set(top.group.tolist()):
-        mine, theirs = (one[top.group == group].double().exp() for one in (student.top, top.teacher_logprobs))
-        mine, theirs = (torch.cat([one, (1 - one.sum())[None]]) for one in (mine, theirs))
-        p, q = (theirs, mine) if direction == "forward" else (mine, theirs)
+        student_logprobs, teacher_logprobs = (
+            tensor[top.group == group].double().exp() for tensor in (student.top, top.teacher_logprobs)
+        )
+        student_logprobs, teacher_logprobs = (
+            torch.cat([logprobs, (1 - logprobs.sum())[None]]) for logprobs in (student_logprobs, teacher_logprobs)
+        )
+        p, q = (teacher_logprobs, student_logprobs) if direction == "forward" else (student_logprobs, teacher_logprobs)
         total, groups = total + float((p * (p / q).log()).sum()), groups | {group}
     assert planned.count == len(groups) > 10
     assert planned.loss_sum(student, None).item() == pytest.approx(total, rel=1e-4)

@@ -45,7 +45,7 @@ class Pair:
         tokenizers = [prepared(student), prepared(teacher)]
         write_set(location, *tokenizers, texts(12), parts=1)
         self.shards = ShardSet(location, verify=True)
-        sizes = [len(one.encoder.token_bytes.by_id) for one in tokenizers]
+        sizes = [len(tokenizer.encoder.token_bytes.by_id) for tokenizer in tokenizers]
         self.student = logprobs_of(llama(sizes[0]), tokenizers[0].encoder.token_bytes.begins_pretoken)
         self.online = OnlineTeacher(32, HuggingFaceModel(llama(sizes[1], seed=1)), *tokenizers, None)
 
@@ -81,9 +81,9 @@ def same(tmp_path_factory):
 def chunks(shards, row):
     """(student start, student end, teacher start, teacher end, kind) of each chunk of a row."""
     columns = ("student_chunk_ends", "teacher_chunk_ends", "chunk_kinds")
-    student, teacher, kinds = (shards.read(one, np.array([row]))[0] for one in columns)
+    student, teacher, kinds = (shards.read(column, np.array([row]))[0] for column in columns)
     before = zip([0, *student[:-1]], student, [0, *teacher[:-1]], teacher, kinds, strict=True)
-    return [tuple(int(value) for value in one) for one in before]
+    return [tuple(int(value) for value in row) for row in before]
 
 
 def one_to_one(shards, row):
@@ -95,9 +95,9 @@ def one_to_one(shards, row):
 
 
 def same_index(shards, row):
-    scored = [one for one in chunks(shards, row) if one[4] & 1]
-    student = [place - 1 for one in scored for place in range(one[0], one[1])]
-    teacher = [place - 1 for one in scored for place in range(one[2], one[3])]
+    scored = [chunk for chunk in chunks(shards, row) if chunk[4] & 1]
+    student = [position - 1 for chunk in scored for position in range(chunk[0], chunk[1])]
+    teacher = [position - 1 for chunk in scored for position in range(chunk[2], chunk[3])]
     return list(zip(student, teacher, strict=False))
 
 
@@ -106,7 +106,7 @@ def uld(student, teacher):
 
 
 def uld_of(student, teacher):
-    a, b = (sorted(one, reverse=True) for one in (student, teacher))
+    a, b = (sorted(tensor, reverse=True) for tensor in (student, teacher))
     size = max(len(a), len(b))
     return sum(abs(x - y) for x, y in zip(a + [0.0] * (size - len(a)), b + [0.0] * (size - len(b)), strict=True))
 
@@ -116,7 +116,7 @@ def test_uld_is_a_mean_over_its_pairs(pair, monkeypatch):
     batch = collate(pair.shards, ROWS)
     student, teacher = pair.logits(batch)
     for options, find in ((Uld(kind="uld"), same_index), (Uld(kind="uld", positions="one_to_one"), one_to_one)):
-        pairs = [(n, *place) for n, row in enumerate(ROWS) for place in find(pair.shards, row)]
+        pairs = [(n, *position) for n, row in enumerate(ROWS) for position in find(pair.shards, row)]
         loss, count = pair.loss(options, batch)
         assert count == len(pairs) > 20
         with torch.no_grad():
@@ -143,13 +143,15 @@ def test_mined_maps_the_teachers_logits_where_it_can_and_learns_the_text_elsewhe
     for n, row in enumerate(ROWS):
         ids = pair.shards.read("student_ids", np.array([row]))[0]
         pairs = one_to_one(pair.shards, row)
-        for mine, theirs in pairs:
-            p = (teacher[n, theirs, list(nearest.values())] / 2).softmax(0)
-            q = (student[n, mine, list(nearest)] / 2).softmax(0)
+        for student_at, teacher_at in pairs:
+            p = (teacher[n, teacher_at, list(nearest.values())] / 2).softmax(0)
+            q = (student[n, student_at, list(nearest)] / 2).softmax(0)
             total += float((p * (p / q).log()).sum())
-        scored = [one for one in chunks(pair.shards, row) if one[4] & 1]
-        rest = {place for one in scored for place in range(one[0], one[1])} - {mine + 1 for mine, _ in pairs}
-        total -= sum(float((student[n, place - 1] / 2).log_softmax(0)[int(ids[place])]) for place in rest)
+        scored = [chunk for chunk in chunks(pair.shards, row) if chunk[4] & 1]
+        rest = {position for chunk in scored for position in range(chunk[0], chunk[1])} - {
+            student_at + 1 for student_at, _ in pairs
+        }
+        total -= sum(float((student[n, position - 1] / 2).log_softmax(0)[int(ids[position])]) for position in rest)
         count += len(pairs) + len(rest)
     loss, counted = pair.loss(MinEd(kind="min_ed"), batch)
     assert counted == count > 40
@@ -163,10 +165,10 @@ def test_hidden_states_are_compared_at_chunk_ends_channel_by_channel(pair):
         teacher = pair.online.model.module.base_model(batch.teacher.input_ids).last_hidden_state
     total = count = 0
     for n, row in enumerate(ROWS):
-        ends = [(one[1] - 1, one[3] - 1) for one in chunks(pair.shards, row) if one[4] & 1]
-        mine = torch.stack([student[n, end] for end, _ in ends])
-        theirs = torch.stack([teacher[n, end] for _, end in ends])
-        total += float(((mine - theirs) ** 2 / (theirs**2).mean(0)).mean(1).sum())
+        ends = [(chunk[1] - 1, chunk[3] - 1) for chunk in chunks(pair.shards, row) if chunk[4] & 1]
+        student_at = torch.stack([student[n, end] for end, _ in ends])
+        teacher_at = torch.stack([teacher[n, end] for _, end in ends])
+        total += float(((student_at - teacher_at) ** 2 / (teacher_at**2).mean(0)).mean(1).sum())
         count += len(ends)
     loss, counted = pair.loss(HiddenStates(kind="hidden_states"), batch)
     assert counted == count
@@ -179,7 +181,7 @@ def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
     size = len(pair.online.teacher.encoder.token_bytes.by_id)
     student, teacher = pair.logits(batch)
     total = 0.0
-    pairs = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(pair.shards, row)]
+    pairs = [(n, *position) for n, row in enumerate(ROWS) for position in one_to_one(pair.shards, row)]
     for n, s, t in pairs:
         projected = torch.zeros(size)
         for probability, ids in zip(student[n, s].detach().softmax(0), sources, strict=False):
@@ -193,9 +195,9 @@ def test_p_kl_projects_each_student_token_onto_the_teachers_that_spell_it(pair):
     assert loss.item() == pytest.approx(total, rel=1e-3)
 
 
-def with_more_tokens(one):
+def with_more_tokens(tokenizer):
     """A tokenizer with two tokens more."""
-    tokenizer = copy.deepcopy(one.encoder.tokenizer)
+    tokenizer = copy.deepcopy(tokenizer.encoder.tokenizer)
     tokenizer.add_tokens(["<added>", "<another>"])
     return prepare_tokenizer(tokenizer, "with more", None, None)
 
@@ -205,7 +207,7 @@ def test_a_tokenizer_may_have_more_tokens_than_its_model(pair, options):
     batch = collate(pair.shards, ROWS)
     expected, _ = pair.loss(options, batch)
     larger = copy.copy(pair)
-    tokenizers = [with_more_tokens(one) for one in (pair.online.student, pair.online.teacher)]
+    tokenizers = [with_more_tokens(tokenizer) for tokenizer in (pair.online.student, pair.online.teacher)]
     larger.online = replace(pair.online, student=tokenizers[0], teacher=tokenizers[1])
     torch.testing.assert_close(larger.loss(options, batch)[0], expected)
 
@@ -213,11 +215,11 @@ def test_a_tokenizer_may_have_more_tokens_than_its_model(pair, options):
 def test_gold_compares_whole_chunks(pair):
     batch = collate(pair.shards, ROWS)
     ids = exact_map(pair.online.student.encoder.token_bytes, pair.online.teacher.encoder.token_bytes)
-    theirs = np.flatnonzero(ids >= 0)
-    mine, size = ids[theirs], len(ids)
+    teacher_at = np.flatnonzero(ids >= 0)
+    student_at, size = ids[teacher_at], len(ids)
     vocabulary = len(pair.online.student.encoder.token_bytes.by_id)
-    rests = np.setdiff1d(np.arange(vocabulary), mine), np.setdiff1d(np.arange(size), theirs)
-    student, teacher = (one.detach() for one in pair.logits(batch))
+    rests = np.setdiff1d(np.arange(vocabulary), student_at), np.setdiff1d(np.arange(size), teacher_at)
+    student, teacher = (logits.detach() for logits in pair.logits(batch))
     total, several = 0.0, 0
     for n, row in enumerate(ROWS):
         for start, end, teacher_start, teacher_end, kind in chunks(pair.shards, row):
@@ -225,14 +227,14 @@ def test_gold_compares_whole_chunks(pair):
                 continue
             several += end - start > 1
             p, q = student[n, end - 2, :vocabulary].softmax(0), teacher[n, teacher_end - 2, :size].softmax(0)
-            for place in range(start, end - 1):
-                p = p * student[n, place - 1].softmax(0)[batch.input_ids[n, place]]
-            for place in range(teacher_start, teacher_end - 1):
-                q = q * teacher[n, place - 1].softmax(0)[batch.teacher.input_ids[n, place]]
-            a, b = p[mine], q[theirs]
+            for position in range(start, end - 1):
+                p = p * student[n, position - 1].softmax(0)[batch.input_ids[n, position]]
+            for position in range(teacher_start, teacher_end - 1):
+                q = q * teacher[n, position - 1].softmax(0)[batch.teacher.input_ids[n, position]]
+            a, b = p[student_at], q[teacher_at]
             matched = float((b * (b.clamp(min=1e-8) / a.clamp(min=1e-8)).log() - b + a).sum())
             rest = uld_of(p[rests[0]].tolist(), q[rests[1]].tolist())
-            total += len(mine) / size * matched + (1 - len(mine) / size) * rest
+            total += len(student_at) / size * matched + (1 - len(student_at) / size) * rest
     assert several > 5
     loss, _ = pair.loss(Gold(kind="gold"), batch)
     assert loss.item() == pytest.approx(total, rel=1e-3)
@@ -250,7 +252,7 @@ def test_kd_is_the_divergence_of_the_whole_distributions(same, temperature):
         student = same.student.model(batch.input_ids).logits[..., :tokens] / temperature
         teacher = changed(batch.teacher.input_ids).logits[..., :tokens] / temperature
     total = 0.0
-    pairs = [(n, *place) for n, row in enumerate(ROWS) for place in one_to_one(same.shards, row)]
+    pairs = [(n, *position) for n, row in enumerate(ROWS) for position in one_to_one(same.shards, row)]
     for n, s, t in pairs:
         p, q = teacher[n, t].softmax(0), student[n, s].softmax(0)
         total += temperature**2 * float((p * (p / q).log()).sum())
@@ -279,36 +281,36 @@ def test_dskd_crosses_both_spaces_by_attention(pair):
         heads = [model.get_output_embeddings().weight for model in models]
         logits = pair.logits(batch)
         for n, row in enumerate(ROWS):
-            scored = [one for one in chunks(pair.shards, row) if one[4] & 1]
-            mine = [place for one in scored for place in range(one[0], one[1])]
-            theirs = [place for one in scored for place in range(one[2], one[3])]
-            ids, their_ids = batch.input_ids[n], batch.teacher.input_ids[n]
+            scored = [chunk for chunk in chunks(pair.shards, row) if chunk[4] & 1]
+            student_at = [position for chunk in scored for position in range(chunk[0], chunk[1])]
+            teacher_at = [position for chunk in scored for position in range(chunk[2], chunk[3])]
+            ids, teacher_ids = batch.input_ids[n], batch.teacher.input_ids[n]
             queries = objective.query(
-                torch.stack([torch.cat([embeddings[0][ids[t - 1]], embeddings[0][ids[t]]]) for t in mine])
+                torch.stack([torch.cat([embeddings[0][ids[t - 1]], embeddings[0][ids[t]]]) for t in student_at])
             )
             keys = torch.stack(
-                [torch.cat([embeddings[1][their_ids[t - 1]], embeddings[1][their_ids[t]]]) for t in theirs]
+                [torch.cat([embeddings[1][teacher_ids[t - 1]], embeddings[1][teacher_ids[t]]]) for t in teacher_at]
             )
             scores = queries @ (keys / keys.std()).T / (2 * 32) ** 0.5
-            states = torch.stack([hidden[1][n, t - 1] for t in theirs])
-            targets = torch.stack([embeddings[1][their_ids[t]] for t in theirs])
+            states = torch.stack([hidden[1][n, t - 1] for t in teacher_at])
+            targets = torch.stack([embeddings[1][teacher_ids[t]] for t in teacher_at])
             spoken = objective.to_student(states / states.std() + targets / targets.std())
-            values = objective.to_teacher(torch.stack([hidden[0][n, t - 1] for t in mine]))
-            for number, place in enumerate(mine):
+            values = objective.to_teacher(torch.stack([hidden[0][n, t - 1] for t in student_at]))
+            for number, position in enumerate(student_at):
                 crossed = (scores[number].softmax(0) @ spoken) @ heads[0].T
-                p, q = crossed.softmax(0), logits[0][n, place - 1].softmax(0)
-                total -= float(p[ids[place]].log())
-                if int(crossed.argmax()) == int(ids[place]):
+                p, q = crossed.softmax(0), logits[0][n, position - 1].softmax(0)
+                total -= float(p[ids[position]].log())
+                if int(crossed.argmax()) == int(ids[position]):
                     total, hits = total + float((p * (p / q).log()).sum()), hits + 1
-            for number, place in enumerate(theirs):
+            for number, position in enumerate(teacher_at):
                 crossed = (scores[:, number].softmax(0) @ values) @ heads[1].T
-                p, q = logits[1][n, place - 1].softmax(0), crossed.softmax(0)
+                p, q = logits[1][n, position - 1].softmax(0), crossed.softmax(0)
                 total += float((p * (p / q).log()).sum())
-            count += len(mine)
+            count += len(student_at)
     assert planned.count == count > hits > 10
     assert loss.item() == pytest.approx(total, rel=1e-3)
     gradients = torch.autograd.grad(loss, [*objective.parameters(), *pair.student.model.parameters()])
-    assert all(one.abs().sum() > 0 for one in gradients)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_hidden_states_of_unlike_sizes_meet_through_a_trained_projection(pair):
@@ -337,21 +339,21 @@ def test_alm_of_a_student_that_is_its_teacher_is_0(same, tmp_path, rule, tempera
     same.student.model.zero_grad()
     loss = accumulate_gradients(same.student, [batch], [WeightedObjective(1.0, make_objective(options, None))]).loss
     assert abs(loss) < 1e-7
-    assert max(float(one.grad.abs().max()) for one in same.student.model.parameters()) < 1e-6
+    assert max(float(parameter.grad.abs().max()) for parameter in same.student.model.parameters()) < 1e-6
 
 
-WITHOUT_TEXT = [one for one in CROSSING if one.kind != "min_ed"]  # min_ed learns the text too
+WITHOUT_TEXT = [objective for objective in CROSSING if objective.kind != "min_ed"]  # min_ed learns the text too
 
 
-@pytest.mark.parametrize("options", [*WITHOUT_TEXT, Kd(kind="kd")], ids=lambda one: one.kind)
+@pytest.mark.parametrize("options", [*WITHOUT_TEXT, Kd(kind="kd")], ids=lambda objective: objective.kind)
 def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient(same, options):
     loss, _ = same.loss(options, collate(same.shards, ROWS))
     assert abs(loss.item()) < 1e-4
     gradients = torch.autograd.grad(loss, list(same.student.model.parameters()))
-    assert max(one.abs().max() for one in gradients) < 1e-3
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-3
 
 
-@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda one: f"{one.kind}")
+@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda objective: f"{objective.kind}")
 def test_padding_changes_nothing(pair, options):
     objective = make_objective(options, pair.online)
 
@@ -363,7 +365,7 @@ def test_padding_changes_nothing(pair, options):
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda one: f"{one.kind}")
+@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda objective: f"{objective.kind}")
 def test_gradients_are_finite_at_extreme_logits(pair, options):
     batch = collate(pair.shards, ROWS)
     for scale in (1e-3, 1e4):
@@ -377,12 +379,14 @@ def test_gradients_are_finite_at_extreme_logits(pair, options):
         assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda one: f"{one.kind}")
+@pytest.mark.parametrize("options", [*CROSSING, *LEARNED], ids=lambda objective: f"{objective.kind}")
 def test_a_teacher_may_be_of_half_precision(pair, options):
     torch.manual_seed(0)
     objective, batch = make_objective(options, pair.online), collate(pair.shards, ROWS)
     half = replace(pair.online, model=HuggingFaceModel(copy.deepcopy(pair.online.model.module).to(torch.bfloat16)))
-    exact, rounded = (objective(batch).loss_sum(pair.outputs(batch), one.outputs(batch)) for one in (pair.online, half))
+    exact, rounded = (
+        objective(batch).loss_sum(pair.outputs(batch), teacher.outputs(batch)) for teacher in (pair.online, half)
+    )
     assert rounded.item() == pytest.approx(exact.item(), rel=0.1)
 
 

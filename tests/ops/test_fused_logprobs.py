@@ -38,15 +38,15 @@ def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_byte
     leaves = [leaf for leaf in (arguments[0], arguments[1].weight, arguments[1].bias) if leaf is not None]
     results = token_and_boundary_logprobs(*arguments, keep_bytes=keep_bytes)
     expected = plain(*arguments)
-    weights = [torch.linspace(-1, 2, len(one), dtype=one.dtype) for one in expected]
-    for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    weights = [torch.linspace(-1, 2, len(tensor), dtype=tensor.dtype) for tensor in expected]
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference)
     grads = [
-        torch.autograd.grad(sum((one * w).sum() for one, w in zip(side, weights, strict=True)), leaves)
+        torch.autograd.grad(sum((tensor * w).sum() for tensor, w in zip(side, weights, strict=True)), leaves)
         for side in (results, expected)
     ]
-    for mine, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for result, reference in zip(*grads, strict=True):
+        torch.testing.assert_close(result, reference)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -103,12 +103,12 @@ def test_gradients_in_bfloat16_are_summed_over_blocks_in_float32(monkeypatch):
     wide = hidden.detach().double(), head.weight.detach().double().requires_grad_()
     bias = head.bias.detach().double().requires_grad_()
     expected = plain(wide[0], Head(wide[1], bias), tokens, ids, mask, edges)
-    expected = torch.autograd.grad(sum(one.sum() for one in expected), (wide[1], bias))
+    expected = torch.autograd.grad(sum(tensor.sum() for tensor in expected), (wide[1], bias))
     errors = []
     for rows in (512, 4):
         monkeypatch.setattr(fused_logprobs, "BLOCK_ROWS", rows)
         results = token_and_boundary_logprobs(hidden, head, tokens, ids, mask, edges)
-        grads = torch.autograd.grad(sum(one.sum() for one in results), (head.weight, head.bias))
+        grads = torch.autograd.grad(sum(tensor.sum() for tensor in results), (head.weight, head.bias))
         errors.append([float((a - b).norm() / b.norm()) for a, b in zip(grads, expected, strict=True)])
     assert max(errors[1]) < 1.5 * max(errors[0])  # 6 to 9 times where each sum was rounded
 
@@ -125,9 +125,9 @@ def test_under_autocast_sums_stay_in_float32(keep_bytes):
     expected = plain(torch.eye(600) @ logits, Head(torch.eye(50)), *arguments)
     with torch.autocast("cpu", torch.bfloat16):
         results = token_and_boundary_logprobs(hidden, Head(weight), *arguments, keep_bytes=keep_bytes)
-    for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-    grads = torch.autograd.grad(sum(one.sum() for one in results), (hidden, weight))
-    expected_grads = torch.autograd.grad(sum(one.sum() for one in expected), rounded)
-    for mine, theirs in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(mine, theirs.float(), rtol=0.05, atol=0.05)
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-6)
+    grads = torch.autograd.grad(sum(tensor.sum() for tensor in results), (hidden, weight))
+    expected_grads = torch.autograd.grad(sum(tensor.sum() for tensor in expected), rounded)
+    for result, reference in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(result, reference.float(), rtol=0.05, atol=0.05)

@@ -29,7 +29,7 @@ def worker_nodes(head):
     command = [RAY, "list", "nodes", "--detail", "--format", "json"]
     found = subprocess.run(command, env=head, capture_output=True, text=True, check=True).stdout
     nodes = json.loads(found) if found.startswith("[") else []  # in words where there is none
-    return [(one["state"], one["resources_total"]) for one in nodes if not one["is_head_node"]]
+    return [(node["state"], node["resources_total"]) for node in nodes if not node["is_head_node"]]
 
 
 def test_the_machines_that_each_stage_asks_for_come_and_go(head, config, tmp_path):  # noqa: F811

@@ -20,7 +20,7 @@ from tests.support.stores import s3_store
 def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_path):
     student = logprobs_of(llama(20), np.zeros(20, dtype=bool))
     other = logprobs_of(llama(20, seed=1), np.zeros(20, dtype=bool))
-    optimizers = [make_optimizer(one, Train(steps=1)) for one in (student, other)]
+    optimizers = [make_optimizer(model, Train(steps=1)) for model in (student, other)]
     with s3_store("bucket") as (head, tail, _):
         training = f"{head}/runs/one/train-0{tail}"
         keep = checkpoint_writer(training)
@@ -29,14 +29,14 @@ def test_a_checkpoint_goes_to_a_store_and_is_whole_with_its_last_file_alone(tmp_
             if step == 2:
                 files.delete_file(f"{path}/checkpoint.json")  # as if killed while it was written
             keep({"step": step}, partial(save_checkpoint, student=student, optimizer=optimizers[0], steps_done=step))
-        assert [steps_done(one) for one in checkpoints(training)] == [2, 3]
+        assert [steps_done(checkpoint) for checkpoint in checkpoints(training)] == [2, 3]
         assert files.get_file_info(path).type == fs.FileType.NotFound
         assert load_checkpoint(checkpoints(training)[-1], other, optimizers[1]) == 3
-        for one, copied in zip(student.parameters(), other.parameters(), strict=True):
-            assert torch.equal(one, copied)
+        for parameter, copied in zip(student.parameters(), other.parameters(), strict=True):
+            assert torch.equal(parameter, copied)
         files, path = file_system(checkpoints(training)[-1])
         files.delete_file(f"{path}/checkpoint.json")
-        assert [steps_done(one) for one in checkpoints(training)] == [2]
+        assert [steps_done(checkpoint) for checkpoint in checkpoints(training)] == [2]
         files.delete_file(f"{path.replace('3', '2')}/tensors-00000.safetensors")
         with pytest.raises(CtdError, match=r"differs from its checksum|not a complete checkpoint|cannot be read"):
             load_weights(latest_checkpoint(training), other)

@@ -38,10 +38,10 @@ def test_cluster_yaml_is_what_ray_up_takes():
     types = config["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        assert all("RAY_AUTH_MODE=token" in one for one in commands if "ray start" in one)
-        assert not any("0.0.0.0" in one for one in commands)
+        assert all("RAY_AUTH_MODE=token" in command for command in commands if "ray start" in command)
+        assert not any("0.0.0.0" in command for command in commands)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
-    assert all(one["min_workers"] == 0 for name, one in types.items() if name != "head")
+    assert all(node_type["min_workers"] == 0 for name, node_type in types.items() if name != "head")
 
 
 def test_the_rayjob_has_the_groups_of_cluster_yaml():
@@ -49,7 +49,7 @@ def test_the_rayjob_has_the_groups_of_cluster_yaml():
     cluster = yaml.safe_load((ROOT / "pipelines" / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
-    groups = {one["groupName"]: one for one in cluster["workerGroupSpecs"]}
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     assert set(groups) == set(types) - {"head"}
     for name, group in groups.items():
         assert (group["minReplicas"], group["maxReplicas"]) == (0, types[name]["max_workers"])

@@ -22,7 +22,7 @@ COMMAND = "import pipelines.stages.train as train; train.RESIZE_SECONDS = 2.0; f
 def workers_of(folder):
     """How many workers each of the steps that are there had, and their losses."""
     lines = [read_metrics(file) for file in folder.glob("train-*/metrics.jsonl")]
-    return [(int(one["workers"]), one["loss"]) for one in (lines[0] if lines else [])]
+    return [(int(line["workers"]), line["loss"]) for line in (lines[0] if lines else [])]
 
 
 @pytest.mark.chaos
@@ -36,7 +36,7 @@ def test_losses_stay_the_same_while_machines_come_and_go(config, tmp_path):  # n
     ctd("train", "--config", file)
     elastic = [f"output={run.parent}", "train.num_workers=2", "train.min_workers=1", "train.checkpoint_every=1"]
     command = [sys.executable, "-c", COMMAND, "train", "--config", str(file)]
-    command += [part for one in elastic for part in ("--set", one)]
+    command += [part for line in elastic for part in ("--set", line)]
     with (
         ray_head(tmp_path, "--num-cpus=0", dashboard=False) as head,
         machine_of(head),
@@ -63,6 +63,6 @@ def test_losses_stay_the_same_while_machines_come_and_go(config, tmp_path):  # n
         finally:
             training.kill()
             training.wait()
-    mine, theirs = workers_of(run), [loss for _, loss in workers_of(quiet)]
-    assert len(theirs) == 400 > len(mine)
-    assert [loss for _, loss in mine] == pytest.approx(theirs[: len(mine)], rel=1e-5)
+    elastic_losses, quiet_losses = workers_of(run), [loss for _, loss in workers_of(quiet)]
+    assert len(quiet_losses) == 400 > len(elastic_losses)
+    assert [loss for _, loss in elastic_losses] == pytest.approx(quiet_losses[: len(elastic_losses)], rel=1e-5)

@@ -95,7 +95,7 @@ def test_a_rule_that_asks_the_teacher_is_refused_on_shards_without_its_numbers(t
     tokenizers = prepared("bytes"), prepared("byte-level BPE, 600")
     rows, counts = build_rows(*tokenizers, [plain_document("d", "the fox")], 96, 96)
     folder = Folder(tmp_path)
-    prints = [tokenizer_fingerprint(one) for one in tokenizers]
+    prints = [tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers]
     origin = Origin(student_tokenizer=prints[0], teacher_tokenizer=prints[1], teacher_model=None, config={})
     write_manifest(folder, build_manifest(origin, [write_shard(folder, 0, shard_bytes(rows), counts)]))
     for arguments in (("chunks",), ("inspect", "--student", "bytes")):

@@ -22,11 +22,11 @@ def test_of_two_trainings_of_one_run_the_second_waits_and_finds_it_done(config, 
     ctd("prepare", "--config", file)
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(file)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [one.communicate(timeout=200)[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
+    said = [done.communicate(timeout=200)[1] for done in both]
+    assert [done.returncode for done in both] == [0, 0], said
     metrics = only(tmp_path / "runs" / "tiny", "train-*") / "metrics.jsonl"
     assert [line["step"] for line in read_metrics(metrics)] == [*range(1, 151)]
-    (waited,) = (number for number, one in enumerate(said) if "all 150 steps are done already" in one)
+    (waited,) = (number for number, line in enumerate(said) if "all 150 steps are done already" in line)
     assert f"is being worked on by process {both[1 - waited].pid} on" in said[waited]
 
 
@@ -79,8 +79,8 @@ def test_of_many_that_begin_at_the_same_moment_one_at_a_time_works(tmp_path, mac
             working.remove(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join(timeout=60)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
     assert most == [1] * 5

@@ -9,7 +9,7 @@ from pipelines.artifacts.metrics_log import METRICS_FILE, MetricsLog, read_metri
 
 def events(folder):
     """The events in the order of their files; a record is its length, a CRC, itself, a CRC."""
-    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda one: one.stat().st_mtime_ns):
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda line: line.stat().st_mtime_ns):
         content, at = file.read_bytes(), 0
         while at < len(content):
             (length,) = struct.unpack_from("<Q", content, at)
@@ -18,7 +18,7 @@ def events(folder):
 
 
 def figures(folder):
-    return [(event.step, one.tag, one.simple_value) for event in events(folder) for one in event.summary.value]
+    return [(event.step, value.tag, value.simple_value) for event in events(folder) for value in event.summary.value]
 
 
 def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_path):

@@ -1,4 +1,4 @@
-"""What is shown of parts that are not finished."""
+"""What is shown of slices that are not finished."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from pipelines.display.progress import Reporter
-from pipelines.stages.prepare_progress import Tally, Within, noting, watched
+from pipelines.stages.prepare_progress import SliceProgress, Tally, reporting, watched
 
 
 @pytest.fixture
@@ -34,32 +34,32 @@ def tally(monkeypatch):
     class Handle:
         def __init__(self):
             local = Tally()
-            self.note, self.parts = Method(local.note), Method(local.parts)
+            self.record, self.slices = Method(local.record), Method(local.slices)
 
     monkeypatch.setattr(ray, "get", lambda value: value)
     return Handle()
 
 
-def test_the_share_done_counts_tokens_and_parts_of_unknown_size_as_their_mean(tally, reported):
+def test_the_share_done_counts_tokens_and_slices_of_unknown_size_as_their_mean(tally, reported):
     with watched(tally, reported, 4) as finish:
-        finish("a", Within(1_000_000, 300, 300))
-        finish("b", Within(0, 0, 0))  # a part without text
-        tally.note.remote("c", Within(1_000_000, 50, 300))
+        finish("a", SliceProgress(1_000_000, 300, 300))
+        finish("b", SliceProgress(0, 0, 0))  # a slice without text
+        tally.record.remote("c", SliceProgress(1_000_000, 50, 300))
     done, words, share = reported.calls[-1]
     assert done == 2
     assert words.startswith("shards, 2.00 MB of text, 0 thousand teacher tokens scored")
     assert share == pytest.approx(350 / (200 * 4))
     with watched(tally, reported, 1) as finish:
-        finish("c", Within(1_000_000, 300, 300))
+        finish("c", SliceProgress(1_000_000, 300, 300))
     assert reported.calls[-1][::2] == (1, 1.0)
 
 
 def test_few_of_many_calls_go_through(tally):
-    note = noting(tally, "a")
+    report = reporting(tally, "a")
     for n in range(1000):
-        note(Within(n))
-    assert tally.parts.remote() == {}
+        report(SliceProgress(n))
+    assert tally.slices.remote() == {}
     time.sleep(1.1)
-    note(Within(1000))
-    note(Within(1001))
-    assert tally.parts.remote() == {"a": Within(1000)}
+    report(SliceProgress(1000))
+    report(SliceProgress(1001))
+    assert tally.slices.remote() == {"a": SliceProgress(1000)}

@@ -26,7 +26,7 @@ def test_a_model_that_the_disk_does_not_take_leaves_the_one_before(tmp_path):
     with files_of_at_most(50_000), pytest.raises(CtdError, match="model: cannot be written"):
         export()
     assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
-    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -34,7 +34,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".step_00000002.abc" / "checkpoint.json").write_text("half")
     with atomic_directory(tmp_path / "step_00000002") as temporary:
         (temporary / "checkpoint.json").write_text("whole")
-    assert [one.name for one in tmp_path.iterdir()] == ["step_00000002"]
+    assert [file.name for file in tmp_path.iterdir()] == ["step_00000002"]
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path):
@@ -44,7 +44,7 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path):
         other += f"with atomic_directory(pathlib.Path({str(tmp_path / 'model')!r})) as temporary: pass"
         subprocess.run([sys.executable, "-c", other], check=True)
     assert (tmp_path / "model" / "a").read_text() == "mine"
-    assert [one.name for one in tmp_path.iterdir()] == ["model"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_error_of_the_work_is_not_taken_for_one_of_the_disk(tmp_path):

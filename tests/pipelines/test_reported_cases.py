@@ -94,7 +94,7 @@ def test_ids_of_the_old_vocabulary_are_not_exported(case, tmp_path):
     old.save_pretrained(tmp_path / "teacher")
     ctd("run", "--config", case(sample={"prompts": ["the quick"], "max_new_tokens": 5}))
     exported = json.loads((tmp_path / "runs" / "case" / "model" / "generation_config.json").read_text())
-    ids = [int(one) for one in re.findall(r"\d+", json.dumps({k: v for k, v in exported.items() if "_id" in k}))]
+    ids = [int(digits) for digits in re.findall(r"\d+", json.dumps({k: v for k, v in exported.items() if "_id" in k}))]
     assert max(ids) < 400
     assert not {"bad_words_ids", "suppress_tokens"} & exported.keys()
 
@@ -168,7 +168,7 @@ def test_a_run_that_learns_nothing_fails(case, tmp_path):
 
 def test_text_that_a_chat_template_was_applied_to_is_told(case, tmp_path):
     chat = backend()
-    chat.add_special_tokens([AddedToken(one, **SPECIAL) for one in ("<|begin|>", "<|turn|>", "<|eot|>")])
+    chat.add_special_tokens([AddedToken(marker, **SPECIAL) for marker in ("<|begin|>", "<|turn|>", "<|eot|>")])
     chat.post_processor = TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", chat.token_to_id("<|begin|>"))]
     )
@@ -189,4 +189,4 @@ def test_nothing_that_is_not_finite_is_exported(case, tmp_path):
     student = {"tokenizer": {"kind": "train", "vocab_size": 400}, "pad_to_multiple_of": 64}
     ctd("run", "--config", case(student=student))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "case" / "model")
-    assert all(torch.isfinite(one).all() for one in exported.state_dict().values())
+    assert all(torch.isfinite(tensor).all() for tensor in exported.state_dict().values())

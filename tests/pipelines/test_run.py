@@ -63,7 +63,7 @@ def config(inputs, tmp_path):
 
 def ctd(*arguments):
     """Run a command in this process; its standard output, or its exception."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None:
         raise result.exception
     return result.output
@@ -104,7 +104,7 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
         "print(m.num_parameters(), len(t), out.shape[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run / "model")], capture_output=True, text=True, check=True)
-    parameters, entries, _ = (int(one) for one in done.stdout.split())
+    parameters, entries, _ = (int(word) for word in done.stdout.split())
     assert (parameters, entries) == (report["student_parameters"], 300)
     card = (run / "model" / "README.md").read_text()
     assert str(tmp_path) not in card  # nothing of this machine
@@ -112,8 +112,8 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     assert "pipeline_tag: text-generation" in card
     assert "held-out" in card
     trained = load_file(only(run, "train-*/step_00000004/tensors-00000.safetensors"))
-    for name, one in AutoModelForCausalLM.from_pretrained(run / "model").named_parameters():
-        assert torch.equal(one, trained[f"student.model.{name}"])
+    for name, parameter in AutoModelForCausalLM.from_pretrained(run / "model").named_parameters():
+        assert torch.equal(parameter, trained[f"student.model.{name}"])
     assert AutoTokenizer.from_pretrained(run / "model").eos_token == "<|endoftext|>"
 
     shards = {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")}
@@ -156,10 +156,10 @@ def test_two_ray_workers_with_shares_of_the_student_train_as_this_process_does(c
     ctd("train", "--config", file, "--set", "train.num_workers=2", "--set", "train.strategy=fsdp")
     together = read_metrics(only(run, "train-*") / "metrics.jsonl")
     for name in ("loss", "gradient_norm"):
-        assert [one[name] for one in together] == pytest.approx([one[name] for one in alone], rel=1e-5)
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], rel=1e-5)
     distance = "held-out_teacher_distance_bits_per_byte"
     assert together[3][distance] == pytest.approx(alone[3][distance], rel=1e-5)
-    assert [one["workers"] for one in together] == [2] * 4
+    assert [line["workers"] for line in together] == [2] * 4
     ctd("evaluate", "--config", file)
     report = json.loads((run / "report.json").read_text())
     figures = report["sets"]["held-out"]["student_after"]
@@ -173,10 +173,12 @@ def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them
     assert "uld asks the teacher at every step, which is the student without its adapters" in output
     run = tmp_path / "runs" / "tiny"
     report = json.loads((run / "report.json").read_text())
-    exported, before = (AutoModelForCausalLM.from_pretrained(one) for one in (run / "model", only(run, "init-*")))
+    exported, before = (AutoModelForCausalLM.from_pretrained(model) for model in (run / "model", only(run, "init-*")))
     assert exported.num_parameters() == report["student_parameters"]
     assert all("lora" not in name for name in exported.state_dict())
-    changed = {name for name, one in before.state_dict().items() if not torch.equal(one, exported.state_dict()[name])}
+    changed = {
+        name for name, tensor in before.state_dict().items() if not torch.equal(tensor, exported.state_dict()[name])
+    }
     assert {"model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"} <= changed
     assert not any("norm" in name for name in changed)
 
@@ -193,7 +195,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
     run = tmp_path / "runs" / "tiny"
     folders = sorted(run.glob("prepared/train-*"), key=lambda folder: "second" in folder.name)
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
-    assert [one["origin"]["config"]["teacher"]["model"] for one in manifests] == [
+    assert [manifest["origin"]["config"]["teacher"]["model"] for manifest in manifests] == [
         str(inputs / "teacher"),
         str(tmp_path / "second"),
     ]

@@ -38,7 +38,7 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
 
     result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
     found = [json.loads(line) for line in result.output.splitlines()]
-    assert [one.pop("age_seconds") for one in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
+    assert [run.pop("age_seconds") for run in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
     assert found == [
         {"name": "d", "state": "measured", "step": 2, "last": {"gap_closed": 0.25}},
         {

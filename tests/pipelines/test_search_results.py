@@ -25,8 +25,8 @@ def test_the_best_is_first_and_neither_stopped_nor_failed_nor_without_a_number()
         trial(4, 6, math.nan),
         trial(5, 0, 0.0),
     ]
-    assert [one.number for one in order(trials, METRIC, "min")] == [2, 0, 4, 1, 5, 3]
-    assert [one.number for one in order(trials, METRIC, "max")][:2] == [0, 2]
+    assert [trial.number for trial in order(trials, METRIC, "min")] == [2, 0, 4, 1, 5, 3]
+    assert [trial.number for trial in order(trials, METRIC, "max")][:2] == [0, 2]
 
 
 def test_only_what_trials_differ_in_is_shown_and_kept_with_its_type(tmp_path):

@@ -37,7 +37,7 @@ def test_a_training_that_is_asked_to_end_goes_on_from_there(config, tmp_path, wo
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "runs" / "tiny"
-    while process.poll() is None and not any(read_metrics(one) for one in run.glob("train-*/metrics.jsonl")):
+    while process.poll() is None and not any(read_metrics(file) for file in run.glob("train-*/metrics.jsonl")):
         time.sleep(0.1)
     process.send_signal(sent)
     _, said = process.communicate(timeout=100)

@@ -32,7 +32,7 @@ def test_a_run_on_s3_is_one_on_a_disk(store, config, tmp_path, monkeypatch):  # 
     local = written(config, tmp_path)
     ctd("prepare", "--config", local)
     ctd("train", "--config", local)
-    shards = {one.name: one.read_bytes() for one in only(tmp_path, "runs/tiny/prepared/train-*").iterdir()}
+    shards = {file.name: file.read_bytes() for file in only(tmp_path, "runs/tiny/prepared/train-*").iterdir()}
 
     (corpus,) = config["corpus"]["paths"]
     files, _ = file_system(store(""))
@@ -44,11 +44,13 @@ def test_a_run_on_s3_is_one_on_a_disk(store, config, tmp_path, monkeypatch):  # 
     (tmp_path / "remote").mkdir()
     remote = written(config, tmp_path / "remote")
     ctd("prepare", "--config", remote)
-    (folder,) = (one.path for one in files.get_file_info(fs.FileSelector("bucket/shards/tiny")) if "train-" in one.path)
+    (folder,) = (
+        file.path for file in files.get_file_info(fs.FileSelector("bucket/shards/tiny")) if "train-" in file.path
+    )
 
     def stored():
         found = files.get_file_info(fs.FileSelector(folder))
-        return {one.base_name: (files.open_input_file(one.path).read(), one.mtime_ns) for one in found}
+        return {file.base_name: (files.open_input_file(file.path).read(), file.mtime_ns) for file in found}
 
     before = stored()
     arrows = {name for name in shards if name.endswith(".arrow")}
@@ -64,7 +66,7 @@ def test_a_run_on_s3_is_one_on_a_disk(store, config, tmp_path, monkeypatch):  # 
     assert after["shard-000000.arrow"] == before["shard-000000.arrow"]  # and not written again
     ctd("train", "--config", remote, "--set", "train.steps=4")
     assert losses(tmp_path / "remote") == losses(tmp_path)
-    assert {one.read_bytes() for one in (tmp_path / "home/.cache/ctd/shards").iterdir()} >= {
+    assert {file.read_bytes() for file in (tmp_path / "home/.cache/ctd/shards").iterdir()} >= {
         content for name, (content, _) in after.items() if name in arrows
     }
 
@@ -96,8 +98,9 @@ def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store,
     shorter = ["--set", "train.checkpoint_every=1", "--set", "train.strategy=fsdp"]
     files, _ = file_system(store(""))
     ctd("train", "--config", remote, *shorter)
-    (training,) = (one.path for one in files.get_file_info(fs.FileSelector("bucket/runs/tiny")) if "/train-" in one.path
-                   and one.type == fs.FileType.Directory)  # fmt: skip
+    found = files.get_file_info(fs.FileSelector("bucket/runs/tiny"))
+    is_folder = fs.FileType.Directory
+    (training,) = (file.path for file in found if "/train-" in file.path and file.type == is_folder)
     assert [name for name in names_in(store(training.removeprefix("bucket/"))) if name.startswith("step_")] == [
         "step_00000003",
         "step_00000004",

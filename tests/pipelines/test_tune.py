@@ -165,12 +165,12 @@ def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, 
     client = mlflow.MlflowClient(str(tmp_path / "mlflow"))
     (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
     runs = client.search_runs([experiment.experiment_id])
-    assert len({one.data.params["values/train.learning_rate"] for one in runs}) == 2
-    assert {one.info.status for one in runs} == {"FINISHED"}
+    assert len({run.data.params["values/train.learning_rate"] for run in runs}) == 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
     name = "held-out_teacher_distance_bits_per_byte"
-    histories = [client.get_metric_history(one.info.run_id, name) for one in runs]
+    histories = [client.get_metric_history(run.info.run_id, name) for run in runs]
     files = [read_metrics(file) for file in tmp_path.glob("runs/tiny/train-*/metrics.jsonl")]
-    assert sorted([(one.step, one.value) for one in history] for history in histories) == sorted(
+    assert sorted([(point.step, point.value) for point in history] for history in histories) == sorted(
         [(line["step"], line[name]) for line in lines if name in line] for lines in files
     )
 
@@ -181,11 +181,11 @@ def test_a_search_outlives_its_tracker(capsys):
             raise ConnectionError("no route")
 
     trial = SimpleNamespace(trial_id="1")
-    one = Tracker("mlflow", Gone())
-    one.on_trial_error(1, [], trial)  # of one that never began
-    one.on_trial_start(1, [], trial)
-    one.on_trial_result(2, [], trial, {"step": 4.0})
-    one.on_experiment_end([])
+    tracker = Tracker("mlflow", Gone())
+    tracker.on_trial_error(1, [], trial)  # of one that never began
+    tracker.on_trial_start(1, [], trial)
+    tracker.on_trial_result(2, [], trial, {"step": 4.0})
+    tracker.on_experiment_end([])
     assert capsys.readouterr().err == "tune: mlflow is not told of trials any more: no route\n"
 
 
@@ -266,7 +266,7 @@ def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_one
         past.append(TrialRecord(values=values, choices=first.choices[f"trial {number}"], state=state, lines=[result]))
     again = optuna_searcher(options, space, "distance", past)
     assert again.suggest("first")["values"] == past[1].values
-    assert [one.value for one in again._study.get_trials()][:3] == [1.0, 1 / 3, 1 / 4]
+    assert [trial.value for trial in again._study.get_trials()][:3] == [1.0, 1 / 3, 1 / 4]
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_optuna_is_asked_for_what_was_chosen_alone():
     options = Search(recipe="small", space=SPACE, searcher="optuna", seed=3)
     searcher = optuna_searcher(options, space, "distance")
     found = [searcher.suggest(f"trial {n}")["values"] for n in range(20)]
-    assert {one["train.learning_rate"] for one in found} == {1e-3, 1e-5}
-    for one in found:
-        chunks = one["train.objectives.0.chunks"]
+    assert {trial["train.learning_rate"] for trial in found} == {1e-3, 1e-5}
+    for trial in found:
+        chunks = trial["train.objectives.0.chunks"]
         assert chunks == {"kind": "finest"} or (chunks["kind"] == "debiased" and 0 <= chunks["gamma"] <= 0.5)
-    assert len({repr(one) for one in found}) > 5
+    assert len({repr(trial) for trial in found}) > 5

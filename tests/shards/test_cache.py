@@ -30,10 +30,10 @@ def test_a_shard_is_read_once_and_those_not_read_for_longest_evict(tmp_path):
     assert fetched(cache, b) == b
     assert fetched(cache, a, again=False) == a
     assert fetched(cache, c) == c
-    assert {one.read_bytes() for one in tmp_path.iterdir()} == {a, c}
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {a, c}
     whole = bytes(1000)
     assert fetched(cache, whole) == whole  # one is kept, whatever its size
-    assert {one.read_bytes() for one in tmp_path.iterdir()} == {whole}
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {whole}
 
 
 def test_a_shard_that_another_process_took_away_at_once_is_read_all_the_same(tmp_path, monkeypatch):

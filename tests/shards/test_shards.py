@@ -46,7 +46,7 @@ def test_rows_come_back_as_they_were_and_datasets_reads_them(made):
     assert len(rows) == len(shards) == shards.manifest.counts.rows
     numbers = np.arange(len(shards))
     for column in rows.column_names[1:]:
-        assert [one.tolist() for one in shards.read(column, numbers)] == list(rows[column])
+        assert [row.tolist() for row in shards.read(column, numbers)] == list(rows[column])
     assert shards.documents(numbers) == list(rows["document"])
 
 
@@ -60,19 +60,19 @@ def test_a_batch_holds_each_rows_tokens_and_the_chunks_of_their_successors(made)
     batch = collate(shards, rows)
     flat = batch.input_ids.flatten()[batch.positions].tolist()
     ids = shards.read("student_ids", rows)
-    assert flat == [token for one in ids for token in one]
+    assert flat == [token for row_ids in ids for token in row_ids]
     found = zip(batch.target_rows.tolist(), batch.target_ids.tolist(), batch.chunk_of_target.tolist(), strict=True)
     expected = []
     at = first_chunk = 0
-    for row, one in enumerate(ids):
+    for row, row_ids in enumerate(ids):
         ends = shards.read("student_chunk_ends", rows)[row]
         kinds = shards.read("chunk_kinds", rows)[row]
         assert batch.chunk_rows[first_chunk : first_chunk + len(ends)].tolist() == [at + end - 1 for end in ends]
-        for place in range(len(one) - 1):
+        for place in range(len(row_ids) - 1):
             chunk = int(np.searchsorted(ends, place + 1, side="right"))
             if kinds[chunk] & 1:
-                expected.append((at + place, one[place + 1], first_chunk + chunk))
-        at, first_chunk = at + len(one), first_chunk + len(ends)
+                expected.append((at + place, row_ids[place + 1], first_chunk + chunk))
+        at, first_chunk = at + len(row_ids), first_chunk + len(ends)
     assert list(found) == expected
     assert batch.chunks.breaks[first_chunk - 1]
 

@@ -72,10 +72,10 @@ def kill_below(title: str) -> Strike:
     """SIGKILL for a process below the command whose title holds `title`."""
 
     def strike(pid: int) -> str | None:
-        for one in psutil.Process(pid).children(recursive=True):
+        for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.Error):  # it ended meanwhile
-                if title in " ".join(one.cmdline()):
-                    one.kill()
+                if title in " ".join(process.cmdline()):
+                    process.kill()
                     return f"SIGKILL of {title}"
         return None
 
@@ -86,11 +86,11 @@ def losses(folder: Path) -> list[float]:
     """The loss of every step, each of which is there once."""
     (file,) = folder.glob("train-*/metrics.jsonl")
     steps = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [one["step"] for one in steps] == list(range(1, len(steps) + 1))
-    return [one["loss"] for one in steps]
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    return [step["loss"] for step in steps]
 
 
 def shards(folder: Path) -> dict[str, bytes]:
     """Every file of prepared sets by name, but for what is half-written and named so."""
-    files = [one for one in folder.glob("prepared/*/*") if one.suffix != ".partial"]
-    return {one.relative_to(folder).as_posix(): one.read_bytes() for one in files}
+    files = [file for file in folder.glob("prepared/*/*") if file.suffix != ".partial"]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}

@@ -29,8 +29,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _fake_machines(node_types: dict[str, Any], gcs: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def write_set(location, student, teacher, documents, parts=2, teacher_model=None
         chosen = [plain_document(f"d{n}", text) for n, text in enumerate(documents) if n % parts == part]
         rows, counts = build_rows(student, teacher, chosen, 96, 96)
         if teacher_model is None:
-            sizes = [len(one) for one in rows.column("chunk_bytes").to_pylist()]
+            sizes = [len(row) for row in rows.column("chunk_bytes").to_pylist()]
             numbers = [-random.exponential(2.0, size).astype(np.float32) for size in sizes]
             rows = with_columns(rows, TARGET_FIELDS, [numbers, numbers])
         else:

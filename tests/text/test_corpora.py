@@ -22,7 +22,7 @@ TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
 def read(corpus, slice_bytes):
     parts = plan_slices(corpus, slice_bytes)
     assert [part.number for part in parts] == list(range(len(parts)))
-    return parts, [one.text for part in parts for one in read_slice(corpus, part)]
+    return parts, [document.text for part in parts for document in read_slice(corpus, part)]
 
 
 def json_lines(path):
@@ -54,7 +54,7 @@ def test_files_that_come_while_parts_are_read_change_none_of_them(tmp_path):
     corpus = TextFiles(kind="text", paths=[f"{tmp_path}/*.txt"])
     parts = plan_slices(corpus, 1)
     (tmp_path / "+.txt").write_text("later")
-    assert [one.text for part in parts for one in read_slice(corpus, part)] == TEXTS[:4]
+    assert [document.text for part in parts for document in read_slice(corpus, part)] == TEXTS[:4]
 
 
 @pytest.mark.parametrize("slice_bytes", [1, 10**6])
@@ -83,8 +83,8 @@ def test_training_and_held_out_documents_are_disjoint(texts, held_out, sample):
 
     corpus = GeneralText(kind="general", held_out_fraction=held_out, sample_fraction=sample)
     sources = [plain_document("x", text) for text in texts]
-    trained = {one.text for one in training_documents(corpus, sources)}
-    held = {one.text for one in held_out_documents(corpus, 1.0, sources)}
+    trained = {document.text for document in training_documents(corpus, sources)}
+    held = {document.text for document in held_out_documents(corpus, 1.0, sources)}
     assert not trained & held
     if sample == 1:
         assert trained | held == texts
@@ -105,7 +105,7 @@ def test_rows_without_text_are_told_with_their_place_and_pass_on_to_training_alo
 
 def test_shares_are_even():
     shares = [hash_fraction(str(n)) for n in range(4000)]
-    assert abs(sum(one < 0.25 for one in shares) / 4000 - 0.25) < 0.03
+    assert abs(sum(share < 0.25 for share in shares) / 4000 - 0.25) < 0.03
 
 
 def test_bad_files_are_errors_that_name_the_place(tmp_path):
@@ -139,7 +139,7 @@ def test_compressed_json_lines_are_read_and_broken_ones_named(tmp_path):
     lines = b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(50))
     file.write_bytes(gzip.compress(lines))
     corpus = JsonLines(kind="jsonl", paths=[str(file)])
-    found = [one.text for part in plan_slices(corpus, 20) for one in read_slice(corpus, part)]
+    found = [document.text for part in plan_slices(corpus, 20) for document in read_slice(corpus, part)]
     assert found == [f"text {n}" for n in range(50)]
     file.write_bytes(gzip.compress(lines)[:-20])
     with pytest.raises(CtdError, match=r"a\.jsonl\.gz: not a complete gzip file"):
@@ -149,7 +149,7 @@ def test_compressed_json_lines_are_read_and_broken_ones_named(tmp_path):
 def test_a_parquet_column_of_bytes_is_read_as_utf_8(tmp_path):
     pq.write_table(pa.table({"text": pa.array(["größer".encode(), b"\xff"], pa.binary())}), tmp_path / "a.parquet")
     corpus = Parquet(kind="parquet", paths=[str(tmp_path / "a.parquet")])
-    good, bad = [one for part in plan_slices(corpus, 100) for one in read_slice(corpus, part)]
+    good, bad = [document for part in plan_slices(corpus, 100) for document in read_slice(corpus, part)]
     assert good.text == "größer"
     assert bad.reason == "not UTF-8 text"
 

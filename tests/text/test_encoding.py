@@ -73,9 +73,11 @@ def test_added_text_that_is_looked_for_after_normalising_has_the_bytes_that_it_t
 def test_dropout_is_for_training_and_not_for_shards():
     plain, dropping = (train_tokenizer(TEXTS, 600) for _ in range(2))
     dropping.backend_tokenizer.model.dropout = 0.5
-    expected, *others = (TextEncoder(one, "some/model").encode_batch(TEXTS[:3]) for one in (plain, *[dropping] * 5))
+    expected, *others = (
+        TextEncoder(tokenizer, "some/model").encode_batch(TEXTS[:3]) for tokenizer in (plain, *[dropping] * 5)
+    )
     for encodings in others:
-        assert [one.ids.tolist() for one in encodings] == [one.ids.tolist() for one in expected]
+        assert [encoding.ids.tolist() for encoding in encodings] == [encoding.ids.tolist() for encoding in expected]
 
 
 @pytest.mark.parametrize("kind", TOTAL | PARTIAL)
@@ -85,7 +87,8 @@ def test_an_encoder_that_has_travelled_to_a_worker_encodes_as_before(kind):
     names = tokenizer.tokenizer.convert_ids_to_tokens(special)
     given = [*TEXTS, "", "cafe\u0301", *(f"a{name}b" for name in names)]
     for before, after in zip(
-        *(one.encode_batch(given) for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer)))), strict=True
+        *(encoder_copy.encode_batch(given) for encoder_copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer)))),
+        strict=True,
     ):
         assert type(before) is type(after)
         if isinstance(before, EncodedText):

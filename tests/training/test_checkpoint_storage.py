@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back_bit_for_bit_and_is_safetensors(checkpoint)
     for old, new in zip(before[1].state.values(), after[1].state.values(), strict=True):
         assert all(torch.equal(old[key], new[key]) for key in old)
     tensors = safetensors.torch.load_file(checkpoint / FILE)
-    assert any(torch.equal(one, before[0].model.get_input_embeddings().weight) for one in tensors.values())
+    assert any(torch.equal(tensor, before[0].model.get_input_embeddings().weight) for tensor in tensors.values())
 
 
 def test_flipped_bytes_anywhere_are_found_before_the_checkpoint_is_used(checkpoint, tmp_path):

@@ -80,7 +80,7 @@ def test_the_loss_falls(shards, objective):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("objective", [PUBLISHED_ALM, Dskd(kind="dskd")], ids=lambda one: one.kind)
+@pytest.mark.parametrize("objective", [PUBLISHED_ALM, Dskd(kind="dskd")], ids=lambda line: line.kind)
 @pytest.mark.parametrize("with_adapters", [False, True])
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(
     shards, tmp_path, objective, with_adapters
@@ -112,21 +112,21 @@ def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_p
     )
     write_set(tmp_path, student_tokenizer, other_tokenizer, texts(30, seed=3), teacher_model=other)
     second = ShardSet(tmp_path, verify=True)
-    mine, theirs = PUBLISHED_ALM, Alm(kind="alm", weight=0.5, teacher="other")
+    published, half = PUBLISHED_ALM, Alm(kind="alm", weight=0.5, teacher="other")
 
     def gradients(options, *sources):
         student, seen = new_student(), {}
 
         def on_checkpoint(metrics, write):
-            seen.update({name: one.grad.clone() for name, one in student.model.named_parameters()})
+            seen.update({name: parameter.grad.clone() for name, parameter in student.model.named_parameters()})
 
         hooks = Hooks(on_step=lambda metrics: None, on_checkpoint=on_checkpoint, evaluate=lambda model: {})
         options = Train(steps=1, batch_tokens=300, gradient_accumulation=2, max_grad_norm=None, objectives=options)
         train(options, student, sources[0], hooks, extra_shards=dict(zip(["other"], sources[1:], strict=False)))
         return seen
 
-    together = gradients([mine, theirs], shards, second)
-    alone = gradients([mine], shards), gradients([Alm(kind="alm", weight=0.5)], second)
+    together = gradients([published, half], shards, second)
+    alone = gradients([published], shards), gradients([Alm(kind="alm", weight=0.5)], second)
     for name, gradient in together.items():
         torch.testing.assert_close(gradient, alone[0][name] + alone[1][name], rtol=1e-4, atol=1e-6)
 
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_rows(shards, tmp_
 
 def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_an_error(shards):
     student = new_student()
-    before = {name: one.detach().clone() for name, one in student.model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in student.model.named_parameters()}
     run(Train(steps=2, batch_tokens=300, learning_rate=1e-2, freeze=[r"layers\.0\."]), shards, student=student)
     for name, parameter in student.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("layers.0." in name)
@@ -169,7 +169,7 @@ def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_an_error(shards
 
 def test_embeddings_have_a_learning_rate_of_their_own():
     optimizer = make_optimizer(new_student(), Train(steps=1, learning_rate=1.0, embedding_learning_rate=2.0))
-    sizes = {group["lr"]: sum(one.numel() for one in group["params"]) for group in optimizer.param_groups}
+    sizes = {group["lr"]: sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups}
     assert sizes[2.0] == 300 * 32
 
 

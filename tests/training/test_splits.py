@@ -65,12 +65,14 @@ def one_step(rank, world, location, out, balance):
     stream = micro_batches(shards.student_lengths(), 200, seed=1)
     batches = [collate(shards, next(stream)) for _ in range(4)][rank::world]
     torch.manual_seed(3)
-    objectives = [WeightedObjective(one.weight, make_objective(one, live_teacher())) for one in OBJECTIVES]
+    objectives = [
+        WeightedObjective(objective.weight, make_objective(objective, live_teacher())) for objective in OBJECTIVES
+    ]
     student.projections = torch.nn.ModuleList([objectives[-1].plan]).double()
     wrapped = DistributedDataParallel(student)
     metrics = accumulate_gradients(wrapped, batches, objectives, live_teacher(), balance=balance)
     if rank == 0:
-        gradients = {name: one.grad for name, one in student.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
         torch.save((asdict(metrics), gradients), out / f"{world}.pt")
 
 
@@ -89,8 +91,8 @@ def alone(rank, world, port, location, out):
         batch = [collate(shards, next(stream)) for _ in range(world)][rank]
         wrapped.zero_grad()
         loss = accumulate_gradients(wrapped, [batch], objectives, online).loss
-    gradients = [one.grad for one in wrapped.parameters()]
-    torch.save((loss, [one.abs().sum() for one in gradients]), out / f"alone-{rank}.pt")
+    gradients = [parameter.grad for parameter in wrapped.parameters()]
+    torch.save((loss, [gradient.abs().sum() for gradient in gradients]), out / f"alone-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -104,11 +106,11 @@ def test_an_objective_without_the_output_matrix_works_under_ddp(tmp_path):
     assert first[1] == second[1]  # reduced over both workers
 
 
-@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda one: one.kind)
+@pytest.mark.parametrize("options", OBJECTIVES, ids=lambda objective: objective.kind)
 def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
     student, teacher = prepared(STUDENT), prepared(TEACHER)
-    models = [logprobs_of(llama(size, seed=seed), one.encoder.token_bytes.begins_pretoken)
-              for size, seed, one in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
+    models = [logprobs_of(llama(size, seed=seed), tokenizer.encoder.token_bytes.begins_pretoken)
+              for size, seed, tokenizer in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
     top = TopTokens(8, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
     write_set(tmp_path, student, teacher, texts(8), parts=1, teacher_model=models[1], top=top)
     online = OnlineTeacher(32, HuggingFaceModel(models[1].model), student, teacher, None)
@@ -134,11 +136,11 @@ def test_balanced_objectives_pull_equally_at_the_last_layer_and_idle_ones_not_at
     batches = [collate(ShardSet(tmp_path, verify=True), np.arange(n, n + 4)) for n in (0, 4)]
     model = logprobs_of(llama(300, dtype=torch.float64), student.encoder.token_bytes.begins_pretoken)
     chosen = [OBJECTIVES[0], Sft(kind="sft"), OneToOneKl(kind="one_to_one_kl")]
-    objectives = [WeightedObjective(1.0, make_objective(one, None)) for one in chosen]
+    objectives = [WeightedObjective(1.0, make_objective(objective, None)) for objective in chosen]
     norms = []
-    for one in objectives[:2]:
+    for objective in objectives[:2]:
         model.zero_grad()
-        accumulate_gradients(model, batches, [one])
+        accumulate_gradients(model, batches, [objective])
         norms.append(float(torch.stack([p.grad.norm() for p in model.model.model.layers[1].parameters()]).norm()))
     weights = accumulate_gradients(model, batches, objectives, balance=True).weights
     assert weights[2] == 0

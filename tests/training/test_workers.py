@@ -72,9 +72,9 @@ def processes(rank, world, port, trainings, location, folder):
     for name, (chosen, start) in trainings.items():
         student = trained(Worker(rank, world), chosen, location, folder / name, start and folder / start)
         if chosen.strategy == "fsdp":
-            assert all(isinstance(one, DTensor) for one in student.parameters())
-            held = sum(one.to_local().numel() for one in student.parameters())
-            assert held < 0.6 * sum(one.numel() for one in student.parameters())
+            assert all(isinstance(parameter, DTensor) for parameter in student.parameters())
+            held = sum(parameter.to_local().numel() for parameter in student.parameters())
+            assert held < 0.6 * sum(parameter.numel() for parameter in student.parameters())
     narrow(rank, folder / "narrow.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -134,8 +134,8 @@ def metrics(folder, name):
 
 def assert_close(some, others):
     assert len(some) == len(others) > 0
-    for one, other in zip(some, others, strict=True):
-        assert other == pytest.approx(one | {"workers": other["workers"]}, rel=1e-6)
+    for tensor, other in zip(some, others, strict=True):
+        assert other == pytest.approx(tensor | {"workers": other["workers"]}, rel=1e-6)
 
 
 def test_workers_with_shares_have_the_metrics_of_those_with_copies_and_of_one_process(folder):
@@ -159,11 +159,11 @@ def test_checkpoints_of_shares_are_resumed_exactly_and_by_any_number_of_workers(
 
 def test_one_process_reads_the_weights_that_several_wrote(folder):
     students = new_student(), new_student()
-    for name, one in zip(("fsdp", "alone"), students, strict=True):
-        load_weights(folder / name / "step_00000008", one)
+    for name, student in zip(("fsdp", "alone"), students, strict=True):
+        load_weights(folder / name / "step_00000008", student)
     assert not torch.equal(students[0].model.lm_head.weight, new_student().model.lm_head.weight)
-    for one, other in zip(*(student.parameters() for student in students), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    for parameter, other in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-6, atol=1e-9)
 
 
 def test_shares_may_be_gathered_in_bfloat16_and_stay_float32(folder):
