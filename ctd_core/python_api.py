@@ -1,4 +1,4 @@
-"""What a notebook needs: the whole method on a list of texts, in memory. `import ctd_core` gives these names.
+"""What a notebook needs: the method on a list of texts, in memory. `import ctd_core` gives these names.
 
 Everything here is a few lines around the packages that `ctd` uses; results are those of `ctd` on the same documents.
 """
@@ -16,7 +16,7 @@ from ctd_core.config.models import Teacher
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import figures_of
+from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.models.building import build_scorer, logprob_model
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
@@ -214,7 +214,7 @@ def measure(student: LogprobModel, rows: RowSource, batch_tokens: int = 4096) ->
     Raises:
         CtdError: the rows have no targets, or no text with context.
     """
-    return figures_of(measure_likelihoods(student, rows, batch_tokens))
+    return metrics_of(measure_likelihoods(student, rows, batch_tokens))
 
 
 def export(student: LogprobModel, tokenizer: PreparedTokenizer, directory: str | Path, card: str = "") -> None:

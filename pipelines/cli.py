@@ -49,8 +49,9 @@ def root() -> None:
     A run is one YAML file: student, teacher, corpus, and how to prepare, train and evaluate. The stages write into
     runs/NAME and do only what is not there yet, so any of them can be killed and started again.
 
-    Begin with `ctd run --recipe demo --dry-run`, which prints a whole run with every option.
+    Begin with `ctd run --recipe demo --dry-run`, which prints a run with every option.
     """
+    show_log()
 
 
 @app.command()
@@ -352,7 +353,6 @@ def chunks(
 def main() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
-    show_log()
     try:
         app()
     except CtdError as error:

@@ -1,4 +1,4 @@
-"""Whole documents under two tokenizers, segment by segment, and their windows."""
+"""Documents under two tokenizers, aligned segment by segment, and cut into windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def align_documents(
     pieces = iter([pair if isinstance(pair, DocumentError) else _text_piece(pair, next(chunks)) for pair in pairs])
     marker_piece = cache(lambda role: _marker_piece(role, student, teacher))
     failed: dict[int, DocumentError] = {}
-    whole: list[tuple[Document, list[_Piece]]] = []
+    encoded: list[tuple[Document, list[_Piece]]] = []
     for number, document in enumerate(documents):
         parts = [
             marker_piece(segment.role) if isinstance(segment, Marker) else next(pieces) for segment in document.segments
@@ -65,8 +65,8 @@ def align_documents(
         if errors:
             failed[number] = errors[0]
         else:
-            whole.append((document, [part for part in parts if isinstance(part, _Piece)]))
-    joined = iter(_joined(whole))
+            encoded.append((document, [part for part in parts if isinstance(part, _Piece)]))
+    joined = iter(_joined(encoded))
     return [failed[number] if number in failed else next(joined) for number in range(len(documents))]
 
 
@@ -77,7 +77,7 @@ def cut_windows(
 
     A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. A
     window that is left with markers alone is not scored, and left out where one side has none. A chunk that fits no
-    window makes the whole document an error.
+    window makes the document an error.
     """
     fits = len(document.student_ids) <= student_window_tokens and len(document.teacher_ids) <= teacher_window_tokens
     if fits:
@@ -111,7 +111,7 @@ def cut_windows(
 
 
 class _Piece(NamedTuple):
-    """A segment of a document: what AlignedText says, but that its chunks' ends count from its own beginning."""
+    """A segment of a document: as AlignedText, with chunk ends counted from the segment's own beginning."""
 
     student_ids: npt.NDArray[np.int32]
     teacher_ids: npt.NDArray[np.int32]

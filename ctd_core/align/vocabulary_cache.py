@@ -1,4 +1,4 @@
-"""Maps between vocabularies that take minutes, kept for the next time."""
+"""A cache of maps between vocabularies, which take minutes to compute."""
 
 import hashlib
 import io
@@ -16,13 +16,13 @@ VERSION = 2  # of what nearest_map calculates
 
 
 def cached_nearest_map(student: TokenBytes, teacher: TokenBytes, folder: Path | None) -> npt.NDArray[np.int32]:
-    """`nearest_map`, kept in `folder` by the fingerprint of the two tokenizers' bytes where there is one."""
+    """`nearest_map`, cached in `folder` (None: not cached) by the fingerprint of the two tokenizers' bytes."""
     if folder is None:
         return nearest_map(student, teacher)
     file = folder / f"nearest-{_fingerprint(student, teacher)}.npy"
-    with suppress(OSError, ValueError, EOFError):  # not there, or not whole
-        kept: npt.NDArray[np.int32] = np.load(file)
-        return kept
+    with suppress(OSError, ValueError, EOFError):  # not there, or incomplete
+        cached: npt.NDArray[np.int32] = np.load(file)
+        return cached
     result = nearest_map(student, teacher)
     content = io.BytesIO()
     np.save(content, result)

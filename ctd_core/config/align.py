@@ -1,4 +1,4 @@
-"""Chunking rules, as a run's YAML file names them."""
+"""Options of chunking rules."""
 
 from typing import Annotated, Literal
 

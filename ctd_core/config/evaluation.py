@@ -1,4 +1,4 @@
-"""What a student is measured on, as a run's YAML file says it."""
+"""Options of evaluation: what a student is measured on."""
 
 import re
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Student, teacher and adapters, as a run's YAML file names them."""
+"""Options of student, teacher and adapters."""
 
 from typing import Annotated, Literal
 
@@ -48,7 +48,7 @@ class Student(Options):
 
     @property
     def is_its_own_teacher(self) -> bool:
-        """Whether adapters alone tell the student from its teacher, but for their embeddings."""
+        """Whether the student is its teacher with adapters and other embeddings."""
         return self.adapters is not None and self.model is None
 
 

@@ -1,4 +1,4 @@
-"""Objectives, as a run's YAML file names them."""
+"""Options of objectives."""
 
 import math
 from typing import Annotated, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""A run's YAML file: every option once, with its only default."""
+"""A run's YAML file: every option exists once, with its only default."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -16,7 +16,7 @@ from ctd_core.config.training import Train
 
 
 class RunConfig(Options):
-    """A whole run: what goes in, how it is prepared, trained and measured. Everything lands in `output`/`name`."""
+    """A run: its models and corpus, how it is prepared, trained and measured. It writes below `output`/`name`."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$", description="the run; its directory in `output`")
     output: str = Field(default="runs", description="a directory, or s3://bucket/folder, that all machines share")

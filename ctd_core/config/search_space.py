@@ -25,11 +25,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A number from `low` to `high`: a whole one, or one whose logarithm is uniform, or a uniform one."""
+    """A number from `low` to `high`: an integer, uniform, or with a uniform logarithm."""
 
     low: float
     high: float
-    whole: bool = False
+    is_integer: bool = False
     logarithmic: bool = False
 
 
@@ -53,14 +53,14 @@ def parse_space(value: Any, name: str) -> Any:
             tuple(parse_space(number, f"{name}[{index}]") for index, number in enumerate(given)), kind == "grid"
         )
     if kind in ("uniform", "log_uniform", "integer"):
-        whole, logarithmic = kind == "integer", kind == "log_uniform"
-        numbers = int if whole else (int, float)
+        is_integer, logarithmic = kind == "integer", kind == "log_uniform"
+        numbers = int if is_integer else (int, float)
         good = isinstance(given, list) and len(given) == 2 and all(isinstance(number, numbers) for number in given)
         good = good and not any(isinstance(number, bool) or not math.isfinite(number) for number in given)
         if not good or not given[0] < given[1] or (logarithmic and given[0] <= 0):
-            what = "two whole numbers" if whole else "two positive numbers" if logarithmic else "two numbers"
+            what = "two integers" if is_integer else "two positive numbers" if logarithmic else "two numbers"
             raise UsageError(f"{name}: {kind} takes {what}, the smaller first (it is {given!r}).")
-        return Numbers(given[0], given[1], whole, logarithmic)
+        return Numbers(given[0], given[1], is_integer, logarithmic)
     return {key: parse_space(inner, f"{name}.{key}") for key, inner in value.items()}
 
 
@@ -79,9 +79,18 @@ def draw(space: Any, choose: Choose, name: str = "") -> Any:
 
 
 def settings(space: Any, everything: bool, random_state: random.Random) -> Iterator[Any]:
-    """One setting for each combination of the grids, all else drawn at random; with `everything`, choices and whole
-    numbers are grids too. Raises UsageError where `everything` meets a continuous range, and where a grid lies within a
-    choice, so that some draws alone would meet it.
+    """Settings drawn from a search space.
+
+    Args:
+        space: as parse_space gives it.
+        everything: whether choices and integers are grids too.
+        random_state: draws what is no grid.
+
+    Yields:
+        One setting for each combination of the grids.
+
+    Raises:
+        UsageError: `everything` meets a continuous range, or a grid lies within a choice.
     """
     if not everything and _has_grid_in_choice(space):
         raise UsageError("a grid within a choice is walked by searcher: grid alone. Write choice in its place.")
@@ -91,7 +100,7 @@ def settings(space: Any, everything: bool, random_state: random.Random) -> Itera
 
         def choose(name: str, spec: Choice | Numbers) -> float:
             nonlocal met
-            if isinstance(spec, Numbers) and not spec.whole and everything:
+            if isinstance(spec, Numbers) and not spec.is_integer and everything:
                 raise UsageError(f"{name}: a grid search cannot try every number of a range. Write grid: [...] there.")
             if not (everything or (isinstance(spec, Choice) and spec.every)):
                 return _draw_at_random(spec, random_state)
@@ -120,7 +129,7 @@ def _draw_at_random(spec: Choice | Numbers, random_state: random.Random) -> floa
     """An index of an option, or a number, of which three digits are kept where the range allows."""
     if isinstance(spec, Choice):
         return random_state.randrange(len(spec.options))
-    if spec.whole:
+    if spec.is_integer:
         return random_state.randint(int(spec.low), int(spec.high))
     if spec.logarithmic:
         drawn = math.exp(random_state.uniform(math.log(spec.low), math.log(spec.high)))

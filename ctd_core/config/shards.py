@@ -1,4 +1,4 @@
-"""How a corpus is prepared, as a run's YAML file says it."""
+"""Options of preparation: from a corpus to shards."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ class Prepare(Options):
         default=1.0,
         gt=0,
         le=1,
-        description="train on this share of each part's tokens: the windows in which most chunks have several student "
+        description="train on this fraction of each slice's tokens: the windows whose chunks have most student "
         "tokens; evaluation sets are left as they are",
     )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
@@ -28,7 +28,7 @@ class Prepare(Options):
     cache_bytes: int = resource(
         default=50_000_000_000,
         gt=0,
-        description="copies of such shards that each machine keeps in ~/.cache/ctd",
+        description="the size of each machine's cache of remote shards, in ~/.cache/ctd",
     )
     max_dropped_fraction: float = resource(
         default=0.01, ge=0, le=1, description="more dropped documents than this fail the job"

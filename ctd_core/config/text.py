@@ -1,4 +1,4 @@
-"""Tokenizers and corpora, as a run's YAML file names them."""
+"""Options of tokenizers and corpora."""
 
 from typing import Annotated, Literal
 
@@ -30,14 +30,14 @@ class PretrainedTokenizer(Options):
 
 
 class Corpus(Options):
-    """Shares of a corpus, drawn by a hash of each document's text."""
+    """Fractions of a corpus, drawn by a hash of each document's text."""
 
     held_out_fraction: Fraction = Field(default=0.0, description="documents kept from training, for evaluation")
     sample_fraction: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="train on this share of the other documents; held-out sets have their own",
+        description="train on this fraction of the other documents; held-out sets have their own",
     )
 
 
@@ -96,4 +96,4 @@ class HeldOut(Options):
     """The held-out documents of the run's own corpus."""
 
     kind: Literal["held_out"]
-    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="use this share of them")
+    sample_fraction: float = Field(default=1.0, gt=0, le=1, description="use this fraction of them")

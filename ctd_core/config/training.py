@@ -1,4 +1,4 @@
-"""What a user writes under `train` in a run's YAML file: every option once, with its only default."""
+"""Options of training."""
 
 import re
 from typing import Annotated, Literal
@@ -50,7 +50,7 @@ class Train(Options):
         description="fixed: each by its weight; gradient_magnitude: so that all pull equally at the last layer",
     )
     warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this share")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this fraction of the peak")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     max_grad_norm: float | None = Field(
@@ -62,7 +62,7 @@ class Train(Options):
     autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
     evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = resource(
-        default=None, gt=0, description="a tenth of the steps by default; the last step is always kept"
+        default=None, gt=0, description="a tenth of the steps by default; the last step always makes a checkpoint"
     )
     max_failures: int = resource(default=3, ge=0, description="restarts of the workers before the run fails")
 

@@ -1,4 +1,4 @@
-"""A run's YAML file: reading it, and telling what is wrong in it."""
+"""Reading YAML files, and reporting what is wrong in them."""
 
 import copy
 import difflib
@@ -188,7 +188,7 @@ def _explain(error: Any, kind: Any = None) -> str:
         if name in RENAMED_FIELDS:
             return f"{where}: this field is called {RENAMED_FIELDS[name]} since version 0.1.0."
         near = difflib.get_close_matches(name, _fields_beside(kind, error["loc"]), n=1)
-        hint = f" Did you mean {near[0]}?" if near else " The README tells where the fields are described."
+        hint = f" Did you mean {near[0]}?" if near else " `ctd config --reference` describes every field."
         return f"{where}: there is no such field.{hint}"
     if error["type"] in {"literal_error", "union_tag_invalid"}:
         allowed = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))

@@ -27,7 +27,7 @@ def measure_likelihoods(
 ) -> Likelihoods:
     """The likelihoods of the chunks in `shards`; raises CtdError where they hold no targets to compare with.
 
-    `on_batch` is called after each batch with the share of all batches that is done.
+    `on_batch` is called after each batch with the fraction of all batches that is done.
 
     Where a process group is initialised, its members share the batches, and each has to call this.
     """

@@ -31,7 +31,7 @@ class Likelihoods:
 
     @property
     def of_teacher(self) -> "Likelihoods":
-        """The teacher in the student's place: what a perfect student would be measured as."""
+        """The likelihoods of a perfect student: the teacher's own."""
         teacher, tokens = self.teacher_logprobs, self.teacher_tokens_per_byte
         return Likelihoods(teacher, teacher, self.text_bytes, tokens, tokens)
 
@@ -95,22 +95,22 @@ METRICS = (
 )
 
 
-def figures_of(found: Likelihoods) -> dict[str, float]:
+def metrics_of(found: Likelihoods) -> dict[str, float]:
     """Every metric, by name."""
     return {metric.name: metric.measure(found) for metric in METRICS}
 
 
-def figure_name(set_name: str, metric: Metric) -> str:
+def metric_key(set_name: str, metric: Metric) -> str:
     """What metrics.jsonl and searches call a metric on an evaluation set."""
     return f"{set_name}_{metric.name}"
 
 
-def is_figure(name: str) -> bool:
-    """Whether `name` is what `figure_name` makes."""
+def is_metric_key(name: str) -> bool:
+    """Whether `name` is what `metric_key` makes."""
     return any(name.endswith(f"_{metric.name}") for metric in METRICS)
 
 
 def gap_closed(before: dict[str, float], after: dict[str, float]) -> float:
-    """The share of the distance to the teacher that training took away; 0 where there was none."""
+    """The fraction of the initial teacher distance that training removed; 0 where there was none."""
     start = before[TEACHER_DISTANCE.name]
     return 1 - after[TEACHER_DISTANCE.name] / start if start else 0.0

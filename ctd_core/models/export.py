@@ -13,6 +13,12 @@ from ctd_core.text.tokenizers import save_tokenizer
 def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card: str, directory: Path) -> None:
     """Write model, tokenizer, generation config and model card into `directory`.
 
+    Args:
+        model: what is written.
+        tokenizer: the student's.
+        card: the text of README.md.
+        directory: an existing directory.
+
     Raises:
         CtdError: a weight is not finite.
     """

@@ -34,6 +34,9 @@ class LanguageModel(Protocol):
         Args:
             input_ids: [B, S], padded on the right.
             extra_inputs: what else this kind of model reads at each position, as `Batch.extra_inputs` has it.
+
+        Returns:
+            The hidden states.
         """
 
     @property

@@ -22,6 +22,15 @@ def load_model(
 
     Its config says whether its two matrices are tied as the weights have it, which may not be what the file says.
 
+    Args:
+        name: a directory or a hub id.
+        revision: of a hub id: a branch, tag or commit.
+        dtype: what the weights are loaded as.
+        trust_remote_code: whether code that lies beside the weights may run.
+
+    Returns:
+        The model, on the CPU.
+
     Raises:
         UsageError: there is no model, or one with code of its own that is not trusted.
         CtdError: its logits are not what its output matrix gives (see Head).

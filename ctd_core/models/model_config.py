@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
     """The config of the model in a directory or of a hub id.
 
+    Args:
+        name: a directory or a hub id.
+        revision: of a hub id: a branch, tag or commit.
+        trust_remote_code: whether code that lies beside the config may run.
+
+    Returns:
+        The config.
+
     Raises:
         UsageError: there is no model, it is a directory of adapters, or its code is its own and not trusted.
     """

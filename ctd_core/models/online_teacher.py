@@ -17,7 +17,7 @@ from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What an online teacher says of a batch; no gradient flows to it.
+    """An online teacher's outputs for a batch, without gradients.
 
     hidden: [M, H], its own last hidden states. head, embeddings: as the student's.
     """

@@ -25,6 +25,8 @@ def renumber(
     student has them.
 
     Args:
+        config: a copy of the teacher's config or generation config.
+        student: the student's tokenizer.
         new_ids: the student's id of each of the teacher's that it has.
         source: what messages call `config`.
 
@@ -85,7 +87,7 @@ def _ids(config: Any) -> Iterator[tuple[Any, str, Any]]:
 def _renumbered(value: Any, new_id: Callable[[int], int | None]) -> tuple[Any, list[int]]:
     """`value` with new ids, None where it loses all of them, and the old ids that have no new one.
 
-    A list inside a list is a sequence of tokens: it goes as a whole.
+    A list inside a list is a sequence of tokens: it is dropped completely where one token is.
     """
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return None, []

@@ -39,6 +39,12 @@ def build_student_tokenizer(student: Student, trained: Path | None) -> PreparedT
 def build_teacher_tokenizer(teacher: Teacher) -> PreparedTokenizer:
     """A teacher's tokenizer, prepared.
 
+    Args:
+        teacher: the teacher's options.
+
+    Returns:
+        The tokenizer, with the size of the teacher's embedding.
+
     Raises:
         TokenizerError: as build_student_tokenizer.
     """

@@ -31,8 +31,18 @@ def transfer_model(
     same bytes exists; special tokens take the embedding of the token with their role or name. Under the teacher's own
     vocabulary the student is the teacher, rows that no token uses included. Rows that pad the vocabulary to a multiple
     of `pad_to_multiple_of` are the mean of all; they stay in the softmax, as they are in the exported model, and the
-    student learns to leave them out. Rows that are not finite are in no mean. `untie` gives a tied model an output
-    matrix of its own; a model counts as tied where its two matrices are one, whatever its config says.
+    student learns to leave them out. Rows that are not finite are in no mean.
+
+    Args:
+        teacher: a model in evaluation mode; it is not changed.
+        student_tokenizer: the new tokenizer.
+        teacher_tokenizer: the teacher's own.
+        untie: whether a tied model gets an output matrix of its own; a model counts as tied where its two matrices
+            are one, whatever its config says.
+        pad_to_multiple_of: what the number of rows is a multiple of.
+
+    Returns:
+        The student, in evaluation mode.
 
     Raises:
         UsageError: the teacher's vocabulary does not fit its embedding, or its architecture holds further tables of

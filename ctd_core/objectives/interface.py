@@ -20,7 +20,7 @@ NO_CHUNKS: Indices = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the student says of a batch.
+    """The student's outputs for a batch.
 
     token: [Q], log-probability of each target. chunk: [C], sums over each finest chunk's tokens.
     boundary: [C], log-probability that a pretoken boundary follows, 0 at chunks where no plan asked.

@@ -24,14 +24,14 @@ def p_kl(options: PKl, online: OnlineTeacher) -> Objective:
     What no teacher token takes is lost and the rest normalised. The published code averages over chunks of several
     tokens as well, and gives a share to an arbitrary entry; here it is the mean over one-to-one chunks alone.
     """
-    whole = projection_matrix(online.student, online.teacher).coalesce()
+    projection = projection_matrix(online.student, online.teacher).coalesce()
 
     @cache
     def projection_of(*widths: int) -> Tensor:
         """[U, V], for models of these widths: a tokenizer may have more tokens than its model."""
-        size = torch.tensor([min(pair) for pair in zip(whole.shape, widths, strict=True)])
-        inside = (whole.indices() < size[:, None]).all(0)
-        chosen = whole.indices()[:, inside], whole.values()[inside], tuple(size.tolist())
+        size = torch.tensor([min(pair) for pair in zip(projection.shape, widths, strict=True)])
+        inside = (projection.indices() < size[:, None]).all(0)
+        chosen = projection.indices()[:, inside], projection.values()[inside], tuple(size.tolist())
         return torch.sparse_coo_tensor(*chosen, check_invariants=True).coalesce().to(online.device)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def projection_matrix(student: PreparedTokenizer, teacher: PreparedTokenizer) ->
     """[U, V] sparse float32: column v holds the shares of student token v's probability; they add up to 1."""
     rows, columns, shares = [], [], []
     for token, ids in enumerate(old_tokens(student, teacher)):
-        weights = [DECAY**place for place in range(len(ids[:SPELLED_TOKENS]))]
+        weights = [DECAY**rank for rank in range(len(ids[:SPELLED_TOKENS]))]
         rows += ids[:SPELLED_TOKENS]
         columns += [token] * len(weights)
         shares += [weight / sum(weights) for weight in weights]

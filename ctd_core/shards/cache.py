@@ -29,22 +29,22 @@ class Cache:
         """
         file = self.directory / f"{entry.sha256}.arrow"
         try:
-            if (kept := _mapped(file, entry, verify)) is not None:
-                return kept
+            if (cached := _mapped(file, entry, verify)) is not None:
+                return cached
             content = read()
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise CtdError(f"{entry.file}: what was read of it differs from its checksum. Run it again.")
             write_atomic(file, content)
             self._evict(file)
         except OSError as error:
-            raise CtdError(f"{self.directory}: a shard cannot be kept there ({error}). Free some space.") from error
-        return _mapped(file, entry, verify=False) or pa.py_buffer(content)  # another process may have made room
+            raise CtdError(f"{self.directory}: a shard cannot be cached there ({error}). Free some space.") from error
+        return _mapped(file, entry, verify=False) or pa.py_buffer(content)  # another process may have evicted it
 
     def _evict(self, newest: Path) -> None:
         """Evict least recently used shards; a process that has mapped one still reads it."""
         found = []
         for file in self.directory.glob("*.arrow"):
-            with suppress(FileNotFoundError):  # another process makes room as well
+            with suppress(FileNotFoundError):  # another process evicts as well
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
         total = sum(size for _, size, _ in found)

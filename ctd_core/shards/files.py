@@ -1,4 +1,4 @@
-"""Shard files and their manifest on any file system: written whole or not at all, checked when read."""
+"""Shard files and their manifest on any file system: written atomically, checked when read."""
 
 import hashlib
 import json
@@ -62,8 +62,8 @@ class Folder:
             write_atomic(below(self.name, file), content, temporary=f".{file}.partial")
         except OSError as error:
             raise CtdError(
-                f"{self.name}/{file}: cannot be written ({error}). Free or choose another place, then run the same "
-                "command again: what is finished is kept."
+                f"{self.name}/{file}: cannot be written ({error}). Free some space or choose another location, then "
+                "run the same command again: finished shards are not made again."
             ) from error
 
     def set_aside(self, file: str) -> None:
@@ -79,7 +79,7 @@ class Folder:
         Raises ShardDamaged where the file is missing, truncated or, with `verify`, differs from its checksum.
         """
         source = f"{self.name}/{entry.file}"
-        way_out = "Prepare again: only this shard is made anew."
+        way_out = "Prepare again: only this shard is made again."
         try:
             if self.is_local:
                 buffer = pa.memory_map(self.path(entry.file)).read_buffer()
@@ -116,7 +116,7 @@ def shard_bytes(batch: pa.RecordBatch) -> pa.Buffer:
 
 
 def write_shard(folder: Folder, part: int, content: bytes | pa.Buffer, counts: Counts) -> ShardEntry:
-    """Write a shard, then the entry beside it that says that it is whole."""
+    """Write a shard, then the entry beside it that marks it as complete."""
     buffer = content if isinstance(content, pa.Buffer) else pa.py_buffer(content)
     file = shard_file(part)
     entry = ShardEntry(file=file, size_bytes=buffer.size, sha256=hashlib.sha256(buffer).hexdigest(), counts=counts)

@@ -1,4 +1,4 @@
-"""What is known of a set of shards: where it came from, what is in it, and how to tell that it is whole."""
+"""The manifest of a set of shards: its origin, its counts, and the checksums of its files."""
 
 import hashlib
 import json
@@ -196,6 +196,9 @@ def check_teacher(manifest: Manifest, source: str, weights: str, num_embeddings:
     """Raises CtdError where the shards were made with a teacher other than the one whose weights have this fingerprint.
 
     Args:
+        manifest: the shards'.
+        source: what messages call the shards.
+        weights: the fingerprint of the teacher's weights.
         num_embeddings: the rows of the teacher's embedding.
     """
     made_with = manifest.origin.teacher_model

@@ -12,8 +12,10 @@ from ctd_core.shards.rows import MemoryRows
 class ShardSet(MemoryRows):
     """All rows of a folder of shards, numbered through in the order of the manifest; a RowSource.
 
-    `verify` reads every byte once to compare checksums, and checks that the columns fit each other. Shards that are not
-    local are kept in `cache`, or read into memory where there is none.
+    Args:
+        location: a directory or a URI.
+        verify: whether every byte is read once to compare checksums, and the columns are held against each other.
+        cache: where copies of remote shards lie; None reads them into memory.
 
     Raises:
         CtdError: the folder is not finished, or a shard is not what was written.

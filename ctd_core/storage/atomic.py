@@ -53,6 +53,12 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier try is removed.
 
+    Args:
+        directory: what is replaced.
+
+    Yields:
+        The temporary directory to fill.
+
     Raises:
         CtdError: the disk does not take it.
     """

@@ -116,7 +116,7 @@ def open_to_read(location: str) -> BinaryIO:
 def names_in(location: str | Path) -> list[str]:
     """The names of what lies in a folder, in order; none where there is no such folder."""
     files, path = file_system(str(location))
-    with _told(f"{location}: cannot be read"):
+    with _named_errors(f"{location}: cannot be read"):
         found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in found)
 
@@ -143,14 +143,14 @@ def files_below(location: str | Path) -> dict[str, float]:
 def delete_folder(location: str | Path) -> None:
     """Delete a folder recursively; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
-    with _told(f"{location}: cannot be deleted"):
+    with _named_errors(f"{location}: cannot be deleted"):
         files.delete_dir(path)
 
 
 def delete_file(location: str | Path) -> None:
     """Delete a file, where there is one; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
-    with _told(f"{location}: cannot be deleted"):
+    with _named_errors(f"{location}: cannot be deleted"):
         if files.get_file_info(path).type == fs.FileType.File:
             files.delete_file(path)
 
@@ -158,7 +158,7 @@ def delete_file(location: str | Path) -> None:
 def write_text(location: str | Path, text: str) -> None:
     """Write a file; raises CtdError where that cannot be done."""
     files, path = file_system(str(location))
-    with _told(f"{location}: cannot be written"):
+    with _named_errors(f"{location}: cannot be written"):
         if files.type_name not in {"s3", "gcs"}:  # these have no folders
             files.create_dir(posixpath.dirname(path), recursive=True)
         with files.open_output_stream(path) as stream:
@@ -168,7 +168,7 @@ def write_text(location: str | Path, text: str) -> None:
 def upload(source: Path, location: str) -> None:
     """Copy a local file, or a folder with all that is in it; raises CtdError where it cannot be written."""
     files, path = file_system(location)
-    with _told(f"{location}: cannot be written"):
+    with _named_errors(f"{location}: cannot be written"):
         files.create_dir(posixpath.dirname(path) if source.is_file() else path, recursive=True)
         fs.copy_files(str(source), path, source_filesystem=LOCAL, destination_filesystem=files)
 
@@ -176,14 +176,14 @@ def upload(source: Path, location: str) -> None:
 def download(location: str, target: Path) -> None:
     """Copy a file, or a folder with all that is in it, to this machine; raises CtdError where it cannot be read."""
     files, path = file_system(location)
-    with _told(f"{location}: cannot be read"):
+    with _named_errors(f"{location}: cannot be read"):
         if files.get_file_info(path).type == fs.FileType.Directory:
             target.mkdir(parents=True)
         fs.copy_files(path, str(target), source_filesystem=files, destination_filesystem=LOCAL)
 
 
 @contextmanager
-def _told(failure: str) -> Iterator[None]:
+def _named_errors(failure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

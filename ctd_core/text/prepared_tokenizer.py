@@ -30,8 +30,15 @@ def prepare_tokenizer(
     it ends with its eos token. Tokens given by name come first.
 
     Args:
+        tokenizer: a fast tokenizer.
+        name: what messages call it.
+        begin_token: the special token that begins a text, None for the usual one.
+        end_token: the special token that ends a text, None for the usual one.
         num_embeddings: the rows of its model's embedding, where that is known: a text whose tokens lie beyond them is
             dropped.
+
+    Returns:
+        The tokenizer, ready for documents.
 
     Raises:
         TokenizerError: a name is none of its special tokens, or its vocabulary is not its model's.
@@ -56,6 +63,14 @@ def prepare_tokenizer(
 
 def check_embedding(tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int) -> list[str]:
     """The tokens added to a vocabulary that have no row in an embedding, as some models' special tokens have none.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        name: what messages call it.
+        num_embeddings: the rows of its model's embedding.
+
+    Returns:
+        Their names, by id.
 
     Raises:
         TokenizerError: tokens of the vocabulary itself have none, so it is not this model's.

@@ -24,6 +24,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Where there is a tokenizer.json, the tokenizer gives the ids that this file gives, whatever class
     tokenizer_config.json names: such a class brings a pre-tokenizer and a normaliser of its own.
 
+    Args:
+        name: a directory, a hub id, a tokenizer.json file, or `bytes`.
+        revision: of a hub id: a branch, tag or commit.
+
+    Returns:
+        The tokenizer.
+
     Raises:
         TokenizerError: there is no tokenizer, or only a slow one that is not made of plain bytes.
     """

@@ -62,7 +62,7 @@ def load_weights(location: str | Path, student: LogprobModel) -> None:
 
 
 def _tensors(student: LogprobModel) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, tied ones once; of a student that is shared out, this worker's shares."""
+    """Parameters and buffers, tied ones once; of a sharded student, this worker's shards."""
     first: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in student.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))

@@ -1,4 +1,4 @@
-"""Where torch.distributed.checkpoint puts tensors: safetensors files, and JSON that says what lies where.
+"""Storage for torch.distributed.checkpoint: safetensors files, and a JSON index of what is in which.
 
     checkpoint.json                   written last: each tensor's pieces by file, bytes and checksum
     tensors-00000.safetensors …       what each worker wrote
@@ -89,7 +89,7 @@ class Writer(StorageWriter):
         self._rank = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept from one checkpoint to the next."""
+        """No state is carried from one checkpoint to the next."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Take the number of this worker, by which its file is named."""
@@ -168,7 +168,7 @@ class Reader(StorageReader):
         self._stored = read_stored(location).tensors
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing is kept from one checkpoint to the next."""
+        """No state is carried from one checkpoint to the next."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """What is stored."""
@@ -240,6 +240,12 @@ class Reader(StorageReader):
 def read_stored(location: str) -> StoredCheckpoint:
     """The JSON of the checkpoint in `location`.
 
+    Args:
+        location: a directory or a URI.
+
+    Returns:
+        What it says of the tensors.
+
     Raises:
         CheckpointDamaged: it is missing or not what was written.
         UsageError: it is of another version.
@@ -262,6 +268,13 @@ def read_stored(location: str) -> StoredCheckpoint:
 
 def is_complete(names: list[str], location: str | Path) -> bool:
     """Whether a folder of these files is a complete checkpoint.
+
+    Args:
+        names: the names of the files in the folder.
+        location: what messages call the folder.
+
+    Returns:
+        Whether it is complete.
 
     Raises:
         UsageError: an earlier version wrote it, with metadata whose reader runs code.

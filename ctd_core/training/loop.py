@@ -35,7 +35,7 @@ class Hooks:
     on_checkpoint: with the metrics and a function that writes the checkpoint into an empty directory or a URI, the same
         for all workers, each of which has to call it.
     stops_after: whether to write a checkpoint after this step, counted from 1, and end, as where the process is asked
-        to; of several workers all have to say the same.
+        to; all workers have to give the same answer.
     """
 
     on_step: Callable[[Metrics], None]
@@ -65,11 +65,11 @@ def train(
 
     Args:
         options: the training's options.
-        student: the whole student, on every worker.
+        student: the student, unsharded on every worker.
         shards: rows of the main teacher.
         hooks: what is called with metrics and checkpoints.
         start: the checkpoint to go on from, None for the start.
-        worker: which of the process group's members this process is. Each takes its share of the micro-batches of the
+        worker: which of the process group's members this process is. Each takes its part of the micro-batches of the
             one stream that (seed, shards) define.
         online: the teacher on the worker's device; it has to be given where an objective needs it.
         extra_shards: rows of further teachers, by name: a step takes as many micro-batches of each, for the objectives
@@ -139,7 +139,7 @@ def _ready(
     modules = [objective.plan for objective in objectives if isinstance(objective.plan, torch.nn.Module)]
     student.projections = torch.nn.ModuleList(modules).to(dtype=student.language_model.embeddings.dtype)
     freeze(student.model, options.freeze)
-    student.model.eval()  # no dropout: what the student says must not depend on how a step was split
+    student.model.eval()  # no dropout: outputs must not depend on how a step was split
     return objectives
 
 

@@ -57,7 +57,7 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
 
 
 def rate_fraction(step: int, options: Train) -> float:
-    """The share of the peak learning rate at `step`, counted from 0: linear warm-up, then linear decay."""
+    """The fraction of the peak learning rate at `step`, counted from 0: linear warm-up, then linear decay."""
     if step < options.warmup:
         return (step + 1) / (options.warmup + 1)
     left = (options.steps - step) / max(options.steps - options.warmup, 1)
@@ -65,7 +65,7 @@ def rate_fraction(step: int, options: Train) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
-    """Every group's learning rate at this share of its peak."""
+    """Set every group's learning rate to this fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * fraction
 

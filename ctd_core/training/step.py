@@ -40,7 +40,7 @@ class WeightedObjective:
 
 
 class FailedElsewhere(CtdError):
-    """Another worker has failed, and tells why."""
+    """Another worker has failed, and raises the reason."""
 
 
 class LossNotFinite(CtdError):
@@ -53,7 +53,7 @@ class LossNotFinite(CtdError):
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Sums and means over the whole step, all workers together.
+    """Sums and means over a step, all workers together.
 
     losses: each objective's sum divided by its count; counts: what it was divided by; weights: what each was weighted
     by. chunks: scored finest chunks.
@@ -188,7 +188,7 @@ def _forward(
     logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows, batch.extra_inputs)
     token, top = logprobs.tensor_split([len(batch.target_ids)])
     language_model = _without_ddp(student).language_model
-    said = StudentOutputs(
+    outputs = StudentOutputs(
         token=token,
         chunk=chunk_sums(batch, token),
         boundary=at_chunks(batch, asked, boundary),
@@ -198,7 +198,7 @@ def _forward(
         embeddings=language_model.embeddings,
     )
     terms = [
-        plan.loss_sum(declared(said, plan.needs), teacher if "teacher" in plan.needs else absent) for plan in plans
+        plan.loss_sum(declared(outputs, plan.needs), teacher if "teacher" in plan.needs else absent) for plan in plans
     ]
     chunks, scored = batch.chunks, batch.chunks.scored
     measured = [

@@ -32,17 +32,17 @@ ALONE = Worker()
 def distribute(
     student: LogprobModel, options: Train, device: torch.device, autocast: torch.dtype | None
 ) -> LogprobModel | DistributedDataParallel:
-    """`student` as every worker has to call it, on `device`. Its parameters are changed in place.
+    """`student` wrapped for distributed training on `device`. Its parameters are changed in place.
 
-    ddp: each worker has all of it. fsdp (FSDP2, `torch.distributed.fsdp.fully_shard`): each has a share of every
+    ddp: each worker has a replica. fsdp (FSDP2, `torch.distributed.fsdp.fully_shard`): each has a shard of every
     parameter, gradient and optimizer state, and gathers a layer when it calculates it, in the type `autocast` where
-    that is given; gradients are summed in float32. In one process it stays what it is.
+    that is given; gradients are summed in float32. In one process it is returned unchanged.
     """
     if options.activation_checkpointing:
         for layer in student.language_model.layers:
             _compute_twice(layer)
     if options.strategy == "fsdp" and dist.is_initialized():
-        _share(student, device, autocast)
+        _shard(student, device, autocast)
         return student
     student.to(device)
     if not dist.is_initialized():
@@ -51,13 +51,13 @@ def distribute(
     return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def _share(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
+def _shard(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
-    shared: dict[str, Any] = {"mesh": init_device_mesh(device.type, (dist.get_world_size(),)), "mp_policy": policy}
+    options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (dist.get_world_size(),)), "mp_policy": policy}
     for layer in student.language_model.layers:
-        fully_shard(layer, **shared)
+        fully_shard(layer, **options)
     # Embeddings, output matrix and projections: objectives use them after the forward pass, so they stay till backward.
-    fully_shard(student, reshard_after_forward=False, **shared)
+    fully_shard(student, reshard_after_forward=False, **options)
 
 
 def _compute_twice(layer: nn.Module) -> None:

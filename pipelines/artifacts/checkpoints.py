@@ -50,6 +50,12 @@ def latest_checkpoint(training: str) -> str | None:
 def trained_checkpoint(training: str) -> str:
     """The latest checkpoint of a training.
 
+    Args:
+        training: the location of the training's checkpoints.
+
+    Returns:
+        Its location.
+
     Raises:
         CtdError: there is none.
     """

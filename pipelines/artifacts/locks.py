@@ -1,4 +1,4 @@
-"""Two commands of one run at the same time: the second waits, and is told for whom."""
+"""Locks of a run's stages: a second command waits, and logs for whom."""
 
 import fcntl
 import json
@@ -27,10 +27,10 @@ READ_TRIES = 5
 
 
 @contextmanager
-def one_at_a_time(files: RunFiles, stage: str) -> Iterator[None]:
+def stage_lock(files: RunFiles, stage: str) -> Iterator[None]:
     """Hold the lock of a stage of a run, on this machine and, where the run lies in a store, there too.
 
-    Whoever else asks is told who holds it and since when, and waits. A killed holder's lock is free at once on its
+    Another command logs who holds it and since when, and waits. A killed holder's lock is free at once on its
     machine; in a store, once it has given no sign of life for LEASE_SECONDS.
     """
     path = files.directory / f".lock-{stage}"
@@ -55,26 +55,26 @@ def _opened(path: Path) -> TextIO:
 
 
 def _wait_for_machine(file: Any, path: Path, stage: str) -> None:
-    said = False
+    is_logged = False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if not said:
-                _say_who(stage, path.read_text(encoding="utf-8"))
-                said = True
+            if not is_logged:
+                _log_holder(stage, path.read_text(encoding="utf-8"))
+                is_logged = True
             time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def _lease(location: str, stage: str) -> Iterator[None]:
     """Hold a file in a store that is written again as long as this process lives."""
-    said = False
+    is_logged = False
     while (held := _read(location)) and time.time() - held.get("alive", 0.0) < LEASE_SECONDS:
-        if not said:
-            _say_who(stage, json.dumps(held))
-            said = True
+        if not is_logged:
+            _log_holder(stage, json.dumps(held))
+            is_logged = True
         time.sleep(5 * POLL_SECONDS)
     own = _holder()
     _write(location, own)
@@ -110,7 +110,7 @@ def _is_own(held: dict[str, Any] | None, own: dict[str, Any]) -> bool:
     return held is not None and held.get("id") == own["id"]
 
 
-def _say_who(stage: str, holder: str) -> None:
+def _log_holder(stage: str, holder: str) -> None:
     who = "another process"
     with suppress(ValueError, KeyError, TypeError):
         held = json.loads(holder)

@@ -35,7 +35,7 @@ class MetricsLog:
         self._flushed = self._last
 
     def add(self, metrics: Metrics, evaluation: str | None = None) -> str:
-        """Append a step; the words that tell of it. `evaluation` stands for the sets it was measured on, if any."""
+        """Append a step; returns it in a few words. `evaluation`: the fingerprint of the sets it was measured on."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         line = metrics | {"seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}

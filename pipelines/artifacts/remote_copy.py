@@ -1,4 +1,4 @@
-"""A run's files: on this machine and, where `output` is a URI, in its store; each whole or not there."""
+"""A run's files: on this machine and, where `output` is a URI, in its store. Incomplete copies do not count."""
 
 import fcntl
 import os
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ctd_core.storage.locations import below, delete_file, delete_folder, download, names_in, upload, write_text
 
-WHOLE_IN_STORE = ".whole"  # an object beside what was copied to a store, written after it
+COMPLETE_MARKER = ".complete"  # an object beside what was copied to a store, written after it
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files below `directory`, on this machine; `store` is the URI where all that is kept of them lies, if any."""
+    """The files below `directory` on this machine; `store` is the URI of their copies, None where there are none."""
 
     directory: Path
     store: str | None
@@ -26,20 +26,25 @@ class RunFiles:
         return str(path) if self.store is None else below(self.store, *path.relative_to(self.directory).parts)
 
     def has(self, path: Path) -> bool:
-        """Whether `path` is there whole: on this machine and, where there is a store, in it."""
+        """Whether `path` is complete: on this machine and, where there is a store, in it."""
         return path.exists() and (self.store is None or self._is_stored(path))
 
-    def bring(self, path: Path, anew: bool = False) -> None:
-        """Copy what is in the store, and not at `path` on this machine; with `anew` also what is. Nothing without one.
+    def fetch(self, path: Path, overwrite: bool = False) -> None:
+        """Copy `path` from the store, if there is one and it has it.
 
-        Raises CtdError where the store does not answer.
+        Args:
+            path: a file or directory on this machine.
+            overwrite: whether to replace what is at `path` already.
+
+        Raises:
+            CtdError: the store does not answer.
         """
-        if self.store is None or (path.exists() and not anew):
+        if self.store is None or (path.exists() and not overwrite):
             return
         if not self._is_stored(path):
             return
-        with alone_in(self.directory):  # workers of one machine want the same
-            if anew or not path.exists():
+        with locked_directory(self.directory):  # workers of one machine want the same
+            if overwrite or not path.exists():
                 with tempfile.TemporaryDirectory(prefix=".copy-", dir=self.directory) as temporary:
                     copied = Path(temporary) / path.name
                     download(self.within(path), copied)
@@ -49,19 +54,24 @@ class RunFiles:
                     os.replace(copied, path)
 
     def _is_stored(self, path: Path) -> bool:
-        return path.name + WHOLE_IN_STORE in names_in(self.within(path.parent))
+        return path.name + COMPLETE_MARKER in names_in(self.within(path.parent))
 
-    def share(self, path: Path, anew: bool = True) -> None:
-        """Copy a file or directory to the store, where there is one; what is there is replaced, or kept if not `anew`.
+    def upload(self, path: Path, overwrite: bool = True) -> None:
+        """Copy a file or directory to the store, if there is one.
 
-        Raises CtdError where that cannot be done.
+        Args:
+            path: a file or directory on this machine.
+            overwrite: whether to replace a complete copy that is there already.
+
+        Raises:
+            CtdError: it cannot be written.
         """
         if self.store is None:
             return
         there = names_in(self.within(path.parent))
-        if not anew and path.name + WHOLE_IN_STORE in there:
+        if not overwrite and path.name + COMPLETE_MARKER in there:
             return
-        marker = path.with_name(path.name + WHOLE_IN_STORE)
+        marker = path.with_name(path.name + COMPLETE_MARKER)
         if path.is_dir() and path.name in there:  # no mixture of two
             delete_file(self.within(marker))
             delete_folder(self.within(path))
@@ -70,8 +80,8 @@ class RunFiles:
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Make `directory` and work in it alone: whoever else asks waits, on all machines whose storage shares locks."""
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Make `directory` and lock it: others wait, on all machines whose file system shares locks."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

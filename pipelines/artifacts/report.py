@@ -18,7 +18,7 @@ from pipelines.display.tables import TextTable, print_table, wide_console
 METRIC_COLUMNS = ["text", "metric", "teacher", "student before", "student after"]
 
 
-class SetFigures(Record):
+class SetMetrics(Record):
     """Every metric of teacher and student, before and after training, on the same bytes."""
 
     text_bytes: int
@@ -40,7 +40,7 @@ class Report(Record):
     """A run. `run` names the training and the step that the figures belong to; `data` and below are of `ctd run`."""
 
     run: str
-    sets: dict[str, SetFigures]
+    sets: dict[str, SetMetrics]
     gap_closed: float | None
     teacher_parameters: int = Field(description="by its config")
     student_parameters: int
@@ -57,7 +57,7 @@ def run_stamp(plan: RunPlan) -> str:
 
 def read_report(plan: RunPlan) -> Report | None:
     """What was measured of this very training and step; None where nothing was, or of another."""
-    plan.files.bring(plan.report, anew=True)
+    plan.files.fetch(plan.report, overwrite=True)
     if not plan.report.exists():
         return None
     try:
@@ -68,9 +68,9 @@ def read_report(plan: RunPlan) -> Report | None:
 
 
 def write_report(plan: RunPlan, report: Report) -> None:
-    """Put `report` in the place of the one before."""
+    """Write report.json atomically, and to the store where there is one."""
     write_atomic(plan.report, report.model_dump_json(indent=1))
-    plan.files.share(plan.report)
+    plan.files.upload(plan.report)
 
 
 def metric_rows(report: Report) -> list[list[str]]:

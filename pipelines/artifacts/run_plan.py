@@ -148,6 +148,14 @@ def with_training(plan: RunPlan, train: Train) -> RunPlan:
 def variant(plan: RunPlan, values: Mapping[str, Any], source: str) -> RunPlan:
     """The plan of the same run with other values at dotted paths below train.
 
+    Args:
+        plan: the run.
+        values: values by dotted path, such as train.seed.
+        source: what messages call these values.
+
+    Returns:
+        The plan of the variant.
+
     Raises:
         UsageError: a value is wrong, or changes something else; the message names `source`.
     """
@@ -159,6 +167,12 @@ def variant(plan: RunPlan, values: Mapping[str, Any], source: str) -> RunPlan:
 
 def resolve_locations(config: RunConfig) -> RunConfig:
     """`config` with output and prepare.storage as every worker has to call them.
+
+    Args:
+        config: the run's options.
+
+    Returns:
+        The options with absolute locations.
 
     Raises:
         UsageError: a relative path would be lost with a job's working directory.

@@ -38,25 +38,25 @@ def connect(
     _join(dashboard)
     there = ray.cluster_resources()
     has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
-    if others and is_own():
+    if others and is_local():
         raise UsageError(
             f"{', '.join(others)}: this machine has no such resource. Ask for none, or set RAY_ADDRESS to a cluster."
         )
     lacks = cpus > has[0] or gpus > has[1]
-    if lacks and is_own():
+    if lacks and is_local():
         raise UsageError(
             f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once; this machine has {has[0]:g} and {has[1]:g}. "
             "Ask for less, or set RAY_ADDRESS to a cluster."
         )
 
 
-def let_go() -> None:
-    """Stop a Ray that was started here for one command, so that what follows has the whole machine."""
-    if ray.is_initialized() and is_own():
+def stop_local_ray() -> None:
+    """Stop a Ray that this command started, so that what follows has all of the machine."""
+    if ray.is_initialized() and is_local():
         ray.shutdown()
 
 
-def beside_command(actor: type) -> ray.actor.ActorHandle[Any]:
+def actor_on_driver(actor: type) -> ray.actor.ActorHandle[Any]:
     """A small actor on the machine of this command, so that it is there for as long as the command."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     made: Any = ray.remote(num_cpus=0)(actor)
@@ -64,7 +64,7 @@ def beside_command(actor: type) -> ray.actor.ActorHandle[Any]:
     return handle
 
 
-def is_own() -> bool:
+def is_local() -> bool:
     """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
 
@@ -77,7 +77,7 @@ def is_driver() -> bool:
 def _join(dashboard: bool) -> None:
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_own() else {}
+    options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_local() else {}
     options |= {"runtime_env": {"worker_process_setup_hook": "pipelines.cluster.worker_setup.name_cluster"}}
     try:
         with _without("Set ray log level"):
@@ -93,7 +93,7 @@ def _join(dashboard: bool) -> None:
 
 @contextmanager
 def _without(words: str) -> Iterator[None]:
-    """Keep lines with `words`, which Ray's core writes before it heeds its log level, off standard error."""
+    """Drop lines with `words`, which Ray's core writes before it heeds its log level, from standard error."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "wb", buffering=0) as stderr, tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
@@ -107,7 +107,7 @@ def _without(words: str) -> Iterator[None]:
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
+def reraised_errors() -> Iterator[None]:
     """Re-raise a worker's CtdError unchanged, and other errors of Ray as a CtdError that names the cause."""
     try:
         yield

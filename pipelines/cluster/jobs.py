@@ -53,7 +53,7 @@ def submit(
             {details.submission_id: details for details in client.list_jobs()}.get(job) if job is not None else None
         )
     except (RuntimeError, OSError) as error:
-        raise CtdError(f"{address}: the cluster does not tell its jobs ({error}).") from error
+        raise CtdError(f"{address}: the cluster did not list its jobs ({error}).") from error
     if running is None:
         if not command:
             raise UsageError(

@@ -6,7 +6,7 @@ import ray
 
 
 def name_cluster() -> None:
-    """Tell Ray's own code in this process which cluster it belongs to, also where others run on the same machine.
+    """Set the address of this process's cluster for Ray's own code, also where others run on the same machine.
 
     To clean up stopped trials, Ray Train asks for the only cluster of a machine, and waits for ever where two are.
     """

@@ -17,11 +17,12 @@ from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
-from pipelines.artifacts.locks import one_at_a_time
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import RunPlan, plan_run, variant
-from pipelines.cluster.connection import connect, own_errors
+from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.comparison.summary import Cost, Row, SeedResult, as_table, plot, row_of
+from pipelines.display.plots import require_matplotlib
 from pipelines.display.progress import progress
 from pipelines.display.tables import as_markdown
 from pipelines.recipes import read_run
@@ -48,6 +49,7 @@ class Comparison(Options):
 
 def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
+    require_matplotlib()
     comparison = read_options(file, Comparison)
     base = plan_run(read_run(comparison.recipe, str(file), overrides))
     if wrong := [name for name, changes in comparison.variants.items() if "train.seed" in changes]:
@@ -76,7 +78,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     write_atomic(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
     write_atomic(directory / "table.md", as_markdown(as_table(rows)))
     write_atomic(directory / "table.svg", plot(rows))
-    base.files.share(directory)
+    base.files.upload(directory)
     return rows, directory
 
 
@@ -84,7 +86,7 @@ def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict
     """The results by variant and seed; as many trials at once as there are resources for."""
     files = {key: _trial_file(plan) for key, plan in trials.items()}
     for key, file in files.items():
-        trials[key].files.bring(file)
+        trials[key].files.fetch(file)
     done = {
         key: SeedResult.model_validate_json(file.read_text())
         for key, file in files.items()
@@ -102,7 +104,7 @@ def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict
             )
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_trial)  # a fresh process: its peak is its own
     running = {task.remote(plan): key for key, plan in trials.items() if key not in done}
-    with own_errors(), progress("compare", len(trials)) as reporter:
+    with reraised_errors(), progress("compare", len(trials)) as reporter:
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             name, seed = running.pop(ready)
@@ -113,20 +115,20 @@ def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict
 
 def _trial(plan: RunPlan) -> str:
     """Train and measure one variant under one seed; another comparison that wants the same trial waits."""
-    with one_at_a_time(plan.files, f"compare-{plan.training.name}"):
+    with stage_lock(plan.files, f"compare-{plan.training.name}"):
         return _trial_alone(plan)
 
 
 def _trial_alone(plan: RunPlan) -> str:
     cost = plan.training / COST
-    plan.files.bring(cost)
-    if not plan.files.has(cost):  # what a killed trial left goes: a cost is that of a whole one
+    plan.files.fetch(cost)
+    if not plan.files.has(cost):  # a killed trial starts again: its cost is that of all steps
         shutil.rmtree(plan.training, ignore_errors=True)
         if names_in(plan.checkpoints):
             delete_folder(plan.checkpoints)
         plan.training.mkdir(parents=True)
         write_atomic(plan.training / COMPARED, "")
-        plan.files.share(plan.training / COMPARED)
+        plan.files.upload(plan.training / COMPARED)
         train_student(plan)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -134,10 +136,10 @@ def _trial_alone(plan: RunPlan) -> str:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         steps = [line["seconds"] for line in read_metrics(plan.training / METRICS_FILE)]
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
-        plan.files.share(cost)
+        plan.files.upload(cost)
     trial = SeedResult(report=measure(plan), cost=Cost.model_validate_json(cost.read_text()))
     write_atomic(_trial_file(plan), trial.model_dump_json())
-    plan.files.share(_trial_file(plan))
+    plan.files.upload(_trial_file(plan))
     return trial.model_dump_json()
 
 

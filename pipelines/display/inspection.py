@@ -25,7 +25,7 @@ from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.display.chunk_rules import check_rules
 
 COLOURS = ("black on bright_cyan", "black on bright_yellow")
-WHOLE = 2**20  # tokens of a window that no text to look at reaches
+UNLIMITED = 2**20  # tokens of a window that no text to look at reaches
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
     student_tokenizer, teacher_tokenizer = (
         prepare_tokenizer(load_tokenizer(name), name, None, None) for name in (student, teacher)
     )
-    rows, counts = build_rows(student_tokenizer, teacher_tokenizer, [plain_document("text", text)], WHOLE, WHOLE)
+    rows, counts = build_rows(
+        student_tokenizer, teacher_tokenizer, [plain_document("text", text)], UNLIMITED, UNLIMITED
+    )
     check_dropped(counts, 0)
     if not rows.num_rows:
         raise UsageError("the text is empty, so there is nothing to merge.")
@@ -96,7 +98,7 @@ def inspect_scored(student: str, teacher: str, text: str, rule: AnyChunks) -> li
     if longest is not None and counts.teacher_tokens > longest:
         raise UsageError(f"{teacher} reads {longest} tokens at most, and the text has {counts.teacher_tokens}.")
     scorer = build_scorer(Teacher(model=teacher), teacher_tokenizer, torch.device("cpu"))
-    scored = MemoryRows("the text", [score_rows(scorer, rows, WHOLE)], counts)
+    scored = MemoryRows("the text", [score_rows(scorer, rows, UNLIMITED)], counts)
     return merged_text(scored, 0, rule, student_tokenizer.encoder.token_bytes)
 
 

@@ -2,21 +2,22 @@
 
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from ctd_core.errors import UsageError
 
 
-def svg(draw: Callable[[Any], Any]) -> str:
-    """The figure that `draw` makes with matplotlib's pyplot, as an SVG document.
+def require_matplotlib() -> None:
+    """Raises UsageError where matplotlib is not installed: before hours of work rather than after."""
+    if find_spec("matplotlib") is None:
+        raise UsageError("plots need the package matplotlib: pip install 'ctd-ray[plots]'.")
 
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("plots need the package matplotlib: pip install 'ctd-ray[plots]'.") from error
+
+def svg(draw: Callable[[Any], Any]) -> str:
+    """The figure that `draw` makes with matplotlib's pyplot, as an SVG document."""
+    import matplotlib
+
     matplotlib.use("svg")
     from matplotlib import pyplot
 

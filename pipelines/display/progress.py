@@ -26,7 +26,7 @@ class Reporter:
         self._first: tuple[float, float] | None = None
 
     def update(self, done: int, words: str = "", share: float | None = None) -> None:
-        """`done` pieces are done, which is a `share` of the work where pieces differ, or are done in part."""
+        """`done` pieces are done, which is this fraction of the work where pieces differ, or are done in part."""
         share = done / self._total if share is None else share
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=share * self._total, words=words)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ctd_core.config.base import RESOURCE, Options, resource
 
-EVALUATIONS = 8  # in a trial's training, where the run does not say how many
+EVALUATIONS = 8  # in a trial's training, unless the run sets evaluate_every
 
 
 class Asha(Options):
@@ -41,5 +41,5 @@ class Search(Options):
     concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
     trackers: list[Literal["mlflow", "wandb"]] = resource(
-        default=[], description="tell MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY) of every trial"
+        default=[], description="report every trial to MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY)"
     )

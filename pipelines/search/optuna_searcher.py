@@ -1,4 +1,4 @@
-"""Optuna's sampler as a searcher of Ray Tune, which can be told of trials that ended before it began."""
+"""Optuna's sampler as a searcher of Ray Tune, which can begin with trials that have ended already."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -41,7 +41,7 @@ class OptunaSearcher(Searcher):
         return {"values": values}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study what a trial came to."""
+        """Add a trial's result to the study."""
         if trial_id in self._running:
             self._tell(self._running.pop(trial_id), None if error or not result else result.get(self.metric))
 
@@ -57,7 +57,7 @@ class OptunaSearcher(Searcher):
         def choose(name: str, spec: Choice | Numbers) -> float:
             if isinstance(spec, Choice):
                 return trial.suggest_categorical(name, list(range(len(spec.options))))
-            if spec.whole:
+            if spec.is_integer:
                 return trial.suggest_int(name, int(spec.low), int(spec.high))
             return trial.suggest_float(name, spec.low, spec.high, log=spec.logarithmic)
 

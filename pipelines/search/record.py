@@ -33,6 +33,12 @@ class SearchRecord(Record):
 def read_record(directory: Path) -> SearchRecord:
     """The record in `directory`, an empty one where there is none.
 
+    Args:
+        directory: the search's.
+
+    Returns:
+        The record.
+
     Raises:
         CtdError: it is not one.
     """
@@ -49,7 +55,7 @@ def read_record(directory: Path) -> SearchRecord:
 
 
 def write_record(directory: Path, trials: Sequence[TrialRecord]) -> None:
-    """Put `trials` in the place of the record before."""
+    """Write the record atomically."""
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / RECORD, SearchRecord(trials=list(trials)).model_dump_json(indent=1))
 

@@ -12,7 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from ctd_core.config.run import RunConfig
-from ctd_core.evaluation.metrics import is_figure
+from ctd_core.evaluation.metrics import is_metric_key
 from ctd_core.storage.atomic import write_atomic
 from pipelines.display.pages import page
 from pipelines.display.plots import svg
@@ -45,14 +45,14 @@ def order(trials: list[TrialResult], metric: str, mode: str) -> list[TrialResult
     most = max((trial.steps for trial in trials if trial.error is None), default=0)
     sign = 1 if mode == "min" else -1
 
-    def place(trial: TrialResult) -> tuple[bool, bool, float]:
+    def rank(trial: TrialResult) -> tuple[bool, bool, float]:
         return (
             trial.error is not None,
             trial.steps < most,
             sign * trial.lines[-1][metric] if trial.has_finite(metric) else math.inf,
         )
 
-    return sorted(trials, key=place)
+    return sorted(trials, key=rank)
 
 
 def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: RunConfig, directory: Path) -> None:
@@ -127,7 +127,7 @@ def _is_number(value: Any) -> bool:
 def _is_figure(name: str, value: Any) -> bool:
     """Whether a reported value is the training's own, and none of Ray's."""
     own = ("step", "loss", "seconds", "tokens", "chunks", "learning_rate", "gradient_norm")
-    return isinstance(value, int | float) and (name in own or is_figure(name))
+    return isinstance(value, int | float) and (name in own or is_metric_key(name))
 
 
 def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
@@ -146,7 +146,7 @@ def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
     names = _varied(trials) or [""]
     shown = [trial for trial in trials if trial.lines]
-    whole = max((trial.steps for trial in shown), default=0)
+    most_steps = max((trial.steps for trial in shown), default=0)
 
     def draw(pyplot: Any) -> Any:
         rows = math.ceil(len(names) / 3)
@@ -157,7 +157,7 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
             points = [(_leaves(trial.values)[name], trial) for trial in shown if name in _leaves(trial.values)]
             numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
             xs: list[Any] = [x if numeric else str(x) for x, _ in points]
-            colors = ["C0" if trial.steps == whole else "C7" for _, trial in points]  # grey: stopped early
+            colors = ["C0" if trial.steps == most_steps else "C7" for _, trial in points]  # grey: stopped early
             axis.scatter(xs, [trial.lines[-1][metric] for _, trial in points], c=colors)
             if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):
                 axis.set_xscale("log")

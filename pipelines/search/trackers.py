@@ -1,4 +1,4 @@
-"""Services that keep the figures of trials, told of them by Ray's own callbacks, under the names of metrics.jsonl."""
+"""Experiment trackers, which get the metrics of trials from Ray's own callbacks, under the names of metrics.jsonl."""
 
 import logging
 from typing import Any, Literal
@@ -25,7 +25,7 @@ def tracker(kind: Literal["mlflow", "wandb"], project: str) -> "Tracker":
     try:
         made.setup()  # Tune does it again, but after much work
     except Exception as error:  # of whatever kind the service's package has
-        raise UsageError(f"trackers: {kind} cannot be told of trials ({error}).") from error
+        raise UsageError(f"trackers: {kind} cannot be reached ({error}).") from error
     return Tracker(kind, made)
 
 
@@ -42,7 +42,7 @@ def _callback(kind: Literal["mlflow", "wandb"], project: str) -> Callback:
 class Tracker(Callback):
     """Hands on to a callback of Ray's what it needs, each figure at its training step, and each trial's end.
 
-    What goes wrong there is said once, and the search goes on without it.
+    An error is logged once, and the search goes on without the tracker.
     """
 
     def __init__(self, kind: str, callback: Callback) -> None:
@@ -80,5 +80,5 @@ class Tracker(Callback):
         try:
             getattr(self._callback, method)(*what)
         except Exception as error:  # of whatever kind the service's package has
-            logger.info(f"tune: {self._kind} is not told of trials any more: {error}")
+            logger.warning(f"tune: {self._kind} gets no more trials: {error}")
             self._callback = None

@@ -1,4 +1,4 @@
-"""One trial of a search: a training that tells Ray Tune of every evaluation."""
+"""One trial of a search: a training that reports every evaluation to Ray Tune."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ctd_core.training.loop import Metrics
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import raise_failure, write_failure
 from pipelines.artifacts.metrics_log import EVALUATION, METRICS_FILE, read_metrics
-from pipelines.artifacts.remote_copy import alone_in
+from pipelines.artifacts.remote_copy import locked_directory
 from pipelines.artifacts.run_plan import RunPlan, variant
 from pipelines.stages.measure import measure_sets
 from pipelines.stages.student import load_student
@@ -24,17 +24,17 @@ def trial_training(config: dict[str, Any], base: RunPlan, metric: str, cpus: int
     torch.set_num_threads(cpus)
     plan = variant(base, config["values"], "a trial")
 
-    told: set[float] = set()
+    reported: set[float] = set()
 
     def report(metrics: Metrics) -> None:
-        if metric in metrics and metrics["step"] not in told:
-            told.add(metrics["step"])
+        if metric in metrics and metrics["step"] not in reported:
+            reported.add(metrics["step"])
             tune.report(metrics)
 
-    with alone_in(plan.training):  # Optuna may draw the same settings twice
+    with locked_directory(plan.training):  # Optuna may draw the same settings twice
         raise_failure(plan.checkpoints)  # of an earlier try: Ray tries again what fails
         done = steps_done(latest_checkpoint(plan.checkpoints))
-        plan.files.bring(plan.training / METRICS_FILE, anew=True)
+        plan.files.fetch(plan.training / METRICS_FILE, overwrite=True)
         for line in read_metrics(plan.training / METRICS_FILE):
             if line.pop(EVALUATION, None) == plan.evaluation and line["step"] <= done:
                 report(line)
@@ -43,6 +43,6 @@ def trial_training(config: dict[str, Any], base: RunPlan, metric: str, cpus: int
         except Recurring as error:
             write_failure(plan.checkpoints, error)
             raise
-        if done == plan.config.train.steps not in told:  # it was measured on other sets before, or on none
+        if done == plan.config.train.steps not in reported:  # it was measured on other sets before, or on none
             student = load_student(plan, student_tokenizer(plan), latest_checkpoint(plan.checkpoints))
             report({"step": float(plan.config.train.steps)} | measure_sets(plan, student))

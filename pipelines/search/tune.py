@@ -18,11 +18,12 @@ from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import read_options, with_overrides, with_values
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.evaluation.metrics import METRICS, TEACHER_DISTANCE, figure_name
+from ctd_core.evaluation.metrics import METRICS, TEACHER_DISTANCE, metric_key
 from ctd_core.storage.locations import names_in
 from pipelines.artifacts.failure import delete_failure
 from pipelines.artifacts.run_plan import RunPlan, plan_run, variant, with_training
-from pipelines.cluster.connection import connect, is_own, let_go, own_errors
+from pipelines.cluster.connection import connect, is_local, reraised_errors, stop_local_ray
+from pipelines.display.plots import require_matplotlib
 from pipelines.display.progress import progress
 from pipelines.recipes import read_run
 from pipelines.search.options import EVALUATIONS, Asha, Search
@@ -65,6 +66,7 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     """
     if retry_failed and not resume:
         raise UsageError("--retry-failed belongs to --resume: give both")
+    require_matplotlib()
     options = read_options(file, Search)
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
     base = _with_evaluations(plan_run(with_overrides(run, overrides)), file)
@@ -73,17 +75,19 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     searched = options.result_values()
     decides = fingerprint(searched, base.training.name, base.evaluation)
     directory = base.files.directory / f"search-{file.stem}-{decides}"
-    kept = base.files.within(directory)
-    base.files.bring(directory / RECORD, anew=True)
+    location = base.files.within(directory)
+    base.files.fetch(directory / RECORD, overwrite=True)
     past = read_record(directory).trials
-    begun = bool(past) or bool(names_in(kept))
+    begun = bool(past) or bool(names_in(location))
     drawn = _draw(options, space, base, file)  # for optuna a check alone: it chooses while it searches
     if begun and not resume:
-        raise UsageError(f"{kept}: this search was begun already. Go on with it: --resume. Or delete it.")
+        raise UsageError(f"{location}: this search was begun already. Go on with it: --resume. Or delete it.")
     if resume and not begun:
-        raise UsageError(f"{kept}: there is no search to resume. Leave --resume out, or take the file as it was.")
+        raise UsageError(
+            f"{location}: there is no search to resume. Leave --resume out, or restore the file as it was."
+        )
     trackers = [tracker(kind, base.config.name) for kind in options.trackers]
-    _check_room(options, base, file)
+    _check_capacity(options, base, file)
     check_inputs(base.config)
     prepare(base)
     ensure_student(base)
@@ -96,13 +100,13 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     if not resume:
         for values in drawn:  # what an earlier search or training failed with is tried again
             delete_failure(variant(base, values, f"{file}: a trial").checkpoints)
-    with own_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
+    with reraised_errors(), progress(f"tune: {file.stem}", wanted) as reporter:
         watch = Watch(metric, options.mode, reporter, base, directory, past)
         try:
             _run(options, base, metric, space, drawn, directory, watch, trackers)
         finally:
             if watch.trials:
-                base.files.share(directory / RECORD)
+                base.files.upload(directory / RECORD)
     again = shlex.join(
         ["ctd", "tune", "--config", str(file), *(f"--set={override}" for override in overrides), "--resume"]
     )
@@ -119,7 +123,7 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
         logger.info(f"tune: to try the trials that failed again: {again} --retry-failed")
     if results[0].error is not None or not results[0].has_finite(metric):
         raise CtdError(
-            f"no trial came to a figure; to search again, delete {kept}. One of them: "
+            f"no trial came to a figure; to search again, delete {location}. One of them: "
             f"{results[0].error or 'not a finite one'}"
         )
     if results[0].steps < base.config.train.steps:
@@ -132,7 +136,7 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
     write_results(file.stem, results, metric, best, directory)
     for result in directory.iterdir():
         if result.is_file():
-            base.files.share(result)
+            base.files.upload(result)
     return Found(results, metric, directory)
 
 
@@ -145,38 +149,39 @@ def _with_evaluations(base: RunPlan, file: Path) -> RunPlan:
     return with_training(base, train.model_copy(update={"evaluate_every": every, "checkpoint_every": every}))
 
 
-def _check_room(options: Search, base: RunPlan, file: Path) -> None:
+def _check_capacity(options: Search, base: RunPlan, file: Path) -> None:
     """Get hold of Ray; raises UsageError where trials of several workers would wait for each other for ever."""
     train = base.config.train
     workers = train.num_workers
-    if not workers:  # such trials wait for room, and not for each other
+    if not workers:  # such trials wait for free CPUs, and not for each other
         connect(options.cpus_per_trial, float(train.use_gpu), "cpus_per_trial and train.use_gpu")
         return
-    let_go()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
+    stop_local_ray()  # what stopped trials leave behind is found through the dashboard, which a new Ray has
     fields = "train.num_workers and train.use_gpu"
     connect(workers, float(workers * train.use_gpu), fields, train.worker_resources, dashboard=True)
-    unit, there = _room(train)
+    unit, there = _capacity(train)
     wanted = (options.concurrent or 1) * workers
-    if is_own() and wanted > there:
+    if is_local() and wanted > there:
         raise UsageError(
             f"{file}: {options.concurrent} trials at once of {workers} {unit}s each are {wanted}, and this machine has "
             f"{there:g}. Lower concurrent, or set RAY_ADDRESS to a cluster."
         )
-    if not is_own() and options.concurrent is None:
+    if not is_local() and options.concurrent is None:
         logger.info(
-            f"tune: {_at_once(options, train)} trials at once, for which there is room now; `concurrent` says otherwise"
+            f"tune: {_at_once(options, train)} trials at once, which the cluster has capacity for now; `concurrent` "
+            "sets another number"
         )
 
 
 def _at_once(options: Search, train: Train) -> int | None:
-    """How many trials may run: of several workers each, so many that all of them find room."""
+    """How many trials may run at once: of several workers each, as many as the cluster has capacity for."""
     if options.concurrent is not None or not train.num_workers:
         return options.concurrent
-    _, there = _room(train)
+    _, there = _capacity(train)
     return max(1, int(there // train.num_workers))
 
 
-def _room(train: Train) -> tuple[str, float]:
+def _capacity(train: Train) -> tuple[str, float]:
     """What a worker takes one of, and how many of these the cluster has now."""
     unit = "GPU" if train.use_gpu else "CPU"
     return unit, ray.cluster_resources().get(unit, 0.0)
@@ -184,8 +189,8 @@ def _room(train: Train) -> tuple[str, float]:
 
 def _metric(options: Search, base: RunPlan, file: Path) -> str:
     evaluate = base.config.evaluate
-    measured = [figure_name(name, metric) for name in evaluate.sets for metric in METRICS]
-    chosen = options.metric or figure_name(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
+    measured = [metric_key(name, metric) for name in evaluate.sets for metric in METRICS]
+    chosen = options.metric or metric_key(evaluate.gap_set or next(iter(evaluate.sets)), TEACHER_DISTANCE)
     if chosen not in measured:
         raise UsageError(f"{file}: metric: {chosen}: a trial measures {', '.join(measured)}.")
     better = (
@@ -228,7 +233,7 @@ def _check_alike(base: Train, trial: Train, file: Path) -> None:
 def optuna_searcher(
     options: Search, space: dict[str, Any], metric: str, past: Sequence[TrialRecord] = ()
 ) -> "OptunaSearcher":
-    """Optuna's sampler over `space`, told of `past` trials; raises UsageError where it is not installed."""
+    """Optuna's sampler over `space`, which begins with `past` trials; raises UsageError where it is not installed."""
     try:
         from pipelines.search.optuna_searcher import OptunaSearcher
     except ImportError as error:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Watch(tune.Callback):
-    """Tells how far a search is, and writes down what its trials reported.
+    """Shows the progress of a search, and records what its trials reported.
 
     trials: all of the search, those of an earlier try first. An interrupted search has trials that are `running`: Ray
     ends them all, and is not asked again.
@@ -86,7 +86,7 @@ class Watch(tune.Callback):
         write_record(self._directory, self.trials)
         is_over = all(trial.state != "running" for trial in self.trials)
         if self._base.files.store is not None and (is_over or time.monotonic() - self._shared > SHARE_SECONDS):
-            self._base.files.share(self._directory / RECORD)
+            self._base.files.upload(self._directory / RECORD)
             self._shared = time.monotonic()
 
 

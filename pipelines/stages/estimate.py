@@ -191,7 +191,7 @@ def _measure_steps(
 
 
 def _reset_peak(device: torch.device) -> None:
-    """Begin to measure the peak of memory anew (that of a process on Linux alone)."""
+    """Reset the peak of memory (that of a process on Linux alone)."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -2,11 +2,11 @@
 
 import torch
 
-from ctd_core.evaluation.metrics import Likelihoods, figures_of, gap_closed
+from ctd_core.evaluation.metrics import Likelihoods, gap_closed, metrics_of
 from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
-from pipelines.artifacts.report import Report, SetFigures, run_stamp, write_report
+from pipelines.artifacts.report import Report, SetMetrics, run_stamp, write_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.measure import measure_set
@@ -30,7 +30,7 @@ def measure(plan: RunPlan) -> Report:
         before = _measure(plan, load_student(plan, tokenizer, None), reporter, 0, "before training")
         student = load_student(plan, tokenizer, checkpoint)
         after = _measure(plan, student, reporter, len(sets), "after training")
-    figures = {name: _set_figures(before[name], after[name]) for name in sets}
+    figures = {name: _set_metrics(before[name], after[name]) for name in sets}
     return Report(
         run=run_stamp(plan),
         sets=figures,
@@ -53,11 +53,11 @@ def _measure(plan: RunPlan, student: LogprobModel, reporter: Reporter, done: int
     return measured
 
 
-def _set_figures(before: Likelihoods, after: Likelihoods) -> SetFigures:
-    return SetFigures(
+def _set_metrics(before: Likelihoods, after: Likelihoods) -> SetMetrics:
+    return SetMetrics(
         text_bytes=after.text_bytes,
         chunks=len(after.student_logprobs),
-        teacher=figures_of(after.of_teacher),
-        student_before=figures_of(before),
-        student_after=figures_of(after),
+        teacher=metrics_of(after.of_teacher),
+        student_before=metrics_of(before),
+        student_after=metrics_of(after),
     )

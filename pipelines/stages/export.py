@@ -23,7 +23,7 @@ def export(plan: RunPlan) -> Path:
     model, card = load_student(plan, tokenizer, checkpoint).language_model, _card(plan, checkpoint, read_report(plan))
     with atomic_directory(plan.model) as temporary:
         export_model(model, tokenizer.encoder.tokenizer, card, temporary)
-    plan.files.share(plan.model)
+    plan.files.upload(plan.model)
     return plan.model
 
 
@@ -75,7 +75,7 @@ def model_name(name: str) -> str:
 
 
 def without_paths(values: Any) -> Any:
-    """`values` with the last part alone of every path that tells of this machine: absolute ones and those of a home."""
+    """`values` with only the last part of every absolute path, and of every path in a home directory."""
     if isinstance(values, str):
         is_path = values.startswith(("/", "~", "file:", "../"))
         return "…/" + values.rstrip("/").rpartition("/")[2] if is_path else values

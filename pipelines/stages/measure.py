@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import METRICS, Likelihoods, figure_name, figures_of
+from ctd_core.evaluation.metrics import METRICS, Likelihoods, metric_key, metrics_of
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.loop import Metrics
@@ -26,6 +26,6 @@ def measure_sets(plan: RunPlan, model: LogprobModel) -> Metrics:
     """Every metric on every evaluation set, as metrics.jsonl has it."""
     metrics: Metrics = {}
     for name in plan.config.evaluate.sets:
-        measured = figures_of(measure_set(plan, model, name))
-        metrics |= {figure_name(name, metric): measured[metric.name] for metric in METRICS}
+        measured = metrics_of(measure_set(plan, model, name))
+        metrics |= {metric_key(name, metric): measured[metric.name] for metric in METRICS}
     return metrics

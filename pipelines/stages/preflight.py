@@ -24,6 +24,9 @@ FIRST_DOCUMENTS = 20
 def check_inputs(config: RunConfig) -> None:
     """Files, tokenizers, models' configs, GPUs, and where results go.
 
+    Args:
+        config: the run's options.
+
     Raises:
         UsageError: one of them is wrong.
     """
@@ -76,9 +79,9 @@ def _check_gpus(config: RunConfig) -> None:
         return
     import torch  # takes seconds
 
-    from pipelines.cluster.connection import is_own
+    from pipelines.cluster.connection import is_local
 
-    if is_own() and not torch.cuda.is_available():
+    if is_local() and not torch.cuda.is_available():
         raise UsageError(
             f"{' and '.join(fields)}: the run asks for GPUs, and torch sees no GPU on this machine. Ask for none, or "
             "set RAY_ADDRESS to a cluster."

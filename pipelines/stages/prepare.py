@@ -29,9 +29,9 @@ from ctd_core.shards.manifest import (
     tokenizer_fingerprint,
 )
 from ctd_core.text.corpora import plan_slices
-from pipelines.artifacts.locks import one_at_a_time
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
-from pipelines.cluster.connection import beside_command, connect, own_errors
+from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.display.progress import progress
 from pipelines.stages.prepare_progress import SliceProgress, Tally, watched
 from pipelines.stages.prepare_scoring import ScoringActor
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def prepare(plan: RunPlan) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
-    with one_at_a_time(plan.files, "prepare"):
+    with stage_lock(plan.files, "prepare"):
         ensure_tokenizer(plan)
         datasets = list(plan.datasets.values())
         unfinished = [dataset for dataset in datasets if not is_finished(Folder(dataset.location), plan.shard_cache)]
@@ -86,7 +86,7 @@ def _make_shards(
     connect(1 if gpus else actors, gpus, "prepare.scoring_actors and prepare.scoring_gpus", others)
     items = [{"task": pickle.dumps(task)} for task in tasks]
     stream: Any = ray.data.from_items(items, override_num_blocks=len(tasks))
-    tally = beside_command(Tally)
+    tally = actor_on_driver(Tally)
     shared = {"tokenizers": ray.put(tokenizers), "options": options, "tally": tally}
     if options.targets:
         stream = stream.map(encode, fn_kwargs=shared)
@@ -100,7 +100,7 @@ def _make_shards(
         )
     else:
         stream = stream.map(encode_and_write, fn_kwargs=shared)
-    with own_errors(), progress(title, len(tasks)) as reporter, watched(tally, reporter, len(tasks)) as finish:
+    with reraised_errors(), progress(title, len(tasks)) as reporter, watched(tally, reporter, len(tasks)) as finish:
         for row in stream.iter_rows():
             raise_error_of(row)
             scored = row["teacher_tokens"] if options.targets else 0

@@ -10,7 +10,7 @@ from ctd_core.models.loading import load_model
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.report import Continuation, Report, write_report
 from pipelines.artifacts.run_plan import RunPlan
-from pipelines.cluster.connection import let_go
+from pipelines.cluster.connection import stop_local_ray
 from pipelines.stages.evaluate import evaluate
 from pipelines.stages.export import export
 from pipelines.stages.prepare import prepare
@@ -18,7 +18,7 @@ from pipelines.stages.train import train_student
 
 
 def run(plan: RunPlan) -> Report:
-    """The whole run; what report.json then holds."""
+    """Run every stage; returns what report.json then holds."""
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -30,7 +30,7 @@ def run(plan: RunPlan) -> Report:
     with timed("prepare"):
         manifests = prepare(plan)
     if not plan.config.train.num_workers:
-        let_go()
+        stop_local_ray()
     with timed("train"):
         train_student(plan)
     with timed("evaluate"):

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 def ensure_student(plan: RunPlan) -> None:
     """Write the student as it is before training, where it is not there yet."""
-    plan.files.bring(plan.init)
+    plan.files.fetch(plan.init)
     if plan.init.exists():
-        plan.files.share(plan.init, anew=False)  # where an earlier try was cut short
+        plan.files.upload(plan.init, overwrite=False)  # where an earlier try was cut short
         return
     student, teacher = plan.config.student, plan.config.teacher
     if student.model is not None:
@@ -39,12 +39,12 @@ def ensure_student(plan: RunPlan) -> None:
     model = build_student(student, teacher, *tokenizers)
     with atomic_directory(plan.init) as temporary:
         model.save_pretrained(temporary)
-    plan.files.share(plan.init)
+    plan.files.upload(plan.init)
 
 
 def student_to_train(plan: RunPlan, tokenizer: PreparedTokenizer) -> LogprobModel:
     """The student before training, with its adapters where it is to have some."""
-    plan.files.bring(plan.init)
+    plan.files.fetch(plan.init)
     config = plan.config
     return load_student_to_train(config.student, config.teacher, plan.init, tokenizer, config.train.seed)
 

@@ -1,4 +1,4 @@
-"""The student's tokenizer: trained where the run says so."""
+"""The student's tokenizer, which some runs train."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def student_tokenizer(plan: RunPlan) -> PreparedTokenizer:
     """The student's tokenizer, prepared; `ensure_tokenizer` has to have run where it is trained."""
     if plan.tokenizer is not None:
-        plan.files.bring(plan.tokenizer)
+        plan.files.fetch(plan.tokenizer)
     return build_student_tokenizer(plan.config.student, plan.tokenizer)
 
 
@@ -35,15 +35,15 @@ def ensure_tokenizer(plan: RunPlan) -> None:
     options, directory = plan.config.student.tokenizer, plan.tokenizer
     if not isinstance(options, TrainedTokenizer) or directory is None:
         return
-    plan.files.bring(directory)
+    plan.files.fetch(directory)
     if directory.exists():
-        plan.files.share(directory, anew=False)  # where an earlier try was cut short
+        plan.files.upload(directory, overwrite=False)  # where an earlier try was cut short
         return
     logger.info("prepare: training a tokenizer of %d entries", options.vocab_size)
     tokenizer = _train(plan.config, options)
     with atomic_directory(directory) as temporary:
         save_tokenizer(tokenizer, temporary)
-    plan.files.share(directory)
+    plan.files.upload(directory)
 
 
 def _train(config: RunConfig, options: TrainedTokenizer) -> PreTrainedTokenizerFast:

@@ -17,10 +17,10 @@ from ctd_core.training.workers import Worker
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import delete_failure, raise_failure
-from pipelines.artifacts.locks import one_at_a_time
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics, read_metrics, step_words
 from pipelines.artifacts.run_plan import RunPlan
-from pipelines.cluster.connection import beside_command, connect, own_errors
+from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.stopping import Switch, hears_signals, run_stoppable, stop_signals
 from pipelines.stages.student import ensure_student
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-TRIAL_WORKER_CPUS = 0.9  # what is left of a CPU is room for the trial that waits for its workers
+TRIAL_WORKER_CPUS = 0.9  # the rest of a CPU is left for the trial that waits for its workers
 RESIZE_SECONDS = 60.0  # between looks for further machines; to take them in costs the steps since a checkpoint
 
 
@@ -43,9 +43,9 @@ def train_student(
     """Train to the last step, from the latest checkpoint where there is one; nothing where that is done.
 
     `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process;
-    where it is on Ray's workers, what `on_ray` makes is told.
+    where it is on Ray's workers, Ray calls what `on_ray` makes.
     """
-    with one_at_a_time(plan.files, plan.training.name):
+    with stage_lock(plan.files, plan.training.name):
         _train_student(plan, after_checkpoint, on_ray)
 
 
@@ -67,7 +67,7 @@ def _train_student(
     start = latest_checkpoint(plan.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
-        plan.files.bring(plan.training / METRICS_FILE)
+        plan.files.fetch(plan.training / METRICS_FILE)
         logger.info(f"train: all {options.steps} steps are done already, in {plan.checkpoints}")
         return
     if done:
@@ -78,7 +78,7 @@ def _train_student(
         logger.info(f"train: {', '.join(online)} asks the teacher at every step, {how}")
     with progress("train", options.steps) as reporter:
         if options.num_workers:
-            with _watched(plan, reporter), own_errors():
+            with _watched(plan, reporter), reraised_errors():
                 _train_on_ray(plan, [] if on_ray is None else [on_ray()])
         else:
             device = torch.device("cuda" if options.use_gpu else "cpu")
@@ -106,7 +106,7 @@ def _train_on_ray(plan: RunPlan, callbacks: list["UserCallback"]) -> None:
     options = plan.config.train
     most, least = options.num_workers, options.min_workers or options.num_workers
     connect(least, least if options.use_gpu else 0, "train.num_workers and train.use_gpu", options.worker_resources)
-    switch = beside_command(Switch) if hears_signals() else None
+    switch = actor_on_driver(Switch) if hears_signals() else None
     resources = {"GPU": 1.0} if options.use_gpu else {"CPU": TRIAL_WORKER_CPUS if callbacks else 1.0}
     trainer = TorchTrainer(
         ray_worker,

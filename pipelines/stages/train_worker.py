@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctd_core.errors import Recurring
-from ctd_core.evaluation.metrics import METRICS, figure_name
+from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
@@ -32,10 +32,10 @@ class Recorder:
     def __init__(self, plan: RunPlan, done: int, reporter: Reporter | None) -> None:
         self._plan, self._reporter, self._shared = plan, reporter, time.monotonic()
         plan.training.mkdir(parents=True, exist_ok=True)
-        plan.files.bring(plan.training / METRICS_FILE, anew=True)
+        plan.files.fetch(plan.training / METRICS_FILE, overwrite=True)
         self._log = MetricsLog(plan.training / METRICS_FILE, done)
         sets = plan.config.evaluate.sets
-        self._measured_names = {figure_name(name, metric) for name in sets for metric in METRICS}
+        self._measured_names = {metric_key(name, metric) for name in sets for metric in METRICS}
 
     def add(self, metrics: Metrics) -> None:
         """Record a step."""
@@ -52,7 +52,7 @@ class Recorder:
         if self._plan.files.store is not None:
             training = self._plan.training
             for file in (training / METRICS_FILE, *training.glob("events.*")):
-                self._plan.files.share(file)
+                self._plan.files.upload(file)
 
     def close(self) -> None:
         """Write what TensorBoard has not seen yet."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.cluster.connection import connect, let_go
+from pipelines.cluster.connection import connect, stop_local_ray
 from pipelines.stages.prepare import prepare
 from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
 
@@ -43,7 +43,7 @@ def peak_of_preparing(folder: Path, corpus: Path) -> int:
     finally:
         done.set()
         thread.join()
-        let_go()
+        stop_local_ray()
     return max(looks)
 
 

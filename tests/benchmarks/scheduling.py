@@ -28,7 +28,7 @@ from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import TRAIN_SET, plan_run
-from pipelines.cluster.connection import let_go
+from pipelines.cluster.connection import stop_local_ray
 from pipelines.search.tune import search
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
@@ -62,7 +62,7 @@ def add_rows(table: Table, teacher: str) -> None:
 @contextmanager
 def cpus(count: int):
     """A Ray of so many CPUs, whose tokenizers have a thread each."""
-    let_go()
+    stop_local_ray()
     os.environ["RAYON_NUM_THREADS"] = "1"
     ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -70,7 +70,7 @@ def cpus(count: int):
     try:
         yield
     finally:
-        let_go()
+        stop_local_ray()
         del os.environ["RAYON_NUM_THREADS"]
 
 
@@ -141,9 +141,9 @@ def workers(teacher: str, folder: Path) -> float:
         }
         plan = plan_run(RunConfig.model_validate(config))
         prepare(plan)
-        let_go()
+        stop_local_ray()
         train_student(plan)
-        let_go()
+        stop_local_ray()
         lines = read_metrics(plan.training / METRICS_FILE)
         rates.append(statistics.median(line["tokens_per_second"] for line in lines[1:]))
     return rates[1] / rates[0]
@@ -176,7 +176,7 @@ def trial(config: dict[str, Any]) -> float:
     for count in (1, TRIALS):
         (folder / f"{count}.yaml").write_text(yaml.safe_dump({**options, "trials": count, "seed": count}))
         took.append(seconds(lambda count=count: search(folder / f"{count}.yaml", [], False), repeats=1))
-    let_go()
+    stop_local_ray()
     files = list(Path(config["output"]).glob(f"tiny/train-*/{METRICS_FILE}"))
     steps = sum(line["seconds"] for file in files for line in read_metrics(file)) / len(files)
     return (took[1] - took[0]) / (TRIALS - 1) - steps
@@ -191,7 +191,7 @@ def killed_worker(config: dict[str, Any]) -> tuple[float, float]:
     plan = plan_run(RunConfig.model_validate(config))
     prepare(plan)
     ensure_student(plan)
-    let_go()
+    stop_local_ray()
     file, begun = plan.training / METRICS_FILE, time.monotonic()
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(folder / "run.yaml")]
     training = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -8,13 +8,13 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from pipelines.artifacts.run_paths import Places
 from rich.table import Table
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.config.run import RunConfig
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
-from pipelines.artifacts.run_paths import Places
 from pipelines.cluster.connection import connect
 from pipelines.stages.prepare import prepare
 from tests.benchmarks.measuring import seconds

@@ -74,9 +74,9 @@ def test_grids_are_walked_where_all_else_is_random():
         ({"choice": []}, r"x: choice takes a list of values \(it is \[\]\)"),
         ({"uniform": [1, 0]}, r"uniform takes two numbers, the smaller first \(it is \[1, 0\]\)"),
         ({"log_uniform": [0, 1]}, "log_uniform takes two positive numbers"),
-        ({"integer": [0.5, 1]}, "integer takes two whole numbers"),
+        ({"integer": [0.5, 1]}, "integer takes two integers"),
         ({"uniform": [0, math.inf]}, "uniform takes two numbers"),
-        ({"integer": [False, True]}, "integer takes two whole numbers"),
+        ({"integer": [False, True]}, "integer takes two integers"),
         ({"a": [{"uniform": 3}]}, r"x\.a\.0: uniform"),
     ],
 )

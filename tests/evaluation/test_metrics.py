@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import Likelihoods, figures_of
+from ctd_core.evaluation.metrics import Likelihoods, metrics_of
 from ctd_core.shards.reading import ShardSet
 from tests.support.models import llama, logprobs_of
 from tests.support.shard_sets import prepared, texts, write_set
@@ -22,7 +22,7 @@ def test_a_teacher_agrees_with_itself(tmp_path):
     model = logprobs_of(llama(300), tokenizer.encoder.token_bytes.begins_pretoken)
     write_set(tmp_path, tokenizer, tokenizer, texts(10), teacher_model=model)
     measured = measure_likelihoods(model, ShardSet(tmp_path, verify=True), 512)
-    student, teacher = figures_of(measured), figures_of(measured.of_teacher)
+    student, teacher = metrics_of(measured), metrics_of(measured.of_teacher)
     assert student == pytest.approx(teacher, rel=1e-5, abs=1e-5)
     assert teacher["teacher_distance_bits_per_byte"] == 0
     assert teacher["correlation"] == teacher["rank_correlation"] == pytest.approx(1)
@@ -48,10 +48,10 @@ def test_figures_are_sums_over_text_chunks(tmp_path):
                 distance += abs(chunk - float(target))
             start = end
     measured = measure_likelihoods(logprobs_of(model, student.encoder.token_bytes.begins_pretoken), shards, 512)
-    figures = figures_of(measured)
+    figures = metrics_of(measured)
     assert measured.text_bytes == total
     assert figures["bits_per_byte"] == pytest.approx(student_total / total / math.log(2), rel=1e-4)
-    of_teacher = figures_of(measured.of_teacher)["bits_per_byte"]
+    of_teacher = metrics_of(measured.of_teacher)["bits_per_byte"]
     assert of_teacher == pytest.approx(teacher_total / total / math.log(2), rel=1e-4)
     assert figures["teacher_distance_bits_per_byte"] == pytest.approx(distance / total / math.log(2), rel=1e-4)
 
@@ -66,5 +66,5 @@ def test_the_rank_correlation_is_that_of_ranks_with_ties_at_their_mean(pairs):
         return sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
 
     slow = np.corrcoef([rank(student, value) for value in student], [rank(teacher, value) for value in teacher])[0, 1]
-    figures = figures_of(Likelihoods(student, teacher, 100, 0.3, 0.2))
+    figures = metrics_of(Likelihoods(student, teacher, 100, 0.3, 0.2))
     assert figures["rank_correlation"] == pytest.approx(slow)

@@ -7,7 +7,7 @@ import ray
 import yaml
 
 from ctd_core.errors import UsageError
-from pipelines.cluster.connection import connect, is_own, let_go
+from pipelines.cluster.connection import connect, is_local, stop_local_ray
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,19 +15,19 @@ ROOT = Path(__file__).parents[2]
 def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_to_others(monkeypatch):
     def ask_for_much():
         connect(1000, 0, "train.num_workers")
-        return is_own()
+        return is_local()
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    let_go()
+    stop_local_ray()
     try:
         with pytest.raises(UsageError, match=r"train\.num_workers ask for 1000 CPUs"):
             ask_for_much()
         with pytest.raises(UsageError, match="teacher: this machine has no such resource"):
             connect(1, 0, "prepare.scoring_actors", {"teacher": 1})
-        assert is_own()
+        assert is_local()
         assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
     finally:
-        let_go()
+        stop_local_ray()
 
 
 def test_cluster_yaml_is_what_ray_up_takes():

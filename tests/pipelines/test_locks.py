@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipelines.artifacts import locks
-from pipelines.artifacts.locks import one_at_a_time
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_log import read_metrics
 from pipelines.artifacts.remote_copy import RunFiles
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
@@ -43,10 +43,10 @@ def test_a_store_has_one_holder_who_stays_it_as_long_as_it_lives(machines, tmp_p
     order = []
 
     def second():
-        with one_at_a_time(machines[1], "train-x"):
+        with stage_lock(machines[1], "train-x"):
             order.append("second")
 
-    with one_at_a_time(machines[0], "train-x"):
+    with stage_lock(machines[0], "train-x"):
         waiting = threading.Thread(target=second)
         waiting.start()
         time.sleep(3 * locks.LEASE_SECONDS)  # it gives signs of life all the while
@@ -62,7 +62,7 @@ def test_the_lease_of_a_killed_holder_ends_by_itself(machines, tmp_path):
     lease.parent.mkdir()
     lease.write_text(json.dumps({"machine": "gone", "process": 1, "id": "a", "since": "then", "alive": time.time()}))
     start = time.monotonic()
-    with one_at_a_time(machines[0], "train-x"):
+    with stage_lock(machines[0], "train-x"):
         assert time.monotonic() - start > 0.5 * locks.LEASE_SECONDS
         assert json.loads(lease.read_text())["process"] == os.getpid()
 
@@ -72,7 +72,7 @@ def test_of_many_that_begin_at_the_same_moment_one_at_a_time_works(tmp_path, mac
 
     def work(number):
         files = RunFiles(tmp_path / f"machine {number}", machines[0].store)
-        with one_at_a_time(files, "prepare"):
+        with stage_lock(files, "prepare"):
             working.append(number)
             most.append(len(working))
             time.sleep(0.05)

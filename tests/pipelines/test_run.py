@@ -223,7 +223,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
         ("corpus.field=body", r"corpus\.field: no text in 'body'.*there is text"),
         ("train.use_gpu=true", r"train\.use_gpu.*no GPU"),
-        ("output=/proc/runs", r"output: /proc/runs: nothing can be written there"),
+        ("output=/proc/runs", r"output: /proc/runs: cannot be written"),
         ("train.objectives=[{kind: almm}]", r"Did you mean alm\?"),
         ("evaluate.gap_sett=x", r"Did you mean gap_set\?"),
         ("train.objectives=[{kind: alm, temprature: 2}]", r"Did you mean temperature\?"),
@@ -256,7 +256,7 @@ def test_a_dry_run_expects_what_then_comes(config, tmp_path):
     counts = read_manifest(Folder(only(tmp_path / "runs" / "tiny" / "prepared", "train-*"))).counts
     assert f"student {counts.student_tokens:,}, teacher {counts.teacher_tokens:,}" in expected
     assert f"{counts.rows:,}, {counts.text_bytes / counts.chunks:.2f} bytes a chunk" in expected
-    assert re.search(r"training │ 4 steps of [\d.e-]+ s", expected)
+    assert re.search(r"training +│ 4 steps of [\d.e-]+ s", expected)
 
 
 def test_a_dry_run_prints_the_whole_run_and_writes_nothing(config, tmp_path):

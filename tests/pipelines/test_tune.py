@@ -130,18 +130,18 @@ def test_a_trial_that_dies_goes_on_from_its_checkpoint(searched, tmp_path, fault
 
 
 def test_a_trial_tells_no_figures_that_were_measured_on_other_sets(config, tmp_path, monkeypatch):  # noqa: F811
-    told = []
-    monkeypatch.setattr(tune, "report", told.append)
+    reported = []
+    monkeypatch.setattr(tune, "report", reported.append)
 
     def trial(share):
         sets = {"held-out": {"kind": "held_out", "sample_fraction": share}}
         train = config["train"] | {"steps": 6, "evaluate_every": 2}
         file = written(config | {"train": train, "evaluate": {"sets": sets, "gap_set": "held-out"}}, tmp_path)
         ctd("prepare", "--config", file)
-        told.clear()
+        reported.clear()
         distance = "held-out_teacher_distance_bits_per_byte"
         trial_training({"values": {}}, plan_run(read_run(str(file), "a test", [])), distance, cpus=1)
-        return [(line["step"], line[distance]) for line in told]
+        return [(line["step"], line[distance]) for line in reported]
 
     whole = trial(1.0)
     assert [step for step, _ in whole] == [2, 4, 6]
@@ -175,7 +175,7 @@ def test_mlflow_is_told_of_every_trial_under_the_names_of_the_metrics(searched, 
     )
 
 
-def test_a_search_outlives_its_tracker(capsys):
+def test_a_search_outlives_its_tracker(caplog):
     class Gone(Callback):
         def on_trial_start(self, *what):
             raise ConnectionError("no route")
@@ -186,12 +186,12 @@ def test_a_search_outlives_its_tracker(capsys):
     tracker.on_trial_start(1, [], trial)
     tracker.on_trial_result(2, [], trial, {"step": 4.0})
     tracker.on_experiment_end([])
-    assert capsys.readouterr().err == "tune: mlflow is not told of trials any more: no route\n"
+    assert [record.getMessage() for record in caplog.records] == ["tune: mlflow gets no more trials: no route"]
 
 
-def test_a_tracker_that_cannot_be_told_is_refused_before_any_work(searched, tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_be_reached_is_refused_before_any_work(searched, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://such")
-    with pytest.raises(UsageError, match=r"trackers: mlflow cannot be told of trials .*nothing"):
+    with pytest.raises(UsageError, match=r"trackers: mlflow cannot be reached .*nothing"):
         ctd("tune", "--config", searched(trackers=["mlflow"]))
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UsageError, match="Install it: pip install mlflow"):

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from ctd_core.config.objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, MinEd, PKl, Sft, Uld
 from ctd_core.config.training import Train
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import figures_of
+from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
@@ -54,7 +54,7 @@ def trained(worker, options, location, out, start=None, student=None):
     student = student or new_student()
 
     def evaluate(model):
-        return figures_of(measure_likelihoods(model, shards, 300))
+        return metrics_of(measure_likelihoods(model, shards, 300))
 
     hooks = Hooks(seen.append, checkpoint_writer(str(out), worker), evaluate)
     online = OnlineTeacher(

@@ -29,6 +29,13 @@ FORMATS: dict[type[Corpus], ModuleType] = {
 def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
     """The slices of `corpus`, of about `slice_bytes` of text each; what they hold depends on nothing else.
 
+    Args:
+        corpus: the corpus.
+        slice_bytes: the size of a slice, about.
+
+    Returns:
+        All slices, in order.
+
     Raises:
         UsageError: a file is missing or there is nothing to read.
     """
@@ -41,6 +48,13 @@ def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
 def first_slice(corpus: Corpus, slice_bytes: int) -> CorpusSlice:
     """The first of `plan_slices`, without looking further.
 
+    Args:
+        corpus: the corpus.
+        slice_bytes: the size of a slice, about.
+
+    Returns:
+        The first slice.
+
     Raises:
         UsageError: as plan_slices.
     """
@@ -52,6 +66,13 @@ def first_slice(corpus: Corpus, slice_bytes: int) -> CorpusSlice:
 
 def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | DocumentError]:
     """The documents of `part`, or why there is no text where one should be.
+
+    Args:
+        corpus: the corpus.
+        part: one of its slices.
+
+    Yields:
+        A document, or why there is no text where one should be.
 
     Raises:
         CtdError: the slice cannot be read; the message names the path.

@@ -12,6 +12,12 @@ from ctd_core.text.documents import Document, plain_document
 def matching_files(patterns: list[str]) -> list[str]:
     """The files that `patterns` match, each once.
 
+    Args:
+        patterns: paths or URIs, with *, ? and [...].
+
+    Returns:
+        Their locations, in order.
+
     Raises:
         UsageError: a pattern matches none.
     """
@@ -40,6 +46,12 @@ def _no_file(pattern: str) -> str:
 
 def open_file(file: str) -> BinaryIO:
     """Open a file of a corpus.
+
+    Args:
+        file: a path or a URI.
+
+    Returns:
+        A stream of bytes.
 
     Raises:
         CtdError: it cannot be read.

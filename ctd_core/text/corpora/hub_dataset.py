@@ -16,6 +16,13 @@ PROBED_ROWS = 100  # by which a row's bytes are estimated
 def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Ranges of rows.
 
+    Args:
+        corpus: the dataset.
+        slice_bytes: the text of a slice, about, by its first rows.
+
+    Yields:
+        A slice.
+
     Raises:
         UsageError: no dataset could be loaded, or it has no such column.
     """

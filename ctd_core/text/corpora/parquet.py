@@ -16,6 +16,13 @@ from ctd_core.text.documents import Document
 def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Ranges of row groups of each file.
 
+    Args:
+        corpus: the files.
+        slice_bytes: the size of a slice, about, uncompressed.
+
+    Yields:
+        A slice.
+
     Raises:
         UsageError: a file is no Parquet file, or has no such column.
         CtdError: a file cannot be read.
