@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +12,11 @@ import typer
 import yaml
 
 from ctd_core.config.secrets import redact
-from ctd_core.config.yaml_files import read_config, read_rule, read_text
+from ctd_core.config.yaml_files import read_config, read_text
 from ctd_core.errors import CtdError, UsageError
+from pipelines.cli_lookups import lookups
 from pipelines.display.progress import show_log
-from pipelines.display.tables import print_table, wide_console
+from pipelines.display.tables import print_table
 from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ app = typer.Typer(
     name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Distil language models across tokenizers.",
 )  # fmt: skip
-
-TOKENIZER_HELP = "A tokenizer: directory, hub id, tokenizer.json file, or `bytes`."
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A run's YAML file.")]
 Recipe = Annotated[str | None, typer.Option(help=f"A packaged run: {', '.join(recipe_names())}.")]
@@ -181,54 +179,6 @@ def _stage(
 
 
 @app.command()
-def inspect(
-    student: Annotated[str, typer.Option(help=TOKENIZER_HELP)],
-    teacher: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
-    text: Annotated[str | None, typer.Option(help="The text to align.")] = None,
-    text_file: Annotated[Path | None, typer.Option(help="A UTF-8 file that holds it.")] = None,
-    shards: Annotated[str | None, typer.Option(help="In place of a text: prepared shards.")] = None,
-    row: Annotated[int, typer.Option(help="The row of the shards to show.")] = 0,
-    rule: Annotated[
-        str | None,
-        typer.Option(help="Merge the chunks, such as '{kind: debiased, gamma: 0.2}'; --teacher is then a model."),
-    ] = None,
-    as_json_lines: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
-) -> None:
-    """Show the chunks of a text on which two tokenizers agree; with a rule, merged, with the teacher's numbers.
-
-    Examples:
-
-    ctd inspect --student bytes --teacher ./SmolLM2-135M-Instruct --text "Hello world" --rule debiased
-
-    ctd inspect --student runs/demo/model --shards runs/demo/prepared/general-… --row 3
-    """
-    if sum(option is not None for option in (text, text_file, shards)) != 1:
-        raise UsageError("give either --text or --text-file, or --shards")
-    if (teacher is None) == (shards is None):
-        raise UsageError("give --teacher with a text, and no --teacher with --shards, which hold its numbers")
-    from pipelines.display import inspection as shown
-
-    document = read_text(text_file) if text_file is not None else text or ""
-    if shards is not None or rule is not None:
-        chosen = read_rule(rule or "finest")
-        if shards is not None:
-            merged = shown.inspect_shards(student, shards, row, chosen)
-        else:
-            merged = shown.inspect_scored(student, teacher or "", document, chosen)
-        if as_json_lines:
-            print(json.dumps(shown.merged_as_json(merged), ensure_ascii=False))
-        else:
-            wide_console(sys.stdout).print(shown.merged_as_table(merged))
-        return
-    inspection = shown.inspect_text(student, teacher or "", document)
-    if as_json_lines:
-        print(json.dumps(shown.as_json(inspection), ensure_ascii=False))
-    else:
-        console = wide_console(sys.stdout)
-        console.print(shown.as_rich(inspection, console.is_terminal), soft_wrap=True)
-
-
-@app.command()
 def compare(
     config: Annotated[Path, typer.Option("--config", help="A comparison, such as tune_configs/objectives.yaml.")],
     overrides: Overrides = None,
@@ -266,22 +216,6 @@ def tune(
 
 
 @app.command()
-def config(
-    new: Annotated[bool, typer.Option("--new", help="A commented run file to begin with.")] = False,
-    reference: Annotated[bool, typer.Option("--reference", help="Every field, as Markdown.")] = False,
-) -> None:
-    """Print a run file to begin with, or every field with its default and meaning.
-
-    Example: ctd config --new > mine.yaml
-    """
-    from ctd_core.config import reference as described
-
-    if new == reference:
-        raise UsageError("give either --new or --reference")
-    print(described.NEW_RUN if new else described.reference(), end="")
-
-
-@app.command()
 def submit(
     command: Annotated[
         list[str] | None, typer.Argument(help="What to run there, after --: train --config FILE")
@@ -307,47 +241,7 @@ def submit(
     raise typer.Exit(stage(address, command or [], job, working_dir, cpus, gpus, stop_on_interrupt))
 
 
-@app.command()
-def runs(
-    storage: Annotated[str, typer.Argument(help="The `output` of runs, a directory or a URI.")] = "runs",
-    as_json_lines: Annotated[
-        bool, typer.Option("--json", help="A JSON object for each run, and nothing else.")
-    ] = False,
-) -> None:
-    """List the runs under a storage path: how far each has come, its last figures, when it last changed."""
-    from pipelines.artifacts.run_list import as_table, list_runs
-
-    found = list_runs(storage)
-    if as_json_lines:
-        for run in found:
-            print(json.dumps(asdict(run)))
-    else:
-        print_table(as_table(found))
-
-
-@app.command()
-def chunks(
-    shards: Annotated[str, typer.Option(help="A directory or URI of prepared shards, such as runs/demo/prepared/…")],
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help="A rule, such as '{kind: debiased, gamma: 0.2}', in place of the usual ones. Repeatable."),
-    ] = None,
-    as_json_lines: Annotated[
-        bool, typer.Option("--json", help="A JSON object for each rule, and nothing else.")
-    ] = False,
-) -> None:
-    """Show what each chunking rule makes of prepared shards: look here before you choose one.
-
-    Example: ctd chunks --shards runs/demo/prepared/general-1a2b3c4d5e6f7a8b
-    """
-    from pipelines.display.chunk_rules import as_json, as_table, measure_rules
-
-    measured = measure_rules(shards, [read_rule(text) for text in rule] if rule else None)
-    if as_json_lines:
-        for row in as_json(measured):
-            print(json.dumps(row))
-    else:
-        print_table(as_table(measured))
+app.add_typer(lookups)
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ctd_core.errors import CtdError
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.training.checkpoint_storage import CheckpointDamaged, Reader, Writer
+from ctd_core.training.checkpoint_index import CheckpointDamaged
+from ctd_core.training.checkpoint_storage import Reader, Writer
 
 
 def save_checkpoint(

@@ -13,12 +13,10 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import torch
-import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -31,53 +29,22 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from ctd_core.config.base import Record
-from ctd_core.errors import CtdError, UsageError
 from ctd_core.storage.locations import file_system, is_uri
+from ctd_core.training.checkpoint_index import (
+    METADATA,
+    CheckpointDamaged,
+    Piece,
+    StoredTensor,
+    checksum_of,
+    index_of,
+    read_stored,
+)
 
-METADATA = "checkpoint.json"
-PICKLED_METADATA = ".metadata"  # of earlier versions
-VERSION = 1
 DTYPES = {  # by their names in safetensors files
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class CheckpointDamaged(CtdError):
-    """A checkpoint whose files are not what was written."""
-
-
-class Piece(Record):
-    """One stored part of a tensor: where it lies in the tensor, and where in which file; checksum: XXH3, 128 bits."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str
-    begin: int
-    end: int
-    checksum: str
-
-
-class StoredTensor(Record):
-    """A tensor and its pieces."""
-
-    dtype: str
-    size: tuple[int, ...]
-    pieces: list[Piece]
-
-
-class StoredCheckpoint(Record):
-    """What checkpoint.json holds; `checksum` is that of `tensors` as JSON."""
-
-    version: int
-    checksum: str
-    tensors: dict[str, StoredTensor]
-
-
-def _checksum(content: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(content)
 
 
 class Writer(StorageWriter):
@@ -118,7 +85,7 @@ class Writer(StorageWriter):
                 chunk = item.tensor_data.chunk  # type: ignore[union-attr]
                 piece = Piece(
                     offsets=tuple(chunk.offsets), sizes=tuple(chunk.sizes), file=file, begin=begin, end=end,
-                    checksum=_checksum(raw),
+                    checksum=checksum_of(raw),
                 )  # fmt: skip
                 results.append(WriteResult(item.index, len(raw), piece))
                 begin = end
@@ -136,9 +103,8 @@ class Writer(StorageWriter):
             for name, stored in metadata.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata)
         }
-        stored = StoredCheckpoint(version=VERSION, checksum=_checksum(_canonical(tensors)), tensors=tensors)
         with self._created(METADATA) as stream:
-            stream.write(stored.model_dump_json().encode())
+            stream.write(index_of(tensors).model_dump_json().encode())
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -229,7 +195,7 @@ class Reader(StorageReader):
     def _read(self, stream: pa.NativeFile, piece: Piece, dtype: torch.dtype) -> Tensor:
         stream.seek(piece.begin)
         raw = stream.read_buffer(piece.end - piece.begin)
-        if raw.size != piece.end - piece.begin or _checksum(raw) != piece.checksum:
+        if raw.size != piece.end - piece.begin or checksum_of(raw) != piece.checksum:
             raise CheckpointDamaged(f"{self._location}/{piece.file}: its content differs from its checksum.")
         if not raw.size:
             return torch.zeros(piece.sizes, dtype=dtype)
@@ -237,65 +203,10 @@ class Reader(StorageReader):
         return torch.frombuffer(memoryview(raw), dtype=dtype).reshape(piece.sizes)
 
 
-def read_stored(location: str) -> StoredCheckpoint:
-    """The JSON of the checkpoint in `location`.
-
-    Args:
-        location: a directory or a URI.
-
-    Returns:
-        What it says of the tensors.
-
-    Raises:
-        CheckpointDamaged: it is missing or not what was written.
-        UsageError: it is of another version.
-    """
-    files, root = file_system(location)
-    try:
-        with files.open_input_file(posixpath.join(root, METADATA)) as stream:
-            stored = StoredCheckpoint.model_validate_json(bytes(stream.read()))
-    except (FileNotFoundError, ValueError) as error:  # pydantic's errors are ValueErrors
-        raise CheckpointDamaged(f"{location}: no {METADATA} that can be read, so not a complete checkpoint.") from error
-    if stored.version != VERSION:
-        raise UsageError(
-            f"{location}: a checkpoint of version {stored.version}; this version reads {VERSION}. Use the version of "
-            "ctd-ray that wrote it."
-        )
-    if stored.checksum != _checksum(_canonical(stored.tensors)):
-        raise CheckpointDamaged(f"{location}/{METADATA}: its content differs from its checksum.")
-    return stored
-
-
-def is_complete(names: list[str], location: str | Path) -> bool:
-    """Whether a folder of these files is a complete checkpoint.
-
-    Args:
-        names: the names of the files in the folder.
-        location: what messages call the folder.
-
-    Returns:
-        Whether it is complete.
-
-    Raises:
-        UsageError: an earlier version wrote it, with metadata whose reader runs code.
-    """
-    if PICKLED_METADATA in names:
-        raise UsageError(
-            f"{location}: a checkpoint of an earlier version. Its metadata is a pickle, which could run code, and is "
-            "not read. Finish this training with the version that began it, or move its directory aside."
-        )
-    return METADATA in names
-
-
 def _name(index: MetadataIndex) -> str:
     """What a piece is called in its file: its tensor, and where it begins in it if not at its beginning."""
     is_first = index.offset is None or not any(index.offset)
     return index.fqn if is_first else f"{index.fqn}@{','.join(map(str, index.offset or ()))}"
-
-
-def _canonical(tensors: dict[str, StoredTensor]) -> bytes:
-    plain = {name: tensor.model_dump(mode="json") for name, tensor in tensors.items()}
-    return json.dumps(plain, sort_keys=True).encode()
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:

@@ -10,21 +10,12 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
-
-# A checkpoint reported just before a worker dies is kept, and a report does not wait for the next poll.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-# Ray Data hands its actors objects of its own and lets them restart, and Ray's core warns of that at every start; the
-# command keeps these objects for as long as it runs. Errors of the core come out as exceptions too.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Workers stay in the directory of the command, so that relative paths of a run mean the same there.
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+from pipelines.cluster.ray_internals import is_worker_process
 
 
 def connect(
@@ -66,12 +57,12 @@ def actor_on_driver(actor: type) -> ray.actor.ActorHandle[Any]:
 
 def is_local() -> bool:
     """Whether Ray is, or would be, one that this very command starts on this machine; a worker does not know, so no."""
-    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and global_worker.mode != WORKER_MODE
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and not is_worker_process()
 
 
 def is_driver() -> bool:
     """Whether this process is a command, and no worker of Ray's."""
-    return bool(global_worker.mode != WORKER_MODE)
+    return not is_worker_process()
 
 
 def _join(dashboard: bool) -> None:

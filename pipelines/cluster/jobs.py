@@ -48,28 +48,13 @@ def submit(
         )
     client = _client(address)
     typed = shlex.join(["ctd", *command])
-    try:
-        running = (
-            {details.submission_id: details for details in client.list_jobs()}.get(job) if job is not None else None
-        )
-    except (RuntimeError, OSError) as error:
-        raise CtdError(f"{address}: the cluster did not list its jobs ({error}).") from error
+    running = _running(client, address, job)
     if running is None:
         if not command:
             raise UsageError(
                 f"{job}: {address} has no such job." if job else "give a command after --, such as -- run --config FILE"
             )
-        try:
-            job = client.submit_job(
-                entrypoint=f"{RAYS_PYTHON} -m pipelines {shlex.join(command)}",
-                submission_id=job,
-                metadata={COMMAND: typed},
-                runtime_env={"working_dir": str(working_directory), "excludes": EXCLUDED},
-                entrypoint_num_cpus=cpus,
-                entrypoint_num_gpus=gpus,
-            )
-        except (RuntimeError, OSError, ValueError) as error:
-            raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
+        job = _start(client, command, job, working_directory, cpus, gpus)
         logger.info(f"submit: {job} runs {typed}")
     elif command and typed != _command(running):
         raise UsageError(f"{job}: this job runs {_command(running)}. Give another --job, or leave the command out.")
@@ -89,6 +74,34 @@ def submit(
             f"{job} goes on. Follow it: ctd submit --address {address} --job {job}. Stop it: ray job stop {job}."
         ) from None
     return _exit_status(ended)
+
+
+def _running(client: JobSubmissionClient, address: str, job: str | None) -> JobDetails | None:
+    """The job of this name, None where there is none."""
+    if job is None:
+        return None
+    try:
+        return {details.submission_id: details for details in client.list_jobs()}.get(job)
+    except (RuntimeError, OSError) as error:
+        raise CtdError(f"{address}: the cluster did not list its jobs ({error}).") from error
+
+
+def _start(
+    client: JobSubmissionClient, command: list[str], job: str | None, working_directory: Path, cpus: float, gpus: float
+) -> str:
+    """Submit `command`; the name of its job."""
+    try:
+        name: str = client.submit_job(
+            entrypoint=f"{RAYS_PYTHON} -m pipelines {shlex.join(command)}",
+            submission_id=job,
+            metadata={COMMAND: shlex.join(["ctd", *command])},
+            runtime_env={"working_dir": str(working_directory), "excludes": EXCLUDED},
+            entrypoint_num_cpus=cpus,
+            entrypoint_num_gpus=gpus,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
+    return name
 
 
 def _client(address: str) -> JobSubmissionClient:

