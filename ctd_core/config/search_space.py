@@ -6,6 +6,7 @@ distributions in turn, drawn only where it is chosen:
 {choice: [{kind: finest}, {kind: debiased, gamma: {uniform: [0, 0.5]}}]}.
 """
 
+import difflib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ class Numbers:
     logarithmic: bool = False
 
 
+DISTRIBUTIONS = ("choice", "grid", "uniform", "log_uniform", "integer")
 # What is chosen of a distribution that has this name: the index of an option, or a number.
 Choose = Callable[[str, Choice | Numbers], float]
 
@@ -61,6 +63,8 @@ def parse_space(value: Any, name: str) -> Any:
             what = "two integers" if is_integer else "two positive numbers" if logarithmic else "two numbers"
             raise UsageError(f"{name}: {kind} takes {what}, the smaller first (it is {given!r}).")
         return Numbers(given[0], given[1], is_integer, logarithmic)
+    if isinstance(given, list) and (near := difflib.get_close_matches(str(kind), DISTRIBUTIONS, n=1, cutoff=0.75)):
+        raise UsageError(f"{name}: there is no distribution {kind}. Did you mean {near[0]}?")
     return {key: parse_space(inner, f"{name}.{key}") for key, inner in value.items()}
 
 

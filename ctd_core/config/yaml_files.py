@@ -44,9 +44,10 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
         raise UsageError(f"{source}: a run's file holds fields such as `name:`, not {type(values).__name__}.")
     changed = copy.deepcopy(values)
     try:
-        for path, value in _parse_overrides(overrides).items():
+        set_values = _parse_overrides(overrides)
+        for path, value in set_values.items():
             _put(changed, path, value, f"--set {path}")
-        return _validated(RunConfig, changed, source)
+        return _validated(RunConfig, changed, source, list(set_values))
     except UsageError:
         with suppress(UsageError):  # what is set may lie in a default, as train.objectives.0 does
             return with_overrides(_validated(RunConfig, values, source), overrides)
@@ -91,11 +92,19 @@ def read_text(file: Path) -> str:
         raise UsageError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from error
 
 
-def _validated(kind: type[AnyOptions], values: Any, source: str) -> AnyOptions:
+def _validated(kind: type[AnyOptions], values: Any, source: str, overrides: Sequence[str] = ()) -> AnyOptions:
+    """`values` as options; `overrides` are the dotted paths of those that --set has put in."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{source}: " + "\n".join(_explain(details, kind) for details in error.errors())) from error
+        lines = [(_is_set(details, overrides), _explain(details, kind)) for details in error.errors()]
+        raise UsageError("\n".join(f"{'--set' if is_set else source}: {line}" for is_set, line in lines)) from error
+
+
+def _is_set(error: Any, overrides: Sequence[str]) -> bool:
+    """Whether an error is of a value that --set has put in."""
+    where = ".".join(str(part) for part in error["loc"])
+    return any(where == path or where.startswith(f"{path}.") for path in overrides)
 
 
 def read_rule(text: str) -> AnyChunks:
@@ -106,7 +115,8 @@ def read_rule(text: str) -> AnyChunks:
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        raise UsageError(f"--rule {text}: " + "\n".join(_explain(details) for details in error.errors())) from error
+        lines = (_explain(details).removeprefix("the file: ") for details in error.errors())
+        raise UsageError(f"--rule {text}: " + "\n".join(lines)) from error
     return rule
 
 

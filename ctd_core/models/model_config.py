@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils.hub import cached_file
 
 from ctd_core.errors import UsageError, first_line
+from ctd_core.storage.locations import is_missing_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -89,9 +90,3 @@ def _config_values(name: str, revision: str | None, trust_remote_code: bool) -> 
                 "trust_remote_code: true beside the model's name."
             )
     return values
-
-
-def is_missing_path(name: str) -> bool:
-    """Whether `name` can only be a path, and nothing is there: hub ids are `name` or `owner/name`."""
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    return is_path and not Path(name).expanduser().exists()

@@ -16,7 +16,7 @@ from ctd_core.shards import schema
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
 from ctd_core.storage.atomic import write_atomic
-from ctd_core.storage.locations import below, file_system
+from ctd_core.storage.locations import below, file_system, is_uri
 
 MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".arrow.json"
@@ -217,5 +217,8 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of `folder`; raises CtdError where there is none."""
     if not folder.exists(MANIFEST):
-        raise CtdError(f"{folder.name}: no {MANIFEST} here, so no finished shards. Run `ctd prepare` first.")
+        inside = [] if is_uri(folder.name) else sorted(Path(folder.name).glob(f"prepared/*/{MANIFEST}"))
+        names = ", ".join(str(file.parent) for file in inside)
+        hint = f"Name one of {names}." if inside else "Run `ctd prepare` first."
+        raise CtdError(f"{folder.name}: no {MANIFEST} here, so no finished shards. {hint}")
     return parse_manifest(folder.read(MANIFEST).decode(), f"{folder.name}/{MANIFEST}")

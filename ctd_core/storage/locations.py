@@ -19,6 +19,12 @@ LOCAL = fs.LocalFileSystem()
 LISTINGS = 5  # tries to list folders, some of which vanish meanwhile
 
 
+def is_missing_path(name: str) -> bool:
+    """Whether `name` can only be a path, and nothing is there: hub ids are `name` or `owner/name`."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_path and not Path(name).expanduser().exists()
+
+
 def is_uri(location: str) -> bool:
     """Whether `location` is a URI, not a local path."""
     return "://" in location

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from ctd_core.errors import TokenizerError
+from ctd_core.storage.locations import is_missing_path
 from ctd_core.text.token_bytes import BYTE_OF_CHARACTER
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,6 +37,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     if name == "bytes":
         return bytes_tokenizer()
+    if is_missing_path(name):
+        raise TokenizerError(
+            f"{name}: there is no such directory or file. Give a directory that holds a tokenizer, a hub id such as "
+            "org/model, a tokenizer.json file, or `bytes`."
+        )
     if Path(name).is_file():
         return PreTrainedTokenizerFast(tokenizer_object=_read_file(Path(name)))
     try:

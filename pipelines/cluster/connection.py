@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -75,11 +77,18 @@ def _join(dashboard: bool) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error
+    if threading.current_thread() is threading.main_thread() and is_driver():
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler ends in an abort of its core
     for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -87,3 +87,26 @@ def test_every_packaged_search_can_be_drawn_from(file):
     for seed in range(20):
         for values in settings(space, False, random.Random(seed)):
             assert with_values(run, values, str(path)).train.steps == run.train.steps
+
+
+def test_an_error_names_where_its_value_was_written():
+    with pytest.raises(UsageError, match=r"^--set: train\.stesp: there is no such field\. Did you mean steps\?$"):
+        read_config(RUN, "here", ["train.stesp=3"])
+    both = RUN.replace("steps: 1", "steps: 0")
+    with pytest.raises(UsageError) as raised:
+        read_config(both, "here", ["teacher.dtyp=float32"])
+    starts = sorted(line.partition(": ")[0] + " " + line.split(": ")[1] for line in str(raised.value).splitlines())
+    assert starts == ["--set teacher.dtyp", "here train.steps"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.micro_batches=2", "this field is called gradient_accumulation"),
+        ("train.objectives=[{kind: mined}]", "the kind mined is called min_ed"),
+        ("student.vocab_multiple=64", "this field is called pad_to_multiple_of"),
+    ],
+)
+def test_a_name_of_an_earlier_version_is_refused_with_the_new_one(override, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(RUN, "here", [override])

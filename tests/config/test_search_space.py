@@ -78,6 +78,7 @@ def test_grids_are_walked_where_all_else_is_random():
         ({"uniform": [0, math.inf]}, "uniform takes two numbers"),
         ({"integer": [False, True]}, "integer takes two integers"),
         ({"a": [{"uniform": 3}]}, r"x\.a\.0: uniform"),
+        ({"loguniform": [1e-4, 1e-3]}, "no distribution loguniform. Did you mean log_uniform"),
     ],
 )
 def test_a_distribution_that_is_none_is_refused(space, message):

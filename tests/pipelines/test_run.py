@@ -215,7 +215,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("train.batch_tokens=50", r"train\.batch_tokens is 50"),
         ("corpus.paths=[missing.jsonl]", r"missing\.jsonl: no such file"),
         ("corpus.kind=xml", r"corpus: .*xml"),
-        ("student.tokenizer={kind: pretrained, name: /no/such}", r"/no/such: no tokenizer could be loaded"),
+        ("student.tokenizer={kind: pretrained, name: /no/such}", r"/no/such: there is no such directory or file"),
         ("teacher.model=/no/such", r"/no/such"),
         ("teacher.begin_token=<s>", r"'<s>' is none of its special tokens"),
         ("train.objectives.3.weight=1", r"there is no '3'"),
