@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctd_core.align.chunks import FinestChunks, finest_chunks
+from ctd_core.align.conversations import AlignedConversation, align_conversations
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document, Marker, Text
 from ctd_core.text.encoding import EncodedPair, encode_pairs
@@ -46,8 +47,15 @@ def align_documents(
 ) -> list[AlignedText | DocumentError]:
     """Each document encoded by both sides and aligned, or why it has to be dropped.
 
-    Text aligns by its bytes, a marker as a unit, even where one side has no token for it.
+    Text aligns by its bytes, a marker as a unit, even where one side has no token for it. Conversations are written by
+    each side's chat template.
     """
+    chats = [number for number, document in enumerate(documents) if document.turns]
+    conversations = dict(
+        zip(chats, align_conversations(student, teacher, [documents[number] for number in chats]), strict=True)
+        if chats
+        else ()
+    )
     texts = [segment.text for document in documents for segment in document.segments if isinstance(segment, Text)]
     pairs = encode_pairs(student.encoder, teacher.encoder, texts)
     good = [pair for pair in pairs if isinstance(pair, EncodedPair)]
@@ -58,9 +66,12 @@ def align_documents(
     failed: dict[int, DocumentError] = {}
     encoded: list[tuple[Document, list[_Piece]]] = []
     for number, document in enumerate(documents):
-        parts = [
-            marker_piece(segment.role) if isinstance(segment, Marker) else next(pieces) for segment in document.segments
-        ]
+        parts: list[_Piece | DocumentError] = []
+        if number in conversations:
+            parts.append(_conversation_piece(conversations[number]))
+        for segment in document.segments if number not in conversations else ():
+            found = marker_piece(segment.role) if isinstance(segment, Marker) else next(pieces)
+            parts.append(found if isinstance(found, DocumentError) else found._replace(scored=segment.scored))
         errors = [part for part in parts if isinstance(part, DocumentError)]
         if errors:
             failed[number] = errors[0]
@@ -119,16 +130,27 @@ class _Piece(NamedTuple):
     teacher_chunk_ends: npt.NDArray[np.int64]
     chunk_kinds: npt.NDArray[np.uint8]
     chunk_byte_ends: npt.NDArray[np.int64]
-    first_differs: bool  # one side's first token alone begins with an invented space
+    differs: bool | npt.NDArray[np.bool_]  # which chunks begin with a space that one side alone invented
+    scored: bool | npt.NDArray[np.bool_] = True
 
 
 def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
     following = np.frombuffer(pair.text_bytes + b" ", dtype=np.uint8)[chunks.byte_ends]
     kinds = KINDS_BY_FOLLOWING_BYTE[following]
-    first_differs = pair.student.invents_space != pair.teacher.invents_space
+    differs = np.zeros(len(kinds), dtype=np.bool_)
+    differs[:1] = pair.student.invents_space != pair.teacher.invents_space
     return _Piece(
-        pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, chunks.byte_ends,
-        first_differs,
+        pair.student.ids, pair.teacher.ids, chunks.student_ends, chunks.teacher_ends, kinds, chunks.byte_ends, differs
+    )
+
+
+def _conversation_piece(aligned: AlignedConversation | DocumentError) -> _Piece | DocumentError:
+    if isinstance(aligned, DocumentError):
+        return aligned
+    kinds = np.where(aligned.is_marker, MARKER, 0) | np.where(aligned.before_whitespace, BEFORE_WHITESPACE, 0)
+    return _Piece(
+        aligned.student_ids, aligned.teacher_ids, aligned.student_ends, aligned.teacher_ends, kinds.astype(np.uint8),
+        aligned.byte_ends, aligned.differs, aligned.is_scored,
     )  # fmt: skip
 
 
@@ -150,10 +172,10 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     chunk_counts = np.array([len(piece.chunk_kinds) for piece in pieces])
     chunk_starts = _starts(chunk_counts)
     chunk_cuts = chunk_starts[first_pieces]
-    scored = np.repeat([segment.scored for document, _ in documents for segment in document.segments], chunk_counts)
+    scored = np.concatenate([np.broadcast_to(piece.scored, len(piece.chunk_kinds)) for piece in pieces])
     kinds = np.concatenate([piece.chunk_kinds for piece in pieces])
     one_to_one = kinds & MARKER == 0
-    one_to_one[chunk_starts[:-1][[piece.first_differs for piece in pieces]]] = False
+    one_to_one &= ~np.concatenate([np.broadcast_to(piece.differs, len(piece.chunk_kinds)) for piece in pieces])
     ids, cuts, ends = [], [], []
     for token_ids, token_ends in (
         ([piece.student_ids for piece in pieces], [piece.student_chunk_ends for piece in pieces]),

@@ -41,10 +41,21 @@ class Student(Options):
         default=None,
         description="train low-rank adapters; a student made from its teacher is then its online teacher too",
     )
+    chat: Literal["keep", "adopt", "none"] | None = Field(
+        default=None,
+        description="keep: the teacher's chat template and its special tokens join the tokenizer; adopt: the "
+        "tokenizer's own template; none: no template. keep is the default for a student made from its teacher, adopt "
+        "for others",
+    )
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"
     )
     end_token: str | None = Field(default=None, description="the token that ends a text, where it is not the usual one")
+
+    @property
+    def chat_of(self) -> Literal["keep", "adopt", "none"]:
+        """`chat`, or its default."""
+        return self.chat or ("keep" if self.model is None else "adopt")
 
     @property
     def is_its_own_teacher(self) -> bool:

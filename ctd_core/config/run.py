@@ -56,6 +56,11 @@ def _student(run: RunConfig) -> Iterator[str]:
             "student.model has embeddings for a tokenizer of its own, not for one that is trained here: name it in "
             "student.tokenizer: {kind: pretrained, name: …}, or leave student.model out"
         )
+    if student.model is not None and student.chat == "keep":
+        yield (
+            "student.chat: keep adds special tokens, and student.model has embeddings for its own alone: take adopt, "
+            "or leave student.model out"
+        )
     online = run.train.online_objectives
     if run.train.strategy == "fsdp" and student.is_its_own_teacher and online:
         yield (

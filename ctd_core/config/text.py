@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ctd_core.config.base import Fraction, Options
 
@@ -41,20 +41,49 @@ class Corpus(Options):
     )
 
 
-class JsonLines(Corpus):
+class Records(Corpus):
+    """Records with a text, or with a conversation, which each tokenizer's own chat template writes."""
+
+    field: str = Field(default="text", description="the name of the text; data.text for one within another")
+    messages: str | None = Field(
+        default=None, description="in place of a text: the name of a list of messages, each with role and content"
+    )
+    prompt: str | None = Field(default=None, description="in place of a text: the name of what a user wrote …")
+    response: str | None = Field(default=None, description="… and of the assistant's answer")
+    train_on: Literal["assistant", "all"] = Field(
+        default="assistant", description="which messages of a conversation are learned"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> "Records":
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("prompt and response belong together: name both")
+        if self.messages is not None and self.prompt is not None:
+            raise ValueError("name either messages, or prompt and response")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of what is read of each record."""
+        if self.messages is not None:
+            return [self.messages]
+        if self.prompt is not None and self.response is not None:
+            return [self.prompt, self.response]
+        return [self.field]
+
+
+class JsonLines(Records):
     """Files of one JSON object a line."""
 
     kind: Literal["jsonl"]
     paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
-    field: str = Field(default="text", description="the key of the text in each object")
 
 
-class Parquet(Corpus):
+class Parquet(Records):
     """Parquet files."""
 
     kind: Literal["parquet"]
     paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
-    field: str = Field(default="text", description="the column of the text")
 
 
 class TextFiles(Corpus):
@@ -64,7 +93,7 @@ class TextFiles(Corpus):
     paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
 
 
-class HubDataset(Corpus):
+class HubDataset(Records):
     """A dataset of the Hugging Face hub, or a directory written by `save_to_disk`."""
 
     kind: Literal["dataset"]
@@ -72,7 +101,6 @@ class HubDataset(Corpus):
     configuration: str | None = Field(default=None, description="of a dataset that has several")
     revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
     split: str = Field(default="train", description="of the dataset")
-    field: str = Field(default="text", description="the column of the text")
 
 
 class StdlibDocs(Corpus):

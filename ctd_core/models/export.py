@@ -34,10 +34,15 @@ def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card:
 def continue_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
 ) -> list[str]:
-    """The greedy continuation of each prompt, without the prompt."""
+    """What a model writes after each prompt, greedily: its answer where the tokenizer has a chat template."""
     continuations = []
     for prompt in prompts:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        if tokenizer.chat_template:
+            inputs = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         written = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         continuations.append(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return continuations

@@ -11,7 +11,7 @@ from ctd_core.align.window_selection import most_fragmented
 from ctd_core.errors import DocumentError
 from ctd_core.shards.manifest import Counts, count_rows
 from ctd_core.shards.schema import rows_batch
-from ctd_core.text.documents import Document, Text
+from ctd_core.text.documents import Document, Marker
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 
 DOCUMENTS_A_BATCH = 256
@@ -39,7 +39,7 @@ def build_rows(
     for batch in _batches(documents):
         errors += [aligned for aligned in batch if isinstance(aligned, DocumentError)]
         given = [aligned for aligned in batch if isinstance(aligned, Document)]
-        full = [document for document in given if any(isinstance(s, Text) and s.text for s in document.segments)]
+        full = [document for document in given if document.text]
         count, empty = count + len(batch), empty + len(given) - len(full)
         named += [found for document in full if (found := _find_name(document, names))]
         for document, aligned in zip(full, align_documents(student, teacher, full), strict=True):
@@ -71,6 +71,6 @@ def _special_names(*tokenizers: PreparedTokenizer) -> re.Pattern[str] | None:
 
 def _find_name(document: Document, names: re.Pattern[str] | None) -> str | None:
     """The first special token named in a document's text, and where; None where there is none."""
-    texts = (segment.text for segment in document.segments if isinstance(segment, Text))
+    texts = (segment.text for segment in document.segments if not isinstance(segment, Marker))
     found = next((match for text in texts if names is not None and (match := names.search(text))), None)
     return f"{found[0]} in document {document.id}" if found else None

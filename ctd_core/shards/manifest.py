@@ -148,11 +148,14 @@ def check_dropped(counts: Counts, max_dropped_fraction: float) -> None:
 
 
 def tokenizer_fingerprint(tokenizer: PreparedTokenizer) -> str:
-    """SHA-256 over the tokenizer's own description and the ids of its markers."""
+    """SHA-256 over the tokenizer's own description, the ids of its markers and its chat template."""
     description = json.loads(tokenizer.encoder.tokenizer.backend_tokenizer.to_str())
     description.pop("padding", None)
     description.pop("truncation", None)
-    plain = json.dumps([description, sorted(tokenizer.markers.items())], sort_keys=True)
+    template = tokenizer.encoder.tokenizer.chat_template
+    plain = json.dumps(
+        [description, sorted(tokenizer.markers.items()), *([template] if template else [])], sort_keys=True
+    )
     return hashlib.sha256(plain.encode()).hexdigest()
 
 

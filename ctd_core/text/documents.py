@@ -22,16 +22,30 @@ class Marker:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A message of a conversation: its content. Each tokenizer's chat template writes markers of its own around it."""
+
+    role: str
+    text: str
+    scored: bool = True
+
+
+@dataclass(frozen=True)
 class Document:
     """Segments in order, and an id by which a user finds the document again."""
 
     id: str
-    segments: tuple[Text | Marker, ...]
+    segments: tuple[Text | Marker | Turn, ...]
 
     @property
     def text(self) -> str:
         """The text of all segments, without markers."""
-        return "".join(segment.text for segment in self.segments if isinstance(segment, Text))
+        return "".join(segment.text for segment in self.segments if not isinstance(segment, Marker))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The messages of a conversation; none in a document of plain text."""
+        return tuple(segment for segment in self.segments if isinstance(segment, Turn))
 
 
 def plain_document(document_id: str, text: str) -> Document:

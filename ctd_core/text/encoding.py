@@ -48,7 +48,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int | None = None) -> None:
         self.name = name
-        self._num_embeddings = num_embeddings
+        self.num_embeddings = num_embeddings
         self.tokenizer = tokenizer
         self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
         self.token_bytes = read_token_bytes(tokenizer.backend_tokenizer, name)
@@ -68,10 +68,14 @@ class TextEncoder:
         """Encode the names of special tokens as text; a tokenizer forgets it when it is pickled."""
         self._backend.encode_special_tokens = True
 
+    def encode_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The token ids [S] of each of `texts`, not verified."""
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
     def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
         """The encoding of each of `texts`, or the reason why there is none that spells it."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        ids = self.encode_ids(texts)
         flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
         byte_ends = np.cumsum(self.token_bytes.lengths_bytes[flat])
         spelled = decode(self.token_bytes, flat)
@@ -85,20 +89,21 @@ class TextEncoder:
         return results
 
     def _checked(self, text_bytes: bytes, spelled: bytes, encoded: EncodedText) -> EncodedText | DocumentError:
-        if self._num_embeddings is not None and encoded.ids.max(initial=-1) >= self._num_embeddings:
+        if self.num_embeddings is not None and encoded.ids.max(initial=-1) >= self.num_embeddings:
             token = int(encoded.ids.max())
             return DocumentError(
                 "a token beyond the model's embedding",
                 f"{self.name}: the token {self.tokenizer.convert_ids_to_tokens(token)!r} is {token}, and the embedding "
-                f"has {self._num_embeddings} entries",
+                f"has {self.num_embeddings} entries",
             )
         if spelled == text_bytes:
             return encoded
         if self._invents_space and spelled == b" " + text_bytes:
             return EncodedText(encoded.ids, encoded.byte_ends - 1, invents_space=True)
-        return self._misspelled(text_bytes, spelled, encoded.ids)
+        return self.misspelled(text_bytes, spelled, encoded.ids)
 
-    def _misspelled(self, text_bytes: bytes, spelled: bytes, ids: npt.NDArray[np.int32]) -> DocumentError:
+    def misspelled(self, text_bytes: bytes, spelled: bytes, ids: npt.NDArray[np.int32]) -> DocumentError:
+        """Why the tokens `ids`, which spell `spelled`, are no encoding of `text_bytes`."""
         at = next(
             (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
             min(len(text_bytes), len(spelled)),

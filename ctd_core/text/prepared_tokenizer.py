@@ -1,10 +1,12 @@
 """Documents as sequences of text and markers, and the tokens that each tokenizer writes for a marker."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import TokenizerError
+from ctd_core.text.conversations import ConversationEncoder
 from ctd_core.text.documents import BEGIN, END
 from ctd_core.text.encoding import TextEncoder
 
@@ -15,6 +17,11 @@ class PreparedTokenizer:
 
     encoder: TextEncoder
     markers: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def conversations(self) -> ConversationEncoder:
+        """Encodes conversations; raises TokenizerError where the tokenizer has no chat template."""
+        return ConversationEncoder(self.encoder)
 
 
 def prepare_tokenizer(

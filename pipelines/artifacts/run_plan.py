@@ -262,7 +262,7 @@ def _plan_datasets(
         decides = fingerprint(
             SCHEMA_VERSION,
             tokenizer,
-            [config.student.begin_token, config.student.end_token],
+            [config.student.begin_token, config.student.end_token, config.student.chat_of],
             _teacher_fingerprint(teacher, weights[teacher_name]),
             documents.model_dump(mode="json"),
             held_out,

@@ -25,7 +25,7 @@ from ctd_core.models.building import (
 )
 from ctd_core.models.loading import parameters
 from ctd_core.models.scoring import score_rows
-from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
+from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import shard_bytes
 from ctd_core.shards.manifest import Counts
@@ -160,9 +160,10 @@ def _student_tokenizer(config: RunConfig, trained_tokenizer: Path | None, texts:
     options = config.student
     to_train = trained_tokenizer is None or not trained_tokenizer.exists()
     if isinstance(options.tokenizer, TrainedTokenizer) and to_train:
-        tokenizer = train_tokenizer((document.text for document in texts), options.tokenizer.vocab_size)
+        trained = train_tokenizer((document.text for document in texts), options.tokenizer.vocab_size)
+        tokenizer = with_chat(trained, options, config.teacher)
         return prepare_tokenizer(tokenizer, "a tokenizer of the sample", options.begin_token, options.end_token)
-    return build_student_tokenizer(options, trained_tokenizer)
+    return build_student_tokenizer(options, config.teacher, trained_tokenizer)
 
 
 def _measure_steps(

@@ -43,7 +43,7 @@ def check_inputs(config: RunConfig) -> None:
         _warn_of_missing_markers(field, tokenizer)
         _warn_of_tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
     if not isinstance(config.student.tokenizer, TrainedTokenizer):
-        _warn_of_missing_markers("student", build_student_tokenizer(config.student, None))
+        _warn_of_missing_markers("student", build_student_tokenizer(config.student, config.teacher, None))
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton

@@ -27,7 +27,7 @@ def student_tokenizer(plan: RunPlan) -> PreparedTokenizer:
     """The student's tokenizer, prepared; `ensure_tokenizer` has to have run where it is trained."""
     if plan.tokenizer is not None:
         plan.files.fetch(plan.tokenizer)
-    return build_student_tokenizer(plan.config.student, plan.tokenizer)
+    return build_student_tokenizer(plan.config.student, plan.config.teacher, plan.tokenizer)
 
 
 def ensure_tokenizer(plan: RunPlan) -> None:

@@ -1,12 +1,11 @@
-"""What formats of files have in common: patterns, opening, the text of a record."""
+"""What formats of files have in common: patterns and opening."""
 
 import re
 from pathlib import Path
 from typing import BinaryIO
 
-from ctd_core.errors import CtdError, DocumentError, UsageError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.storage.locations import file_system, find_files, is_uri, open_to_read
-from ctd_core.text.documents import Document, plain_document
 
 
 def matching_files(patterns: list[str]) -> list[str]:
@@ -60,17 +59,3 @@ def open_file(file: str) -> BinaryIO:
         return open_to_read(file)
     except OSError as error:
         raise CtdError(f"{file}: cannot be read ({error.strerror or error}).") from error
-
-
-def document_of(record: object, field: str, path: str) -> Document | DocumentError:
-    """The text in `field` of a record that was read at `path`, or why there is none."""
-    found = record.get(field) if isinstance(record, dict) else None
-    if isinstance(found, str):
-        return plain_document(path, found)
-    if isinstance(found, bytes):  # a Parquet column of type binary
-        try:
-            return plain_document(path, found.decode())
-        except UnicodeDecodeError as error:
-            return DocumentError("not UTF-8 text", f"{path}: {error.reason} at byte {error.start}")
-    known = ", ".join(sorted(record)) if isinstance(record, dict) else f"a {type(record).__name__}"
-    return DocumentError(f"no text in the field {field!r}", f"{path}, where there is {known}; corpus.field names it")

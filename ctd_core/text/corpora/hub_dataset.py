@@ -6,7 +6,7 @@ from typing import Any
 
 from ctd_core.config.text import HubDataset
 from ctd_core.errors import DocumentError, UsageError
-from ctd_core.text.corpora.files import document_of
+from ctd_core.text.corpora.records import columns_of, document_of
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
@@ -27,13 +27,14 @@ def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
         UsageError: no dataset could be loaded, or it has no such column.
     """
     rows = _dataset(corpus)
-    if corpus.field not in rows.column_names:
-        raise UsageError(
-            f"corpus.field: {corpus.name} has no {corpus.field!r}; there is {', '.join(rows.column_names)}."
-        )
+    columns = columns_of(corpus, rows.column_names)
+    for column in columns:
+        if column not in rows.column_names:
+            raise UsageError(f"corpus.field: {corpus.name} has no {column!r}; there is {', '.join(rows.column_names)}.")
     if not len(rows):
         return
-    probe = [len(str(text)) for text in rows[: min(len(rows), PROBED_ROWS)][corpus.field]]
+    first = rows[: min(len(rows), PROBED_ROWS)]
+    probe = [sum(len(str(value)) for value in row) for row in zip(*(first[column] for column in columns), strict=True)]
     step = max(1, slice_bytes * len(probe) // max(sum(probe), 1))
     for number, start in enumerate(range(0, len(rows), step)):
         yield CorpusSlice(number, corpus.name, start, min(start + step, len(rows)))
@@ -41,9 +42,10 @@ def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
 
 def read(corpus: HubDataset, part: CorpusSlice) -> Iterator[Document | DocumentError]:
     """The documents of the slice's rows."""
-    rows = _dataset(corpus).select_columns([corpus.field]).select(range(part.start, part.stop))
+    rows = _dataset(corpus)
+    rows = rows.select_columns(columns_of(corpus, rows.column_names)).select(range(part.start, part.stop))
     for number, row in enumerate(rows, part.start):
-        yield document_of(row, corpus.field, f"{corpus.name}[{corpus.split}]:row {number}")
+        yield document_of(row, corpus, f"{corpus.name}[{corpus.split}]:row {number}")
 
 
 def _dataset(corpus: HubDataset) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 from ctd_core.config.text import JsonLines
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.storage.locations import is_uri, size_and_time
-from ctd_core.text.corpora.files import document_of, matching_files, open_file
+from ctd_core.text.corpora.files import matching_files, open_file
+from ctd_core.text.corpora.records import document_of
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
@@ -42,7 +43,7 @@ def read(corpus: JsonLines, part: CorpusSlice) -> Iterator[Document | DocumentEr
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise CtdError(f"{path}: not a line of JSON ({error}).") from error
-            yield document_of(record, corpus.field, path)
+            yield document_of(record, corpus, path)
 
 
 def is_gzip(file: str) -> bool:

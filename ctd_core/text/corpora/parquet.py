@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from ctd_core.config.text import Parquet
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.storage.locations import open_to_read
-from ctd_core.text.corpora.files import document_of, matching_files, open_file
+from ctd_core.text.corpora.files import matching_files, open_file
+from ctd_core.text.corpora.records import columns_of, document_of
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
@@ -36,11 +37,12 @@ def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
             raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
         except OSError as error:
             raise CtdError(f"corpus.paths: {file}: cannot be read ({error}).") from error
-        columns = metadata.schema.to_arrow_schema()
-        if columns.names.count(corpus.field) > 1:
-            raise UsageError(f"corpus.field: {file} has several columns {corpus.field!r}. Name another.")
-        if corpus.field not in columns.names:
-            raise UsageError(f"corpus.field: {file} has no {corpus.field!r}; there is {', '.join(columns.names)}.")
+        names = metadata.schema.to_arrow_schema().names
+        for column in columns_of(corpus, names):
+            if names.count(column) > 1:
+                raise UsageError(f"corpus.field: {file} has several columns {column!r}. Name another.")
+            if column not in names:
+                raise UsageError(f"corpus.field: {file} has no {column!r}; there is {', '.join(names)}.")
         start = size = 0
         for group in range(metadata.num_row_groups):
             size += metadata.row_group(group).total_byte_size
@@ -54,8 +56,9 @@ def read(corpus: Parquet, part: CorpusSlice) -> Iterator[Document | DocumentErro
     with open_file(part.source) as stream, pq.ParquetFile(stream) as file:
         for group in range(part.start, part.stop):
             try:
-                column = file.read_row_group(group, columns=[corpus.field]).column(0).to_pylist()
+                names = columns_of(corpus, file.schema_arrow.names)
+                records = file.read_row_group(group, columns=names).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
                 raise CtdError(f"{part.source}: row group {group} cannot be read ({error}). Copy it again.") from error
-            for row, text in enumerate(column):
-                yield document_of({corpus.field: text}, corpus.field, f"{part.source}:row group {group}, row {row}")
+            for row, record in enumerate(records):
+                yield document_of(record, corpus, f"{part.source}:row group {group}, row {row}")

@@ -1,0 +1,138 @@
+"""Conversations aligned: contents by their bytes, and what each chat template writes around them as units.
+
+Both sides are put on one axis: a cell for each header, each byte of the contents that both templates write, each end.
+A token that ends within a header or an end has no place of its own on the axis: it counts to the next token that has.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ctd_core.errors import DocumentError
+from ctd_core.text.conversations import EncodedConversation
+from ctd_core.text.documents import Document, Turn
+from ctd_core.text.normalisation import Normaliser, canonical_form
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+
+
+class AlignedConversation(NamedTuple):
+    """C finest chunks of a conversation: the token index on each side after each, and arrays [C] about each.
+
+    byte_ends: the content bytes before its end. is_marker: it holds no content. is_scored: all of it is to be learned.
+    before_whitespace: what follows is white space or no content. differs: a space invented on one side alone.
+    """
+
+    student_ids: npt.NDArray[np.int32]
+    teacher_ids: npt.NDArray[np.int32]
+    student_ends: npt.NDArray[np.int64]
+    teacher_ends: npt.NDArray[np.int64]
+    byte_ends: npt.NDArray[np.int64]
+    is_marker: npt.NDArray[np.bool_]
+    is_scored: npt.NDArray[np.bool_]
+    before_whitespace: npt.NDArray[np.bool_]
+    differs: npt.NDArray[np.bool_]
+
+
+def align_conversations(
+    student: PreparedTokenizer, teacher: PreparedTokenizer, documents: Sequence[Document]
+) -> list[AlignedConversation | DocumentError]:
+    """Each conversation encoded by both templates and aligned, or why it has to be dropped."""
+    normalise = [side.encoder.normalise for side in (student, teacher) if side.encoder.normalise is not None]
+    results: list[AlignedConversation | DocumentError | None] = [None] * len(documents)
+    turns: dict[int, list[Turn]] = {}
+    for number, document in enumerate(documents):
+        try:
+            turns[number] = [_canonical(turn, normalise) for turn in document.turns]
+        except DocumentError as error:
+            results[number] = error
+    given = list(turns.values())
+    encoded = student.conversations.encode_batch(given), teacher.conversations.encode_batch(given)
+    for number, student_side, teacher_side in zip(turns, *encoded, strict=True):
+        if isinstance(student_side, DocumentError):
+            results[number] = student_side
+        elif isinstance(teacher_side, DocumentError):
+            results[number] = teacher_side
+        else:
+            results[number] = _align(turns[number], student_side, teacher_side)
+    return [result for result in results if result is not None]
+
+
+def _canonical(turn: Turn, normalise: Sequence[Normaliser]) -> Turn:
+    try:
+        turn.text.encode()
+    except UnicodeEncodeError:
+        raise DocumentError("not Unicode text", f"a lone surrogate in {turn.text[:80]!r}") from None
+    return Turn(turn.role, canonical_form(turn.text, normalise), turn.scored) if normalise else turn
+
+
+def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConversation) -> AlignedConversation:
+    starts = np.maximum(student.contents[:, 0], teacher.contents[:, 0])
+    stops = np.maximum(np.minimum(student.contents[:, 1], teacher.contents[:, 1]), starts)
+    widths = np.ones(3 * len(turns), dtype=np.int64)
+    widths[1::3] = stops - starts
+    cell_starts = np.cumsum([0, *widths])
+    size = int(cell_starts[-1])
+    counts = [_tokens_by_cell(side, starts, stops, cell_starts) for side in (student, teacher)]
+    ends = np.flatnonzero((counts[0] >= 0) & (counts[1] >= 0))[1:]  # all but the beginning
+    is_content = np.zeros(size, dtype=np.bool_)
+    is_scored = np.zeros(size, dtype=np.bool_)
+    following = np.ones(size + 1, dtype=np.bool_)  # white space or no content
+    for number, turn in enumerate(turns):
+        begin, stop = cell_starts[3 * number + 1], cell_starts[3 * number + 2]
+        is_content[begin:stop] = True
+        is_scored[begin : stop + 1] = turn.scored  # with its end
+        raw = np.frombuffer(turn.text.encode(), dtype=np.uint8)[starts[number] : stops[number]]
+        following[begin:stop] = np.isin(raw, np.frombuffer(b" \t\n\r", dtype=np.uint8))
+    begins = np.concatenate([[0], ends[:-1]])
+    if not len(ends):
+        begins = ends
+    bytes_before = np.concatenate([[0], np.cumsum(is_content)])
+    has_content = bytes_before[ends] > bytes_before[begins]
+    scored_before = np.concatenate([[0], np.cumsum(is_scored)])
+    student_ends, teacher_ends = counts[0][ends], counts[1][ends]
+    invented = [
+        np.diff(np.concatenate([[0], np.cumsum(side.invented)])[side_ends], prepend=0)
+        for side, side_ends in ((student, student_ends), (teacher, teacher_ends))
+    ]
+    return AlignedConversation(
+        student_ids=student.ids,
+        teacher_ids=teacher.ids,
+        student_ends=student_ends,
+        teacher_ends=teacher_ends,
+        byte_ends=bytes_before[ends],
+        is_marker=~has_content,
+        is_scored=scored_before[ends] - scored_before[begins] == ends - begins,
+        before_whitespace=following[ends],
+        differs=(invented[0] != invented[1]) | (bytes_before[ends] - bytes_before[begins] != ends - begins),
+    )
+
+
+def _tokens_by_cell(
+    side: EncodedConversation,
+    starts: npt.NDArray[np.int64],
+    stops: npt.NDArray[np.int64],
+    cell_starts: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """For each position on the axis how many tokens end by then, −1 where a token reaches over it."""
+    cuts = side.cuts.copy()
+    # What this side alone writes of a content belongs to the markers around it.
+    written = cuts[1::3][: len(starts)] - side.contents[:, 0]
+    cuts[1::3][: len(starts)] = written + starts
+    cuts[2::3][: len(starts)] = written + stops
+    segment = np.searchsorted(cuts, side.byte_ends, side="left") - 1  # the segment that holds a token's last byte
+    segment = np.maximum(segment, 0)
+    is_content = segment % 3 == 1
+    at_end = side.byte_ends == cuts[segment + 1]
+    position = np.where(is_content, cell_starts[segment] + side.byte_ends - cuts[segment], cell_starts[segment + 1])
+    position[side.byte_ends == 0] = 0  # an invented space alone
+    counts = np.full(int(cell_starts[-1]) + 1, -1, dtype=np.int64)
+    counts[0] = 0
+    placed = is_content | at_end | (side.byte_ends == 0)
+    counts[position[placed]] = np.flatnonzero(placed) + 1  # of several the last
+    for number in np.flatnonzero(np.diff(cuts) == 0):  # nothing is written there: its end is where it begins
+        begin, end = cell_starts[number], cell_starts[number + 1]
+        if end > begin and counts[end] < 0:
+            counts[end] = counts[begin]
+    return counts

@@ -1,0 +1,208 @@
+"""Conversations as a tokenizer's own chat template writes them, cut into contents and what is written around them."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import jinja2
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.text.documents import Turn
+
+# Contents that stand for any other: two sets, under which a template has to write the same around them.
+PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
+SHOWN_CHARACTERS = 200
+
+
+class WrittenTurn(NamedTuple):
+    """A message in a rendered conversation.
+
+    header: what is written before its content. start, stop: which of the content's characters are written. end: what is
+    written after it, up to the header of the next message.
+    """
+
+    header: str
+    start: int
+    stop: int
+    end: str
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around the contents of messages of certain roles: a header and an end for each."""
+
+    headers: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        name: what messages call it.
+
+    Raises:
+        TokenizerError: it has no template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+        if not tokenizer.chat_template:
+            raise TokenizerError(
+                f"{name}: this tokenizer has no chat template, and the corpus holds conversations. Take a tokenizer "
+                "with one, or the text of the messages alone."
+            )
+        self._tokenizer, self._name = tokenizer, name
+        self._frame = lru_cache(maxsize=1024)(self._find_frame)
+
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[PreTrainedTokenizerFast, str]]:
+        return ChatTemplate, (self._tokenizer, self._name)
+
+    def write(self, turns: Sequence[Turn]) -> list[WrittenTurn]:
+        """The messages as the template writes them; put together they are its rendering, character for character.
+
+        Args:
+            turns: the messages, in order.
+
+        Returns:
+            What is written of each.
+
+        Raises:
+            DocumentError: the template refuses the conversation, or changes a content in other ways than by stripping
+                white space from its ends.
+        """
+        frame = self._frame(tuple(turn.role for turn in turns))
+        rendered = self._render([(turn.role, turn.text) for turn in turns])
+        written, at = [], 0
+        for number, turn in enumerate(turns):
+            after = frame.ends[number] + (frame.headers[number + 1] if number + 1 < len(turns) else "")
+            begin = at + len(frame.headers[number])
+            found = _find_content(rendered, begin, turn.text, after, is_last=number + 1 == len(turns))
+            if found is None or rendered[at:begin] != frame.headers[number]:
+                raise DocumentError(
+                    "a chat template changes a message",
+                    f"{self._name}: its template does not write message {number} ({turn.role}) as it is: "
+                    f"{turn.text[:SHOWN_CHARACTERS]!r} becomes {rendered[at : begin + SHOWN_CHARACTERS]!r}",
+                )
+            start, stop = found
+            written.append(WrittenTurn(frame.headers[number], start, stop, frame.ends[number]))
+            at = begin + stop - start + len(frame.ends[number])
+        return written
+
+    def _find_frame(self, roles: tuple[str, ...]) -> _Frame:
+        frames = []
+        for pattern in PLACEHOLDERS:
+            contents = [pattern.format(number) for number in range(len(roles))]
+            messages = list(zip(roles, contents, strict=True))
+            frames.append(self._cut(self._render(messages), messages))
+        if frames[0] != frames[1]:
+            raise DocumentError(
+                "a chat template depends on contents",
+                f"{self._name}: around the contents of {', '.join(roles)} its template writes {frames[0]} or "
+                f"{frames[1]}",
+            )
+        return frames[0]
+
+    def _cut(self, rendered: str, messages: list[tuple[str, str]]) -> _Frame:
+        headers, ends, at = [], [], 0
+        for number, (role, content) in enumerate(messages):
+            begin = rendered.find(content, at)
+            if begin < 0 or rendered.count(content) != 1:
+                raise DocumentError(
+                    "a chat template leaves out or moves a message",
+                    f"{self._name}: of the roles {', '.join(role for role, _ in messages)} its template writes "
+                    f"message {number} ({role}) {rendered.count(content)} times or out of order: "
+                    f"{rendered[:SHOWN_CHARACTERS]!r}",
+                )
+            if number:
+                end = self._end_of_turn(rendered, messages[:number], at, begin)
+                ends.append(rendered[at:end])
+                headers.append(rendered[end:begin])
+            else:
+                headers.append(rendered[:begin])
+            at = begin + len(content)
+        ends.append(rendered[at:])
+        return _Frame(tuple(headers), tuple(ends))
+
+    def _end_of_turn(self, rendered: str, messages: list[tuple[str, str]], at: int, begin: int) -> int:
+        """Where in `rendered` the last of `messages`, whose content ends at `at`, is over: before the header at most.
+
+        It is where the conversation would end without the messages after it; where the template writes that otherwise
+        (or refuses it), all up to the next content counts as a header.
+        """
+        try:
+            shorter = self._render(messages)
+        except DocumentError:
+            return at
+        return len(shorter) if at <= len(shorter) <= begin and rendered.startswith(shorter) else at
+
+    def _render(self, messages: list[tuple[str, str]]) -> str:
+        plain = [{"role": role, "content": content} for role, content in messages]
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(plain, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise DocumentError(
+                "a chat template refuses the conversation",
+                f"{self._name}: {error}, for the roles {', '.join(role for role, _ in messages)}",
+            ) from error
+        return rendered
+
+
+def _find_content(rendered: str, begin: int, content: str, after: str, is_last: bool) -> tuple[int, int] | None:
+    """Which characters of `content` are written at `begin`, followed by `after`; None where neither it is nor what is
+    left of it without white space at its ends.
+    """
+    left, right = len(content) - len(content.lstrip()), len(content.rstrip())
+    for start, stop in ((0, len(content)), (left, right), (left, len(content)), (0, right)):
+        stop = max(start, stop)
+        written = content[start:stop] + after
+        if rendered.startswith(written, begin) and (not is_last or begin + len(written) == len(rendered)):
+            return start, stop
+    return None
+
+
+def with_chat_of(tokenizer: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A copy of a tokenizer with the chat template of another, and the special tokens that this writes.
+
+    Args:
+        tokenizer: the student's tokenizer, of any kind; it is not changed.
+        teacher: a tokenizer with a chat template.
+
+    Returns:
+        The copy. Tokens that it has already keep their ids, others come behind its vocabulary.
+    """
+    joined = copy.deepcopy(tokenizer)
+    special = [token for token in teacher.added_tokens_decoder.values() if token.special]
+    written = _everything_written(teacher)
+    template = str(teacher.chat_template)
+    roles = [role for role in ("bos", "eos") if f"{role}_token" in template and getattr(teacher, f"{role}_token")]
+    names = {getattr(teacher, f"{role}_token") for role in roles}
+    wanted = [token for token in special if token.content in names or token.content in written + template]
+    new = [
+        AddedToken(
+            token.content, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
+            normalized=token.normalized, special=True,
+        )
+        for token in wanted
+    ]  # fmt: skip
+    joined.add_tokens(new, special_tokens=True)
+    for role in roles:
+        setattr(joined, f"{role}_token", getattr(teacher, f"{role}_token"))
+    joined.chat_template = teacher.chat_template
+    return joined
+
+
+def _everything_written(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Conversations of every usual role, as far as the template writes them: names may be put together in it."""
+    written = ""
+    for roles in (("system", "user", "assistant"), ("user", "assistant"), ("user", "assistant", "tool")):
+        messages = [{"role": role, "content": "content"} for role in roles]
+        for prompts in (False, True):
+            with suppress(jinja2.TemplateError):
+                written += str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompts))
+    return written

@@ -1,0 +1,99 @@
+"""The document in a record: its text, or its conversation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ctd_core.config.text import Records
+from ctd_core.errors import DocumentError
+from ctd_core.text.documents import Document, Turn, plain_document
+
+
+def document_of(record: object, corpus: Records, path: str) -> Document | DocumentError:
+    """The document in a record.
+
+    Args:
+        record: what was read at `path`, a mapping by name.
+        corpus: says which names hold the text, or the messages.
+        path: by which a user finds the record again.
+
+    Returns:
+        The document, or why there is none.
+    """
+    values = [_value(record, name) for name in corpus.columns]
+    for name, value in zip(corpus.columns, values, strict=True):
+        if value is None:
+            known = ", ".join(sorted(map(str, record))) if isinstance(record, Mapping) else f"a {type(record).__name__}"
+            option = "messages" if corpus.messages else "prompt and response" if corpus.prompt else "field"
+            what = "messages" if corpus.messages else "text"
+            return DocumentError(
+                f"no {what} in the field {name!r}", f"{path}, where there is {known}; corpus.{option} names it"
+            )
+    try:
+        if corpus.messages is not None:
+            turns = _turns(values[0], corpus)
+        elif corpus.prompt is not None:
+            turns = [*_turns(values[0], corpus, "user"), *_turns(values[1], corpus, "assistant")]
+        else:
+            return plain_document(path, _text(values[0], corpus.field))
+    except _Unreadable as error:
+        return DocumentError(error.reason, f"{path}: {error}")
+    return Document(path, tuple(turns))
+
+
+def columns_of(corpus: Records, known: Sequence[str]) -> list[str]:
+    """The columns of a table that are read: of a name such as data.text the first part, unless it is a column."""
+    columns = (name if name in known else name.partition(".")[0] for name in corpus.columns)
+    return list(dict.fromkeys(columns))
+
+
+class _Unreadable(Exception):
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _value(record: object, name: str) -> Any:
+    """What a record has under `name`, or under its parts, one within another."""
+    if not isinstance(record, Mapping):
+        return None
+    if name in record:
+        return record[name]
+    outer, dot, inner = name.partition(".")
+    return _value(record.get(outer), inner) if dot else None
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):  # a Parquet column of type binary
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise _Unreadable("not UTF-8 text", f"{error.reason} at byte {error.start}") from error
+    raise _Unreadable(f"no text in the field {name!r}", f"it holds a {type(value).__name__}; corpus.field names it")
+
+
+def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
+    """The messages in `value`; a string is one of `role`."""
+    if isinstance(value, str) and role is not None:
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list) or not value:
+        raise _Unreadable("no messages", f"there has to be a list of role and content: {value!r:.80}")
+    return [_turn(message, corpus) for message in value]
+
+
+def _turn(message: Any, corpus: Records) -> Turn:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise _Unreadable("a message without a role", f"{message!r:.80}")
+    if message.get("tool_calls"):
+        raise _Unreadable("a message with tool calls", "tool calls are not supported: their text differs by template")
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
+            raise _Unreadable("a message that is not text", f"a part of {message['role']}'s content is no text")
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise _Unreadable("a message without a content", f"{message!r:.80}")
+    return Turn(message["role"], content, corpus.train_on == "all" or message["role"] == "assistant")

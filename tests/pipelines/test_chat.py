@@ -1,0 +1,73 @@
+"""A chat model moved to another tokenizer: it keeps its template, and stops by itself."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ctd_core.shards.files import Folder, read_manifest
+from tests.pipelines.test_run import ctd, only, written
+from tests.support.chat_templates import CHATML
+from tests.support.models import llama
+from tests.support.tokenizers import TEXTS, train_tokenizer
+
+ANSWERS = ["about two hours", "the red one", "no, thank you", "in the garden"]
+
+
+@pytest.fixture(scope="module")
+def chat_inputs(tmp_path_factory):
+    """A chat teacher of 602 entries, and 80 conversations."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = train_tokenizer(TEXTS, 600)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    tokenizer.chat_template = CHATML
+    model = llama(len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{TEXTS[n % len(TEXTS)]} {n}?"},
+                {"role": "assistant", "content": ANSWERS[n % 4]},
+            ]
+        }
+        for n in range(80)
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_chat_model_keeps_its_template_under_a_new_tokenizer(chat_inputs, tmp_path):
+    corpus = {"kind": "jsonl", "paths": [str(chat_inputs / "chat.jsonl")], "messages": "messages"}
+    file = written(
+        {
+            "name": "chat",
+            "output": str(tmp_path / "runs"),
+            "teacher": {"model": str(chat_inputs / "teacher")},
+            "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
+            "corpus": corpus | {"held_out_fraction": 0.2},
+            "prepare": {"student_window_tokens": 400, "teacher_window_tokens": 400},
+            "train": {"steps": 4, "batch_tokens": 800, "learning_rate": 1e-3},
+            "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
+            "sample": {"prompts": ["what time is it"], "max_new_tokens": 6},
+        },
+        tmp_path,
+    )
+    ctd("run", "--config", file)
+    run = tmp_path / "runs" / "chat"
+    counts = read_manifest(Folder(only(run / "prepared", "train-*"))).counts
+    assert counts.dropped_documents == 0
+    assert counts.scored_chunks < counts.chunks  # the answers alone
+    tokenizer, model = AutoTokenizer.from_pretrained(run / "model"), AutoModelForCausalLM.from_pretrained(run / "model")
+    assert tokenizer.chat_template == CHATML
+    question = [{"role": "user", "content": "what time is it"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    eos = model.generation_config.eos_token_id
+    assert end in (eos if isinstance(eos, list) else [eos])
+    assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] <= prompt["input_ids"].shape[1] + 3
+    sample = json.loads((run / "report.json").read_text())["samples"][0]
+    assert "<|im_start|>" not in sample["student"]

@@ -1,0 +1,74 @@
+"""Chat templates that join another tokenizer, and conversations that a template does not write."""
+
+import pytest
+
+from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.text.chat import ChatTemplate, with_chat_of
+from ctd_core.text.documents import Turn
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.tokenizers import TOTAL
+
+CONVERSATION = [Turn("user", "How far is the moon?"), Turn("assistant", "384,400 km")]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE, 300", "SentencePiece BPE with a leading space"])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_template_joins_any_tokenizer_with_its_special_tokens(family, kind):
+    teacher = chat_tokenizer(family)
+    joined = with_chat_of(TOTAL[kind](), teacher)
+    messages = [{"role": turn.role, "content": turn.text} for turn in CONVERSATION]
+    assert joined.apply_chat_template(messages, tokenize=False) == teacher.apply_chat_template(messages, tokenize=False)
+    special = {token.content for token in joined.added_tokens_decoder.values() if token.special}
+    written = teacher.apply_chat_template(messages, tokenize=False)
+    names = [token.content for token in teacher.added_tokens_decoder.values() if token.special]
+    assert {name for name in names if name in written} <= special
+    before = TOTAL[kind]().get_vocab()
+    assert {token: joined.get_vocab()[token] for token in before} == before
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_what_is_written_put_together_is_the_rendering(family):
+    template = ChatTemplate(chat_tokenizer(family), family)
+    text = "".join(
+        part.header + turn.text[part.start : part.stop] + part.end
+        for turn, part in zip(CONVERSATION, template.write(CONVERSATION), strict=True)
+    )
+    messages = [{"role": turn.role, "content": turn.text} for turn in CONVERSATION]
+    assert text == chat_tokenizer(family).apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "turns", "reason"),
+    [
+        ("Gemma", [Turn("system", "Be brief."), *CONVERSATION], "a chat template refuses the conversation"),
+        ("Gemma", [CONVERSATION[0], CONVERSATION[0]], "a chat template refuses the conversation"),
+        ("Qwen3", [CONVERSATION[0], Turn("assistant", "<think>hm</think>yes")], "a chat template changes a message"),
+    ],
+)
+def test_a_conversation_that_a_template_does_not_write_is_named(family, turns, reason):
+    with pytest.raises(DocumentError) as raised:
+        ChatTemplate(chat_tokenizer(family), family).write(turns)
+    assert raised.value.reason == reason
+    assert family in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] | upper }}", "a chat template leaves out or moves a message"),
+        ("{{ messages[0]['content'] ~ messages[0]['content'] }}", "a chat template leaves out or moves a message"),
+        ("{{ messages[0]['content'] ~ messages[0]['content'] | length }}", "a chat template depends on contents"),
+    ],
+)
+def test_a_template_that_does_more_than_write_around_contents_is_refused(template, reason):
+    tokenizer = TOTAL["bytes"]()
+    tokenizer.chat_template = template
+    with pytest.raises(DocumentError) as raised:
+        ChatTemplate(tokenizer, "it").write([Turn("user", "x")])
+    assert raised.value.reason == reason
+
+
+def test_a_tokenizer_without_a_template_is_refused_for_conversations():
+    with pytest.raises(TokenizerError, match="has no chat template"):
+        prepare_tokenizer(TOTAL["bytes"](), "the bytes", None, None).conversations  # noqa: B018
