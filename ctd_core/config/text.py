@@ -73,7 +73,7 @@ class Records(Corpus):
 
 
 class JsonLines(Records):
-    """Files of one JSON object a line."""
+    """Files of one JSON object a line, or of one JSON array; compressed ones (.gz, .bz2, .xz, .zst) too."""
 
     kind: Literal["jsonl"]
     paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
@@ -83,6 +83,21 @@ class Parquet(Records):
     """Parquet files."""
 
     kind: Literal["parquet"]
+    paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
+
+
+class Csv(Records):
+    """Files of comma-separated values with a line of names, or of other separators."""
+
+    kind: Literal["csv"]
+    paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
+    delimiter: str = Field(default=",", min_length=1, max_length=1, description='"\\t" for tabs')
+
+
+class Arrow(Records):
+    """Arrow IPC files or streams."""
+
+    kind: Literal["arrow"]
     paths: list[str] = Field(min_length=1, description="files or patterns, as for jsonl")
 
 
@@ -116,7 +131,7 @@ class GeneralText(Corpus):
 
 
 AnyCorpus = Annotated[
-    JsonLines | Parquet | TextFiles | HubDataset | StdlibDocs | GeneralText, Field(discriminator="kind")
+    JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText, Field(discriminator="kind")
 ]
 
 

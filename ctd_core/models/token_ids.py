@@ -21,8 +21,8 @@ def renumber(
 ) -> list[str]:
     """Turn every token id in `config` into the student's, in place; what has none there is taken out.
 
-    The ids of bos, eos and pad are those of the student's tokenizer; further ids of a list of eos are kept where the
-    student has them.
+    The ids of bos, eos and pad are those of the student's tokenizer; the teacher's eos are kept beside its own where
+    the student has them, as those that end a turn.
 
     Args:
         config: a copy of the teacher's config or generation config.
@@ -43,8 +43,9 @@ def renumber(
             lost.append(f"{source}.{name}: {', '.join(map(str, missing))}")
         elif kept is None and not missing:
             lost.append(f"{source}.{name}: {value}")
-        if isinstance(value, list) and own is not None:
-            kept = list(dict.fromkeys([own, *(kept or [])]))
+        if own is not None and (isinstance(value, list) or role == "eos"):
+            others = kept if isinstance(kept, list) else [kept] if kept is not None else []
+            kept = list(dict.fromkeys([own, *others]))
             kept = kept[0] if len(kept) == 1 else kept
         elif role in ROLES and name.endswith("_token_id"):
             kept = own if own is not None else kept

@@ -1,15 +1,19 @@
 """What is read of a record: a text, messages, or a prompt and its response."""
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 from pydantic import ValidationError
 
-from ctd_core.config.text import HubDataset, JsonLines, Parquet
-from ctd_core.errors import DocumentError
+from ctd_core.config.text import Arrow, Csv, HubDataset, JsonLines, Parquet
+from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.records import document_of
 from ctd_core.text.documents import Turn
@@ -89,3 +93,71 @@ def test_every_format_of_records_reads_conversations(tmp_path):
     for corpus in corpora:
         documents = [document for part in plan_slices(corpus, 100) for document in read_slice(corpus, part)]
         assert [document.turns for document in documents] == [TURNS] * 5
+
+
+ROWS = [{"text": f"line {n}, naïve 日本\nsecond", "n": n} for n in range(60)]
+TEXTS_OF_ROWS = [row["text"] for row in ROWS]
+
+
+def as_lines():
+    return "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def read_all(corpus):
+    return [document for part in plan_slices(corpus, 500) for document in read_slice(corpus, part)]
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", lambda raw: pa.compress(raw, codec="zstd", asbytes=True)),
+    ],
+)
+def test_compressed_lines_are_read_and_cut_ones_refused(ending, compress, tmp_path):
+    file = tmp_path / f"c.jsonl{ending}"
+    file.write_bytes(compress(as_lines()))
+    corpus = JsonLines(kind="jsonl", paths=[str(file)])
+    assert [document.text for document in read_all(corpus)] == TEXTS_OF_ROWS
+    file.write_bytes(compress(as_lines())[:-20])
+    with pytest.raises(CtdError, match=rf"c\.jsonl{ending}: not a complete {ending} file"):
+        read_all(corpus)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("content", [as_lines(), json.dumps(ROWS, indent=1).encode()], ids=["lines", "array"])
+def test_a_json_array_and_a_byte_order_mark_are_read(content, mark, tmp_path):
+    (tmp_path / "c.json").write_bytes(mark + content)
+    corpus = JsonLines(kind="jsonl", paths=[str(tmp_path / "c.json")])
+    assert [document.text for document in read_all(corpus)] == TEXTS_OF_ROWS
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_tables_of_text_are_read_with_every_value_as_text(delimiter, tmp_path):
+    with (tmp_path / "c.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, ["text", "n"], delimiter=delimiter)
+        table.writeheader()
+        table.writerows(ROWS)
+    corpus = Csv(kind="csv", paths=[str(tmp_path / "c.csv")], delimiter=delimiter)
+    assert [document.text for document in read_all(corpus)] == TEXTS_OF_ROWS
+    numbers = Csv(kind="csv", paths=[str(tmp_path / "c.csv")], delimiter=delimiter, field="n")
+    assert [document.text for document in read_all(numbers)] == [str(row["n"]) for row in ROWS]
+    with pytest.raises(UsageError, match=r"has no 'body'; there is text, n"):
+        read_all(Csv(kind="csv", paths=[str(tmp_path / "c.csv")], delimiter=delimiter, field="body"))
+
+
+def test_a_damaged_table_is_named_with_the_row(tmp_path):
+    (tmp_path / "c.csv").write_text("text,n\na,1\nb\n")
+    with pytest.raises(CtdError, match=r"c\.csv: cannot be read after row 0"):
+        read_all(Csv(kind="csv", paths=[str(tmp_path / "c.csv")]))
+
+
+@pytest.mark.parametrize("new", [ipc.new_file, ipc.new_stream])
+def test_arrow_files_and_streams_are_read(new, tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    with new(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    corpus = Arrow(kind="arrow", paths=[str(tmp_path / "c.arrow")])
+    assert [document.text for document in read_all(corpus)] == TEXTS_OF_ROWS

@@ -7,9 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from ctd_core.config.text import Corpus, GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.config.text import (
+    Arrow,
+    Corpus,
+    Csv,
+    GeneralText,
+    HubDataset,
+    JsonLines,
+    Parquet,
+    StdlibDocs,
+    TextFiles,
+)
 from ctd_core.errors import DocumentError, UsageError
-from ctd_core.text.corpora import general_text, hub_dataset, json_lines, parquet, stdlib_docs, text_files
+from ctd_core.text.corpora import general_text, hub_dataset, json_lines, parquet, stdlib_docs, tables, text_files
 from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
@@ -17,6 +27,8 @@ from ctd_core.text.documents import Document
 __all__ = ["CorpusSlice", "corpus_files", "first_slice", "plan_slices", "read_slice"]
 
 FORMATS: dict[type[Corpus], ModuleType] = {
+    Arrow: tables,
+    Csv: tables,
     GeneralText: general_text,
     HubDataset: hub_dataset,
     JsonLines: json_lines,
@@ -86,7 +98,7 @@ def _nothing_in(corpus: Corpus) -> str:
 
 def corpus_files(corpus: Corpus) -> list[str]:
     """The locations of the files that `corpus` is read from; none where it is a dataset of a hub, or in no files."""
-    if isinstance(corpus, JsonLines | Parquet | TextFiles):
+    if isinstance(corpus, JsonLines | Parquet | Csv | Arrow | TextFiles):
         return matching_files(corpus.paths)
     folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
     inside = sorted(folder.rglob("*")) if folder is not None and folder.is_dir() else []
