@@ -18,7 +18,7 @@ TOKENIZER_HELP = "A tokenizer: directory, hub id, tokenizer.json file, or `bytes
 
 @lookups.command()
 def inspect(
-    student: Annotated[str, typer.Option(help=TOKENIZER_HELP)],
+    student: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
     teacher: Annotated[str | None, typer.Option(help=TOKENIZER_HELP)] = None,
     text: Annotated[str | None, typer.Option(help="The text to align.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A UTF-8 file that holds it.")] = None,
@@ -28,6 +28,10 @@ def inspect(
         str | None,
         typer.Option(help="Merge the chunks, such as '{kind: debiased, gamma: 0.2}'; --teacher is then a model."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="In place of all others: a run, whose first documents are shown.")
+    ] = None,
+    documents: Annotated[int, typer.Option(help="How many of a run's documents to show.")] = 3,
     as_json_lines: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
 ) -> None:
     """Show the chunks of a text on which two tokenizers agree; with a rule, merged, with the teacher's numbers.
@@ -37,7 +41,16 @@ def inspect(
     ctd inspect --student bytes --teacher ./SmolLM2-135M-Instruct --text "Hello world" --rule debiased
 
     ctd inspect --student runs/demo/model --shards runs/demo/prepared/general-… --row 3
+
+    ctd inspect --config mine.yaml --documents 3
     """
+    if config is not None:
+        if any(option is not None for option in (student, teacher, text, text_file, shards, rule)):
+            raise UsageError("--config names the models and the corpus: give it alone, with --documents")
+        _inspect_run(config, documents, as_json_lines)
+        return
+    if student is None:
+        raise UsageError("give --student, or --config")
     if sum(option is not None for option in (text, text_file, shards)) != 1:
         raise UsageError("give either --text or --text-file, or --shards")
     if (teacher is None) == (shards is None):
@@ -62,6 +75,27 @@ def inspect(
     else:
         console = wide_console(sys.stdout)
         console.print(shown.as_rich(inspection, console.is_terminal), soft_wrap=True)
+
+
+def _inspect_run(file: Path, count: int, as_json_lines: bool) -> None:
+    from ctd_core.config.text import TrainedTokenizer
+    from ctd_core.config.yaml_files import read_config
+    from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
+    from pipelines.artifacts.run_plan import plan_run
+    from pipelines.display.document_view import as_rich, show_documents
+
+    run = read_config(read_text(file), str(file), [])
+    plan = plan_run(run) if isinstance(run.student.tokenizer, TrainedTokenizer) else None
+    trained = plan.tokenizer if plan is not None else None
+    if trained is not None and not trained.exists():
+        raise UsageError(f"{file}: the student's tokenizer is not trained yet. Run `ctd prepare` first.")
+    student, teacher = build_student_tokenizer(run.student, run.teacher, trained), build_teacher_tokenizer(run.teacher)
+    console = wide_console(sys.stdout)
+    for document in show_documents(run, student, teacher, count):
+        if as_json_lines:
+            print(json.dumps(asdict(document), ensure_ascii=False))
+        else:
+            console.print(as_rich(document, console.is_terminal), soft_wrap=True)
 
 
 @lookups.command()

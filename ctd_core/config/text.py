@@ -63,6 +63,11 @@ class Records(Corpus):
         return self
 
     @property
+    def is_chat(self) -> bool:
+        """Whether its records hold conversations."""
+        return self.messages is not None or self.prompt is not None
+
+    @property
     def columns(self) -> list[str]:
         """The names of what is read of each record."""
         if self.messages is not None:

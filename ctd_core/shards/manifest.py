@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from ctd_core.align.documents import MARKER, SCORED, AlignedText
+from ctd_core.align.documents import MARKER, ONE_TO_ONE, SCORED, AlignedText
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.shards.schema import SCHEMA_VERSION
@@ -38,6 +38,8 @@ class Counts(Record):
     text_bytes: int = 0
     chunks: int = 0
     scored_chunks: int = 0
+    scored_bytes: int = 0
+    one_to_one_chunks: int = Field(0, description="scored text that is one token of both sides")
     max_student_id: int = -1
     max_teacher_id: int = -1
 
@@ -88,6 +90,7 @@ def count_rows(
     text holds the name of a special token, which and where.
     """
     by_reason: dict[str, list[str]] = defaultdict(list)
+    both = SCORED | ONE_TO_ONE
     for error in errors:
         by_reason[error.reason].append(str(error))
     return Counts(
@@ -103,6 +106,8 @@ def count_rows(
         text_bytes=sum(int(row.chunk_bytes.sum()) for row in rows),
         chunks=sum(int(np.count_nonzero(row.chunk_kinds & MARKER == 0)) for row in rows),
         scored_chunks=sum(int(np.count_nonzero(row.chunk_kinds & SCORED)) for row in rows),
+        scored_bytes=sum(int(row.chunk_bytes[row.chunk_kinds & SCORED > 0].sum()) for row in rows),
+        one_to_one_chunks=sum(int(np.count_nonzero(row.chunk_kinds & both == both)) for row in rows),
         max_student_id=max((int(row.student_ids.max(initial=-1)) for row in rows), default=-1),
         max_teacher_id=max((int(row.teacher_ids.max(initial=-1)) for row in rows), default=-1),
     )

@@ -96,6 +96,7 @@ def metrics_table(report: Report) -> TextTable:
 def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:
     """What the shards hold and where they are, a row for each set."""
     columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk"]
+    columns += ["scored", "one-to-one"]
     rows = [
         [
             name,
@@ -107,6 +108,8 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
             f"{counts.student_tokens:,}",
             f"{counts.teacher_tokens:,}",
             f"{counts.text_bytes / max(counts.chunks, 1):.2f}",
+            f"{counts.scored_bytes / max(counts.text_bytes, 1):.1%}",
+            f"{counts.one_to_one_chunks / max(counts.scored_chunks, 1):.1%}",
         ]
         for name, counts in ((name, manifest.counts) for name, manifest in manifests.items())
     ]

@@ -8,14 +8,23 @@ from pathlib import Path
 
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
-from ctd_core.config.text import Corpus, HeldOut, TrainedTokenizer
+from ctd_core.config.text import (
+    BytesTokenizer,
+    Corpus,
+    HeldOut,
+    PretrainedTokenizer,
+    Records,
+    TrainedTokenizer,
+)
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
-from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
+from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
+from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.corpora import first_slice, read_slice
 from ctd_core.text.documents import BEGIN
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
+from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 20
@@ -36,6 +45,7 @@ def check_inputs(config: RunConfig) -> None:
         _check_writable("prepare.storage", config.prepare.storage)
     _check_fields(config)
     _check_windows(config)
+    _check_templates(config)
     teachers = {"teacher": config.teacher}
     teachers |= {f"extra_teachers.{name}": teacher for name, teacher in config.extra_teachers.items()}
     for field, teacher in teachers.items():
@@ -50,6 +60,24 @@ def check_inputs(config: RunConfig) -> None:
 
         origin = config.student if config.student.model is not None else config.teacher
         check_targets(skeleton(origin.model or "", origin.revision, origin.trust_remote_code), config.student.adapters)
+
+
+def _check_templates(config: RunConfig) -> None:
+    """Raises TokenizerError where a corpus holds conversations, and a tokenizer has no chat template."""
+    corpora = [config.corpus, *(corpus for corpus in config.evaluate.sets.values() if not isinstance(corpus, HeldOut))]
+    if not any(isinstance(corpus, Records) and corpus.is_chat for corpus in corpora):
+        return
+    for teacher in (config.teacher, *config.extra_teachers.values()):
+        ChatTemplate(load_tokenizer(teacher.model, teacher.revision), teacher.model)
+    student = config.student.tokenizer
+    match student:
+        case TrainedTokenizer():
+            tokenizer, name = bytes_tokenizer(), "the student's tokenizer"
+        case BytesTokenizer():
+            tokenizer, name = bytes_tokenizer(), "the student's tokenizer, bytes"
+        case PretrainedTokenizer():
+            tokenizer, name = load_tokenizer(student.name, student.revision), student.name
+    ChatTemplate(with_chat(tokenizer, config.student, config.teacher), name)
 
 
 def _check_windows(config: RunConfig) -> None:

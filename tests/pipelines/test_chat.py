@@ -4,8 +4,11 @@ import json
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from ctd_core.errors import UsageError
 from ctd_core.shards.files import Folder, read_manifest
+from pipelines.cli import app
 from tests.pipelines.test_run import ctd, only, written
 from tests.support.chat_templates import CHATML
 from tests.support.models import llama
@@ -39,22 +42,48 @@ def chat_inputs(tmp_path_factory):
     return folder
 
 
-def test_a_chat_model_keeps_its_template_under_a_new_tokenizer(chat_inputs, tmp_path):
+@pytest.fixture
+def chat_config(chat_inputs, tmp_path):
     corpus = {"kind": "jsonl", "paths": [str(chat_inputs / "chat.jsonl")], "messages": "messages"}
-    file = written(
-        {
-            "name": "chat",
-            "output": str(tmp_path / "runs"),
-            "teacher": {"model": str(chat_inputs / "teacher")},
-            "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
-            "corpus": corpus | {"held_out_fraction": 0.2},
-            "prepare": {"student_window_tokens": 400, "teacher_window_tokens": 400},
-            "train": {"steps": 4, "batch_tokens": 800, "learning_rate": 1e-3},
-            "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
-            "sample": {"prompts": ["what time is it"], "max_new_tokens": 6},
-        },
-        tmp_path,
-    )
+    return {
+        "name": "chat",
+        "output": str(tmp_path / "runs"),
+        "teacher": {"model": str(chat_inputs / "teacher")},
+        "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
+        "corpus": corpus | {"held_out_fraction": 0.2},
+        "prepare": {"student_window_tokens": 400, "teacher_window_tokens": 400},
+        "train": {"steps": 4, "batch_tokens": 800, "learning_rate": 1e-3},
+        "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
+        "sample": {"prompts": ["what time is it"], "max_new_tokens": 6},
+    }
+
+
+def test_a_runs_first_documents_are_shown_on_both_sides(chat_config, tmp_path):
+    file = written(chat_config | {"student": {"tokenizer": {"kind": "bytes"}}}, tmp_path)
+    shown = CliRunner().invoke(app, ["inspect", "--config", str(file), "--documents", "2", "--json"])
+    assert shown.exit_code == 0, shown.output
+    documents = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert len(documents) == 2
+    for document in documents:
+        for side in ("student", "teacher"):
+            text = "".join(chunk[side] for chunk in document["chunks"])
+            scored = "".join(chunk[side] for chunk in document["chunks"] if chunk["is_scored"])
+            assert text.startswith("<|im_start|>user\n")
+            assert scored.removesuffix("<|im_end|>\n") in ANSWERS
+    plain = CliRunner().invoke(app, ["inspect", "--config", str(file), "--documents", "1"])
+    assert "<|im_start|>assistant" in plain.stdout
+    untrained = CliRunner().invoke(app, ["inspect", "--config", str(written(chat_config, tmp_path))])
+    assert "not trained yet" in str(untrained.exception)
+
+
+def test_a_tokenizer_without_a_template_is_refused_before_anything_starts(chat_config, tmp_path):
+    student = {"tokenizer": {"kind": "bytes"}, "chat": "none"}
+    with pytest.raises(UsageError, match="has no chat template, and the corpus holds conversations"):
+        ctd("run", "--config", written(chat_config | {"student": student}, tmp_path), "--dry-run")
+
+
+def test_a_chat_model_keeps_its_template_under_a_new_tokenizer(chat_config, tmp_path):
+    file = written(chat_config, tmp_path)
     ctd("run", "--config", file)
     run = tmp_path / "runs" / "chat"
     counts = read_manifest(Folder(only(run / "prepared", "train-*"))).counts
