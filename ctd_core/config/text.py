@@ -50,6 +50,10 @@ class Records(Corpus):
     )
     prompt: str | None = Field(default=None, description="in place of a text: the name of what a user wrote …")
     response: str | None = Field(default=None, description="… and of the assistant's answer")
+    as_text: bool = Field(
+        default=False,
+        description="prompt and response as one text without a chat template, of which the response is learned",
+    )
     train_on: Literal["assistant", "all"] = Field(
         default="assistant", description="which messages of a conversation are learned"
     )
@@ -60,12 +64,14 @@ class Records(Corpus):
             raise ValueError("prompt and response belong together: name both")
         if self.messages is not None and self.prompt is not None:
             raise ValueError("name either messages, or prompt and response")
+        if self.as_text and self.prompt is None:
+            raise ValueError("as_text is for prompt and response")
         return self
 
     @property
     def is_chat(self) -> bool:
         """Whether its records hold conversations."""
-        return self.messages is not None or self.prompt is not None
+        return self.messages is not None or (self.prompt is not None and not self.as_text)
 
     @property
     def columns(self) -> list[str]:

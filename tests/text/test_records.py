@@ -16,7 +16,7 @@ from ctd_core.config.text import Arrow, Csv, HubDataset, JsonLines, Parquet
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.records import document_of
-from ctd_core.text.documents import Turn
+from ctd_core.text.documents import Marker, Text, Turn
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
 TURNS = (Turn("user", "Hi", scored=False), Turn("assistant", "Hello!"))
@@ -50,6 +50,15 @@ def test_all_messages_are_learned_where_that_is_asked_for():
     assert all(turn.scored for turn in document.turns)
 
 
+def test_prompt_and_response_may_be_one_text_of_which_the_response_is_learned():
+    corpus = lines(prompt="q", response="a", as_text=True)
+    document = document_of({"q": "Hi", "a": "Hello!"}, corpus, "here")
+    begin, *texts, end = document.segments
+    assert texts == [Text("Hi", scored=False), Text("Hello!")]
+    assert (begin, end) == (Marker("begin", scored=False), Marker("end"))
+    assert not corpus.is_chat
+
+
 def test_a_text_may_lie_within_another_field():
     assert document_of({"data": {"text": "a"}}, lines(field="data.text"), "here").text == "a"
     assert document_of({"data.text": "a"}, lines(field="data.text"), "here").text == "a"
@@ -74,7 +83,9 @@ def test_what_is_no_conversation_is_dropped_with_its_reason(messages, reason):
     assert "here" in str(found)
 
 
-@pytest.mark.parametrize("options", [{"prompt": "p"}, {"messages": "m", "prompt": "p", "response": "r"}])
+@pytest.mark.parametrize(
+    "options", [{"prompt": "p"}, {"messages": "m", "as_text": True}, {"messages": "m", "prompt": "p", "response": "r"}]
+)
 def test_fields_that_do_not_belong_together_are_refused(options):
     with pytest.raises(ValidationError, match="prompt and response"):
         lines(**options)

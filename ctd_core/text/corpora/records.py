@@ -5,7 +5,7 @@ from typing import Any
 
 from ctd_core.config.text import Records
 from ctd_core.errors import DocumentError
-from ctd_core.text.documents import Document, Turn, plain_document
+from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
 
 def document_of(record: object, corpus: Records, path: str) -> Document | DocumentError:
@@ -31,6 +31,11 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     try:
         if corpus.messages is not None:
             turns = _turns(values[0], corpus)
+        elif corpus.as_text:
+            prompt, response = (_text(value, name) for name, value in zip(corpus.columns, values, strict=True))
+            learned = corpus.train_on == "all"
+            parts = (Marker(BEGIN, scored=False), Text(prompt, learned), Text(response), Marker(END))
+            return Document(path, parts)
         elif corpus.prompt is not None:
             turns = [*_turns(values[0], corpus, "user"), *_turns(values[1], corpus, "assistant")]
         else:
