@@ -90,13 +90,12 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
     held = one_copy_share(teacher, crossing)
     table.add_row("h", "one copy with adapters : two copies, weights and optimizer state", f"{held[0]:.2f}", "≤ 0.6")
     table.add_row("", "the same, with adapters in both", f"{held[1]:.2f}", "")
-    tokenizers = [
-        prepare_tokenizer(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in ("qwen", "mistral-v1")
-    ]
-    token_bytes = [tokenizer.encoder.token_bytes for tokenizer in reversed(tokenizers)]
+    names = ("mistral-v1", "qwen")
+    prepared = [prepare_tokenizer(load_tokenizer(f"{tokenizers}/{name}"), name, None, None) for name in names]
+    token_bytes = [tokenizer.encoder.token_bytes for tokenizer in prepared]
     min_ed, projected = (
         seconds(lambda: nearest_map(*token_bytes), 1),
-        seconds(lambda: projection_matrix(*tokenizers[::-1]), 1),
+        seconds(lambda: projection_matrix(*prepared), 1),
     )
     label = "for a student of Mistral's 32,000 entries and a teacher of Qwen's 151,000"
     table.add_row("i", f"map of min_ed {label}, seconds", f"{min_ed:.1f}", "")

@@ -8,16 +8,17 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from pipelines.artifacts.run_paths import Places
 from rich.table import Table
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.config.run import RunConfig
 from ctd_core.text.encoding import EncodedPair, TextEncoder, encode_pairs
 from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
+from pipelines.artifacts.run_plan import RunPlan, plan_run
 from pipelines.cluster.connection import connect
 from pipelines.stages.prepare import prepare
 from tests.benchmarks.measuring import seconds
+from tests.support.chat_templates import CHATML
 
 CORPUS_BYTES = 63_000_000
 REPEATS = 3
@@ -48,26 +49,53 @@ def add_rows(table: Table) -> None:
         warm, cold = preparing(texts, Path(folder))
         table.add_row("b", "prepare : bare loop that tokenizes twice, documents/s", f"{warm:.2f}", "≥ 0.7")
         table.add_row("", "the same with Ray's start", f"{cold:.2f}", "")
+        chat = preparing_chat(texts, Path(folder))
+        table.add_row("", "prepare, conversations : plain text of the same bytes, documents/s", f"{chat:.2f}", "≥ 0.8")
+
+
+def preparing_chat(texts: list[str], folder: Path) -> float:
+    """Documents a second of `prepare` without targets on conversations, against plain text of the same contents."""
+    documents = [(text[:1000], text[1000:]) for text in texts if len(text) == 2000] * 3
+    roles = ("user", "assistant")
+    messages = [
+        [{"role": role, "content": part} for role, part in zip(roles, parts, strict=True)] for parts in documents
+    ]
+    rows: dict[str, list[dict[str, object]]] = {
+        "plain": [{"text": "".join(parts)} for parts in documents],
+        "chat": [{"messages": conversation} for conversation in messages],
+    }
+    took: dict[str, list[float]] = {name: [] for name in rows}
+    connect(1, 0, "")
+    for number in range(REPEATS):  # in turn: the machine's pace changes
+        for name, lines in rows.items():
+            file = folder / f"{name}-{number}.jsonl"
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            plan = run_without_targets(folder, file, **({"messages": "messages"} if name == "chat" else {}))
+            took[name].append(seconds(lambda plan=plan: prepare(plan), repeats=1))
+    return min(took["plain"]) / min(took["chat"])
 
 
 def train_tokenizers(texts: list[str], folder: Path) -> None:
     """The tokenizers of `run_without_targets`."""
     for name, start, stop, size in (("student", 0, 500, 8192), ("teacher", 500, 1500, 32000)):
-        train_tokenizer(texts[start:stop], size).save_pretrained(folder / name)
+        tokenizer = train_tokenizer(texts[start:stop], size)
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        tokenizer.chat_template = CHATML
+        tokenizer.save_pretrained(folder / name)
 
 
-def run_without_targets(folder: Path, corpus: Path) -> Places:
+def run_without_targets(folder: Path, corpus: Path, **options: str) -> RunPlan:
     """A run that prepares JSON lines with the tokenizers in `folder`, and asks no teacher."""
     config = {
         "name": corpus.stem,
         "output": str(folder / "runs"),
         "student": {"tokenizer": {"kind": "pretrained", "name": str(folder / "student")}},
         "teacher": {"model": str(folder / "teacher")},
-        "corpus": {"kind": "jsonl", "paths": [str(corpus)]},
+        "corpus": {"kind": "jsonl", "paths": [str(corpus)], **options},
         "prepare": {"targets": False},
         "train": {"steps": 1, "objectives": [{"kind": "sft"}]},
     }
-    return Places(RunConfig.model_validate(config))
+    return plan_run(RunConfig.model_validate(config))
 
 
 def alignment_shares(texts: list[str], folder: Path) -> tuple[float, float]:
