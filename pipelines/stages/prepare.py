@@ -43,6 +43,14 @@ logger = logging.getLogger(__name__)
 
 def prepare(plan: RunPlan) -> dict[str, Manifest]:
     """Make every set of shards of the run that is not there yet; the manifests by name of set."""
+    try:
+        return _prepare(plan)
+    except KeyboardInterrupt:
+        logger.info("prepare: stopped; finished shards are kept. Run the same command again: it makes the others.")
+        raise
+
+
+def _prepare(plan: RunPlan) -> dict[str, Manifest]:
     with stage_lock(plan.files, "prepare"):
         ensure_tokenizer(plan)
         datasets = list(plan.datasets.values())
