@@ -60,6 +60,9 @@ class ConversationEncoder:
         names = sorted((name for name in self._aliases if name), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
         backend = Tokenizer.from_str(json.dumps(json.loads(encoder.tokenizer.backend_tokenizer.to_str())))
+        self._plain = Tokenizer.from_str(backend.to_str())  # special tokens are special tokens there
+        self._plain.no_truncation()
+        self._plain.no_padding()
         backend.add_tokens([
             AddedToken(
                 self._aliases[token.content], lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
@@ -108,12 +111,45 @@ class ConversationEncoder:
             ends = token_ends[token : token + len(ids)] - byte
             own = spelled[byte : byte + (int(ends[-1]) if len(ids) else 0)]
             token, byte = token + len(ids), byte + len(own)
-            located = (ends, None) if own == "".join(pieces).encode() else self._located(pieces, ids)
+            text = "".join(pieces)
+            is_plain = own == text.encode() and np.count_nonzero(ids >= self._first_alias) == len(ALIAS.findall(text))
+            located = (ends, None) if is_plain else self._located(pieces, ids)
             parts = written[number]
             if isinstance(located, DocumentError):
                 results[number] = located
+            elif not len(ids) or located[0][-1] != len(text.encode()):
+                results[number] = self._encoder.misspelled(text.encode(), own, ids)
             elif not isinstance(parts, DocumentError):
                 results[number] = self._conversation(conversations[number], parts, pieces, ids, *located)
+        return self._as_whole(conversations, written, results)
+
+    def _as_whole(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        written: Sequence[list[WrittenTurn] | DocumentError],
+        results: list[EncodedConversation | DocumentError],
+    ) -> list[EncodedConversation | DocumentError]:
+        """`results`, without those whose ids are not the ones of the whole rendering.
+
+        Other added tokens may overlap the template's special tokens. Messages that name a special token are not
+        compared: their names are text here, and would be special tokens there.
+        """
+        compared, texts = [], []
+        for number, (turns, parts) in enumerate(zip(conversations, written, strict=True)):
+            is_named = any(self._names.search(turn.text) for turn in turns)
+            if is_named or isinstance(parts, DocumentError) or isinstance(results[number], DocumentError):
+                continue
+            pairs = zip(turns, parts, strict=True)
+            compared.append(number)
+            texts.append("".join(part.header + turn.text[part.start : part.stop] + part.end for turn, part in pairs))
+        encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        for number, encoding in zip(compared, encodings, strict=True):
+            found = results[number]
+            if isinstance(found, EncodedConversation) and found.ids.tolist() != encoding.ids:
+                results[number] = DocumentError(
+                    "tokens that overlap those of a chat template",
+                    f"{self._name}: its ids for the whole conversation are others than those of its parts",
+                )
         return results
 
     def _pieces(self, turns: Sequence[Turn], parts: list[WrittenTurn]) -> list[str]:
@@ -200,6 +236,8 @@ def _place(spelled: bytes, raw: bytes) -> tuple[int, int] | None:
     """
     if spelled == raw:
         return 0, 0
+    if not spelled and not raw.strip():
+        return len(raw), 0  # the special token before it has taken all
     if spelled == b" " + raw:
         return 0, 1
     for invented in (0, 1):

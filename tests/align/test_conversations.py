@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from ctd_core.align.documents import MARKER, SCORED, AlignedText, align_documents
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document, Turn
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.token_bytes import decode
-from tests.support.chat_templates import TEMPLATES, chat_tokenizer, prepared_chat
+from tests.support.chat_templates import CHATML, TEMPLATES, chat_tokenizer, prepared_chat
+from tests.support.tokenizers import TOTAL
 
 PAIRS = list(permutations(TEMPLATES, 2))
 CONTENTS = st.one_of(
@@ -141,3 +144,54 @@ def test_names_of_special_tokens_in_a_message_stay_text(pair, document):
         harmless = [Turn(turn.role, "x", turn.scored) for turn in document.turns]
         (plain,) = align_documents(prepared_chat(family), prepared_chat(family), [Document("d", tuple(harmless))])
         assert sum(i in special for i in ids.tolist()) == sum(i in special for i in plain.student_ids.tolist())
+
+
+def with_tokens(kind, tokens, template=CHATML):
+    tokenizer = TOTAL[kind]()
+    tokenizer.add_tokens([token for token in tokens if token.special], special_tokens=True)
+    tokenizer.add_tokens([token for token in tokens if not token.special])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def special(name, **flags):
+    return AddedToken(name, special=True, **({"normalized": False} | flags))
+
+
+KINDS_OF_TOKENIZERS = ["bytes", "byte-level BPE, 600", "SentencePiece BPE", "SentencePiece BPE with a leading space"]
+NAMES = ("<|im_start|>", "<|im_end|>")
+FLAGS = [
+    {"single_word": True},
+    {"rstrip": True},
+    {"lstrip": True},
+    {"lstrip": True, "rstrip": True, "normalized": True},
+]
+OVERLAPS = [
+    AddedToken("<|im_start|>assistant", normalized=False, special=False),
+    AddedToken("s<|im", normalized=False, special=False),
+    special("s<|im"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TOKENIZERS)
+@pytest.mark.parametrize("contents", [("Hello there", "fine, thanks"), ("", "\n\n")])
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        *([special(name, **flags) for name in NAMES] for flags in FLAGS),
+        *([*map(special, NAMES), overlap] for overlap in OVERLAPS),
+    ],
+)
+def test_tokens_of_any_flags_and_overlaps_give_the_templates_ids_or_none(kind, contents, tokens):
+    tokenizer = with_tokens(kind, tokens)
+    side = prepare_tokenizer(tokenizer, kind, None, None)
+    turns = (Turn("user", contents[0], scored=False), Turn("assistant", contents[1]))
+    (aligned,) = align_documents(side, side, [Document("d", turns)])
+    if isinstance(aligned, DocumentError):
+        return
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    assert aligned.student_ids.tolist() == tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+    assert aligned.student_chunk_ends[-1] == len(aligned.student_ids)
+    # The end of the assistant's turn; over an answer of white space alone, lstrip reaches into the header.
+    if contents[1].strip():
+        assert aligned.chunk_kinds[-1] & SCORED
