@@ -5,6 +5,7 @@ A token that ends within a header or an end has no place of its own on the axis:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,11 @@ import numpy.typing as npt
 from ctd_core.errors import DocumentError
 from ctd_core.text.conversations import EncodedConversation
 from ctd_core.text.documents import Document, Turn
-from ctd_core.text.normalisation import Normaliser, canonical_form
+from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.token_bytes import PRETOKEN_STARTS
+
+WHITESPACE = np.frombuffer(b"".join(PRETOKEN_STARTS), dtype=np.uint8)
 
 
 class AlignedConversation(NamedTuple):
@@ -44,7 +48,7 @@ def align_conversations(
     turns: dict[int, list[Turn]] = {}
     for number, document in enumerate(documents):
         try:
-            turns[number] = [_canonical(turn, normalise) for turn in document.turns]
+            turns[number] = [replace(turn, text=canonical_form(turn.text, normalise)) for turn in document.turns]
         except DocumentError as error:
             results[number] = error
     given = list(turns.values())
@@ -57,14 +61,6 @@ def align_conversations(
         else:
             results[number] = _align(turns[number], student_side, teacher_side)
     return [result for result in results if result is not None]
-
-
-def _canonical(turn: Turn, normalise: Sequence[Normaliser]) -> Turn:
-    try:
-        turn.text.encode()
-    except UnicodeEncodeError:
-        raise DocumentError("not Unicode text", f"a lone surrogate in {turn.text[:80]!r}") from None
-    return Turn(turn.role, canonical_form(turn.text, normalise), turn.scored) if normalise else turn
 
 
 def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConversation) -> AlignedConversation:
@@ -84,10 +80,8 @@ def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConv
         is_content[begin:stop] = True
         is_scored[begin : stop + 1] = turn.scored  # with its end
         raw = np.frombuffer(turn.text.encode(), dtype=np.uint8)[starts[number] : stops[number]]
-        following[begin:stop] = np.isin(raw, np.frombuffer(b" \t\n\r", dtype=np.uint8))
-    begins = np.concatenate([[0], ends[:-1]])
-    if not len(ends):
-        begins = ends
+        following[begin:stop] = np.isin(raw, WHITESPACE)
+    begins = np.concatenate([[0], ends])[: len(ends)]
     bytes_before = np.concatenate([[0], np.cumsum(is_content)])
     has_content = bytes_before[ends] > bytes_before[begins]
     scored_before = np.concatenate([[0], np.cumsum(is_scored)])

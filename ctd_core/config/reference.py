@@ -32,7 +32,7 @@ prepare:
 train:
   steps: 5000
   batch_tokens: 4096           # of a micro-batch
-  gradient_accumulation: 2             # of a step, over all workers
+  gradient_accumulation: 2     # of a step, over all workers
   learning_rate: 2.0e-4
   num_workers: 0               # Ray Train workers; 0 trains in the command's own process
   use_gpu: false

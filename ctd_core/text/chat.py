@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import jinja2
-from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError, TokenizerError
 from ctd_core.text.documents import Turn
+from ctd_core.text.tokenizers import copied_token
 
 # Contents that stand for any other: two sets, under which a template has to write the same around them.
 PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
@@ -183,14 +183,7 @@ def with_chat_of(tokenizer: PreTrainedTokenizerFast, teacher: PreTrainedTokenize
     roles = [role for role in ("bos", "eos") if f"{role}_token" in template and getattr(teacher, f"{role}_token")]
     names = {getattr(teacher, f"{role}_token") for role in roles}
     wanted = [token for token in special if token.content in names or token.content in written + template]
-    new = [
-        AddedToken(
-            token.content, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
-            normalized=token.normalized, special=True,
-        )
-        for token in wanted
-    ]  # fmt: skip
-    joined.add_tokens(new, special_tokens=True)
+    joined.add_tokens([copied_token(token, token.content, special=True) for token in wanted], special_tokens=True)
     for role in roles:
         setattr(joined, f"{role}_token", getattr(teacher, f"{role}_token"))
     joined.chat_template = teacher.chat_template

@@ -4,14 +4,13 @@ A template's special tokens are told from the same names in a content by aliases
 stand for them in a copy of the tokenizer, in which the names themselves are plain text.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError
@@ -19,6 +18,7 @@ from ctd_core.text.chat import ChatTemplate, WrittenTurn
 from ctd_core.text.documents import Turn
 from ctd_core.text.encoding import TextEncoder
 from ctd_core.text.token_bytes import decode
+from ctd_core.text.tokenizers import copied_token
 
 ALIAS = re.compile("\ue000[0-9a-f]+\ue001")
 
@@ -59,17 +59,13 @@ class ConversationEncoder:
         self._aliases = {token.content: f"\ue000{token_id:x}\ue001" for token_id, token in special.items()}
         names = sorted((name for name in self._aliases if name), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
-        backend = Tokenizer.from_str(json.dumps(json.loads(encoder.tokenizer.backend_tokenizer.to_str())))
-        self._plain = Tokenizer.from_str(backend.to_str())  # special tokens are special tokens there
+        description = encoder.tokenizer.backend_tokenizer.to_str()
+        backend, self._plain = Tokenizer.from_str(description), Tokenizer.from_str(description)
         self._plain.no_truncation()
         self._plain.no_padding()
-        backend.add_tokens([
-            AddedToken(
-                self._aliases[token.content], lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
-                normalized=token.normalized, special=False,
-            )
-            for token in special.values()
-        ])  # fmt: skip
+        backend.add_tokens(
+            [copied_token(token, self._aliases[token.content], special=False) for token in special.values()]
+        )
         aliased = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
         self._encoder = TextEncoder(aliased, encoder.name)
         vocabulary = backend.get_vocab()

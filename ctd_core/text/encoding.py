@@ -138,10 +138,7 @@ def encode_pairs(student: TextEncoder, teacher: TextEncoder, texts: Sequence[str
     canonical: dict[int, str] = {}
     for row, text in enumerate(texts):
         try:
-            text.encode()
-            canonical[row] = canonical_form(text, normalise) if normalise else text
-        except UnicodeEncodeError:
-            results[row] = DocumentError("not Unicode text", f"a lone surrogate in {text[:80]!r}")
+            canonical[row] = canonical_form(text, normalise)
         except DocumentError as error:
             results[row] = error
     forms = list(canonical.values())

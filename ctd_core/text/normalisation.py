@@ -53,8 +53,13 @@ def content_normaliser(tokenizer: Tokenizer, name: str) -> Normaliser | None:
 def canonical_form(text: str, normalise: Sequence[Normaliser]) -> str:
     """`text` in a form that every one of `normalise` leaves alone, for example its NFC.
 
-    Raises DocumentError where there is no such form, or it says something else (is not of the same Unicode NFKC).
+    Raises DocumentError where it is no Unicode text, there is no such form, or it says something else (is not of the
+    same Unicode NFKC).
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DocumentError("not Unicode text", f"a lone surrogate in {text[:80]!r}") from None
     given = text
     for _ in range(MAX_ROUNDS):
         changed = False

@@ -92,10 +92,7 @@ def _as_file_says(file: Path, name: str, revision: str | None) -> PreTrainedToke
     beside = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
     for token_id, token in sorted(beside.added_tokens_decoder.items()):
         if backend.token_to_id(token.content) is None:  # tokenizer_config.json may add tokens to the file's
-            backend.add_tokens([AddedToken(
-                token.content, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word,
-                normalized=token.normalized, special=token.special,
-            )])  # fmt: skip
+            backend.add_tokens([copied_token(token, token.content, token.special)])
         if backend.token_to_id(token.content) != token_id:
             raise TokenizerError(
                 f"{name}: {token.content!r} has the id {token_id} by its tokenizer_config.json, and "
@@ -107,6 +104,14 @@ def _as_file_says(file: Path, name: str, revision: str | None) -> PreTrainedToke
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, **roles, extra_special_tokens=extra, chat_template=beside.chat_template,
         model_max_length=beside.model_max_length, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def copied_token(token: AddedToken, content: str, special: bool) -> AddedToken:
+    """An added token with the flags of another."""
+    return AddedToken(
+        content, lstrip=token.lstrip, rstrip=token.rstrip, single_word=token.single_word, normalized=token.normalized,
+        special=special,
     )  # fmt: skip
 
 

@@ -8,14 +8,7 @@ from pathlib import Path
 
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
-from ctd_core.config.text import (
-    BytesTokenizer,
-    Corpus,
-    HeldOut,
-    PretrainedTokenizer,
-    Records,
-    TrainedTokenizer,
-)
+from ctd_core.config.text import Corpus, HeldOut, Records, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
@@ -24,7 +17,7 @@ from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.corpora import first_slice, read_slice
 from ctd_core.text.documents import BEGIN
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
-from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer
+from ctd_core.text.tokenizers import bytes_tokenizer
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 20
@@ -45,15 +38,22 @@ def check_inputs(config: RunConfig) -> None:
         _check_writable("prepare.storage", config.prepare.storage)
     _check_fields(config)
     _check_windows(config)
-    _check_templates(config)
+    is_chat = _holds_conversations(config)
     teachers = {"teacher": config.teacher}
     teachers |= {f"extra_teachers.{name}": teacher for name, teacher in config.extra_teachers.items()}
     for field, teacher in teachers.items():
         tokenizer = build_teacher_tokenizer(teacher)
+        if is_chat:
+            ChatTemplate(tokenizer.encoder.tokenizer, teacher.model)  # raises where there is none
         _warn_of_missing_markers(field, tokenizer)
         _warn_of_tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
     if not isinstance(config.student.tokenizer, TrainedTokenizer):
-        _warn_of_missing_markers("student", build_student_tokenizer(config.student, config.teacher, None))
+        student = build_student_tokenizer(config.student, config.teacher, None)
+        _warn_of_missing_markers("student", student)
+        if is_chat:
+            ChatTemplate(student.encoder.tokenizer, student.encoder.name)
+    elif is_chat:  # a tokenizer that is still to be trained has no other template than the one that joins it
+        ChatTemplate(with_chat(bytes_tokenizer(), config.student, config.teacher), "the student's tokenizer")
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton
@@ -62,22 +62,9 @@ def check_inputs(config: RunConfig) -> None:
         check_targets(skeleton(origin.model or "", origin.revision, origin.trust_remote_code), config.student.adapters)
 
 
-def _check_templates(config: RunConfig) -> None:
-    """Raises TokenizerError where a corpus holds conversations, and a tokenizer has no chat template."""
+def _holds_conversations(config: RunConfig) -> bool:
     corpora = [config.corpus, *(corpus for corpus in config.evaluate.sets.values() if not isinstance(corpus, HeldOut))]
-    if not any(isinstance(corpus, Records) and corpus.is_chat for corpus in corpora):
-        return
-    for teacher in (config.teacher, *config.extra_teachers.values()):
-        ChatTemplate(load_tokenizer(teacher.model, teacher.revision), teacher.model)
-    student = config.student.tokenizer
-    match student:
-        case TrainedTokenizer():
-            tokenizer, name = bytes_tokenizer(), "the student's tokenizer"
-        case BytesTokenizer():
-            tokenizer, name = bytes_tokenizer(), "the student's tokenizer, bytes"
-        case PretrainedTokenizer():
-            tokenizer, name = load_tokenizer(student.name, student.revision), student.name
-    ChatTemplate(with_chat(tokenizer, config.student, config.teacher), name)
+    return any(isinstance(corpus, Records) and corpus.is_chat for corpus in corpora)
 
 
 def _check_windows(config: RunConfig) -> None:

@@ -28,7 +28,7 @@ from ctd_core.shards.manifest import (
     check_dropped,
     tokenizer_fingerprint,
 )
-from ctd_core.text.corpora import plan_slices
+from ctd_core.text.corpora import CorpusSlice, plan_slices
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
@@ -61,18 +61,20 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
         for teacher in dict.fromkeys(dataset.teacher for dataset in unfinished):
             of_teacher = [dataset for dataset in unfinished if dataset.teacher == teacher]
             tokenizers = student_tokenizer(plan), build_teacher_tokenizer(teacher)
-            if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset)]:
+            slices = {
+                dataset.name: plan_slices(dataset.corpus, plan.config.prepare.slice_bytes) for dataset in of_teacher
+            }
+            if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset, slices[dataset.name])]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, teacher, tokenizers, plan.config.prepare)
             for dataset in of_teacher:
-                _finish(plan, dataset, tokenizers)
+                _finish(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
 
 
-def _open_tasks(plan: RunPlan, dataset: DatasetPlan) -> list[SliceTask]:
+def _open_tasks(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice]) -> list[SliceTask]:
     """The slices of a set whose shards are not there yet, or damaged."""
     options = plan.config.prepare
-    slices = plan_slices(dataset.corpus, options.slice_bytes)
     finished = verify_shards(Folder(dataset.location), plan.shard_cache)
     if finished:
         logger.info("prepare: %s: %d of %d shards are there already", dataset.name, len(finished), len(slices))
@@ -115,7 +117,7 @@ def _make_shards(
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
 
 
-def _finish(plan: RunPlan, dataset: DatasetPlan, tokenizers: Tokenizers) -> None:
+def _finish(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:
     """Check what was dropped and write the manifest."""
     config, folder = plan.config, Folder(dataset.location)
     shards = finished_shards(folder)
@@ -127,7 +129,6 @@ def _finish(plan: RunPlan, dataset: DatasetPlan, tokenizers: Tokenizers) -> None
         config=json.loads(config.model_dump_json(include={"student", "corpus", "prepare"}))
         | {"teacher": json.loads(dataset.teacher.model_dump_json())},
     )
-    slices = plan_slices(dataset.corpus, config.prepare.slice_bytes)
     manifest = build_manifest(origin, [shards[shard_file(corpus_slice.number)] for corpus_slice in slices])
     counts = manifest.counts
     check_dropped(counts, config.prepare.max_dropped_fraction)

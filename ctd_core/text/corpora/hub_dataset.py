@@ -27,10 +27,7 @@ def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
         UsageError: no dataset could be loaded, or it has no such column.
     """
     rows = _dataset(corpus)
-    columns = columns_of(corpus, rows.column_names)
-    for column in columns:
-        if column not in rows.column_names:
-            raise UsageError(f"corpus.field: {corpus.name} has no {column!r}; there is {', '.join(rows.column_names)}.")
+    columns = columns_of(corpus, rows.column_names, corpus.name)
     if not len(rows):
         return
     first = rows[: min(len(rows), PROBED_ROWS)]
@@ -43,7 +40,7 @@ def plan(corpus: HubDataset, slice_bytes: int) -> Iterator[CorpusSlice]:
 def read(corpus: HubDataset, part: CorpusSlice) -> Iterator[Document | DocumentError]:
     """The documents of the slice's rows."""
     rows = _dataset(corpus)
-    rows = rows.select_columns(columns_of(corpus, rows.column_names)).select(range(part.start, part.stop))
+    rows = rows.select_columns(columns_of(corpus, rows.column_names, corpus.name)).select(range(part.start, part.stop))
     for number, row in enumerate(rows, part.start):
         yield document_of(row, corpus, f"{corpus.name}[{corpus.split}]:row {number}")
 

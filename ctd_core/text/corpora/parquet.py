@@ -37,12 +37,7 @@ def plan(corpus: Parquet, slice_bytes: int) -> Iterator[CorpusSlice]:
             raise UsageError(f"corpus.paths: {file}: not a Parquet file ({error}).") from error
         except OSError as error:
             raise CtdError(f"corpus.paths: {file}: cannot be read ({error}).") from error
-        names = metadata.schema.to_arrow_schema().names
-        for column in columns_of(corpus, names):
-            if names.count(column) > 1:
-                raise UsageError(f"corpus.field: {file} has several columns {column!r}. Name another.")
-            if column not in names:
-                raise UsageError(f"corpus.field: {file} has no {column!r}; there is {', '.join(names)}.")
+        columns_of(corpus, metadata.schema.to_arrow_schema().names, file)
         start = size = 0
         for group in range(metadata.num_row_groups):
             size += metadata.row_group(group).total_byte_size
@@ -56,7 +51,7 @@ def read(corpus: Parquet, part: CorpusSlice) -> Iterator[Document | DocumentErro
     with open_file(part.source) as stream, pq.ParquetFile(stream) as file:
         for group in range(part.start, part.stop):
             try:
-                names = columns_of(corpus, file.schema_arrow.names)
+                names = columns_of(corpus, file.schema_arrow.names, part.source)
                 records = file.read_row_group(group, columns=names).to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
                 raise CtdError(f"{part.source}: row group {group} cannot be read ({error}). Copy it again.") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctd_core.config.text import Records
-from ctd_core.errors import DocumentError
+from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
 
@@ -45,10 +45,27 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     return Document(path, tuple(turns))
 
 
-def columns_of(corpus: Records, known: Sequence[str]) -> list[str]:
-    """The columns of a table that are read: of a name such as data.text the first part, unless it is a column."""
-    columns = (name if name in known else name.partition(".")[0] for name in corpus.columns)
-    return list(dict.fromkeys(columns))
+def columns_of(corpus: Records, known: Sequence[str], source: str) -> list[str]:
+    """The columns of a table that are read: of a name such as data.text the first part, unless it is a column.
+
+    Args:
+        corpus: says which names hold the text, or the messages.
+        known: the names of all columns.
+        source: what messages call the table.
+
+    Returns:
+        Their names, each once.
+
+    Raises:
+        UsageError: a column is not there, or several have its name.
+    """
+    columns = list(dict.fromkeys(name if name in known else name.partition(".")[0] for name in corpus.columns))
+    for column in columns:
+        if known.count(column) > 1:
+            raise UsageError(f"corpus.field: {source} has several columns {column!r}. Name another.")
+        if column not in known:
+            raise UsageError(f"corpus.field: {source} has no {column!r}; there is {', '.join(known)}.")
+    return columns
 
 
 class _Unreadable(Exception):

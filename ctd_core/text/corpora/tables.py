@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyarrow import csv, ipc
 
 from ctd_core.config.text import Arrow, Csv
-from ctd_core.errors import CtdError, DocumentError, UsageError
+from ctd_core.errors import CtdError, DocumentError
 from ctd_core.storage.locations import size_and_time
 from ctd_core.text.corpora.compression import open_decompressed
 from ctd_core.text.corpora.files import matching_files, open_file
@@ -49,8 +49,8 @@ def _csv(corpus: Csv, file: str) -> Iterator[pa.RecordBatch]:
     with open_decompressed(file) as stream:
         parse = csv.ParseOptions(delimiter=corpus.delimiter, newlines_in_values=True)
         reader = csv.open_csv(pa.PythonFile(stream, "r"), parse_options=parse, convert_options=_as_text(corpus))
-        _check(corpus, file, reader.schema.names)
-        yield from (batch.select(columns_of(corpus, batch.schema.names)) for batch in reader)
+        columns = columns_of(corpus, reader.schema.names, file)
+        yield from (batch.select(columns) for batch in reader)
 
 
 def _as_text(corpus: Csv) -> csv.ConvertOptions:
@@ -69,11 +69,5 @@ def _arrow(corpus: Arrow, file: str) -> Iterator[pa.RecordBatch]:
             stream.seek(0)
             reader = ipc.open_stream(source)
             batches = iter(reader)
-        _check(corpus, file, reader.schema.names)
-        yield from (batch.select(columns_of(corpus, batch.schema.names)) for batch in batches)
-
-
-def _check(corpus: Csv | Arrow, file: str, names: list[str]) -> None:
-    for column in columns_of(corpus, names):
-        if column not in names:
-            raise UsageError(f"corpus.field: {file} has no {column!r}; there is {', '.join(names)}.")
+        columns = columns_of(corpus, reader.schema.names, file)
+        yield from (batch.select(columns) for batch in batches)
