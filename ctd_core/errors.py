@@ -2,11 +2,24 @@
 
 
 class CtdError(Exception):
-    """The work failed for a reason that the message explains; the command exits with status 1."""
+    """The work failed for a reason that the message explains.
+
+    exit_status: of the command that fails with it.
+    """
+
+    exit_status = 1
 
 
 class UsageError(CtdError):
-    """What the user asked for cannot be done as asked; the command exits with status 2."""
+    """What the user asked for cannot be done as asked."""
+
+    exit_status = 2
+
+
+class Interrupted(CtdError):
+    """The user asked for an end before the work was done; the message says how to go on."""
+
+    exit_status = 130  # as of what Ctrl-C ends
 
 
 class Recurring(CtdError):

@@ -1,8 +1,9 @@
-"""The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage or config."""
+"""The `ctd` command. Exit status: 0 done, 1 failed, 2 wrong usage or config, 130 stopped by Ctrl-C or SIGTERM."""
 
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
     from pipelines.artifacts.run_plan import RunPlan
+
+STOPPED = 130  # the exit status that typer gives to KeyboardInterrupt
 
 app = typer.Typer(
     name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -165,11 +168,10 @@ def _stage(
     if dry_run:
         from pipelines.stages.preflight import check_inputs
 
-        check_inputs(chosen)
+        warnings = check_inputs(chosen)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
-        print(
-            f"checked: nothing is wrong with this run. It writes into {run_files(chosen).directory}.", file=sys.stderr
-        )
+        found = f"{len(warnings)} warnings, see above" if warnings else "nothing is wrong with this run"
+        print(f"checked: {found}. It writes into {run_files(chosen).directory}.", file=sys.stderr)
         if estimated:
             from pipelines.stages.estimate import estimate
 
@@ -247,11 +249,17 @@ app.add_typer(lookups)
 def main() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a busy machine several times the work
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a command as Ctrl-C does
     try:
         app()
+    except SystemExit as end:
+        if end.code == STOPPED:
+            print("ctd: stopped", file=sys.stderr)
+        raise
     except CtdError as error:
         print(f"ctd: {redact(str(error))}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        sys.exit(error.exit_status)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

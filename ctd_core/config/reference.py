@@ -21,9 +21,9 @@ student:
   tokenizer: {kind: pretrained, name: Qwen/Qwen2.5-0.5B}   # or {kind: train, vocab_size: 32000}, {kind: bytes}
   # model: ./my-student        # left out, the student is the teacher under the new tokenizer
 corpus:
-  kind: jsonl                  # or parquet, text, dataset, stdlib-docs
+  kind: jsonl                  # or parquet, csv, arrow, text, dataset, stdlib-docs
   paths: [data/*.jsonl]        # or s3://bucket/*.jsonl
-  field: text
+  field: text                  # for conversations instead: messages: messages; or prompt: … and response: …
   held_out_fraction: 0.01      # for evaluation
 prepare:
   student_window_tokens: 1024

@@ -82,6 +82,13 @@ class Records(Corpus):
             return [self.prompt, self.response]
         return [self.field]
 
+    @property
+    def columns_option(self) -> str:
+        """The options that `columns` come from, as errors name them."""
+        if self.messages is not None:
+            return "corpus.messages"
+        return "corpus.field" if self.prompt is None else "corpus.prompt and corpus.response"
+
 
 class JsonLines(Records):
     """Files of one JSON object a line, or of one JSON array; compressed ones (.gz, .bz2, .xz, .zst) too."""

@@ -12,13 +12,12 @@ from pyarrow import fs, ipc
 from pydantic import ValidationError
 
 from ctd_core.errors import CtdError
-from ctd_core.shards import schema
+from ctd_core.shards import MANIFEST, schema
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.manifest import Counts, Manifest, ShardEntry, parse_manifest
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import below, file_system, is_uri
 
-MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".arrow.json"
 PER_CHUNK = {schema.CHUNK_BYTES, schema.TEACHER_TOP_COUNTS, *(field.name for field in schema.TARGET_FIELDS)}
 

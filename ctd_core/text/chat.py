@@ -1,16 +1,18 @@
 """Conversations as a tokenizer's own chat template writes them, cut into contents and what is written around them."""
 
 import copy
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
-from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.errors import DocumentError, TokenizerError, first_line
 from ctd_core.text.documents import Turn
 from ctd_core.text.tokenizers import copied_token
 
@@ -58,6 +60,8 @@ class ChatTemplate:
                 "with one, or the text of the messages alone."
             )
         self._tokenizer, self._name = tokenizer, name
+        special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile(f"({'|'.join(sorted(special, key=len, reverse=True)) or '(?!)'})")
         self._frame = lru_cache(maxsize=1024)(self._find_frame)
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[PreTrainedTokenizerFast, str]]:
@@ -76,7 +80,7 @@ class ChatTemplate:
             DocumentError: the template refuses the conversation, or changes a content in other ways than by stripping
                 white space from its ends.
         """
-        frame = self._frame(tuple(turn.role for turn in turns))
+        frame = self._frame(tuple(turn.role for turn in turns), date.today())
         rendered = self._render([(turn.role, turn.text) for turn in turns])
         written, at = [], 0
         for number, turn in enumerate(turns):
@@ -94,7 +98,8 @@ class ChatTemplate:
             at = begin + stop - start + len(frame.ends[number])
         return written
 
-    def _find_frame(self, roles: tuple[str, ...]) -> _Frame:
+    def _find_frame(self, roles: tuple[str, ...], today: date) -> _Frame:
+        """The frame, which is kept: `today` tells those of templates that write the date."""
         frames = []
         for pattern in PLACEHOLDERS:
             contents = [pattern.format(number) for number in range(len(roles))]
@@ -120,7 +125,7 @@ class ChatTemplate:
                     f"{rendered[:SHOWN_CHARACTERS]!r}",
                 )
             if number:
-                end = self._end_of_turn(rendered, messages[:number], at, begin)
+                end = at + self._end_of_turn(rendered[at:begin], messages[:number])
                 ends.append(rendered[at:end])
                 headers.append(rendered[end:begin])
             else:
@@ -129,26 +134,36 @@ class ChatTemplate:
         ends.append(rendered[at:])
         return _Frame(tuple(headers), tuple(ends))
 
-    def _end_of_turn(self, rendered: str, messages: list[tuple[str, str]], at: int, begin: int) -> int:
-        """Where in `rendered` the last of `messages`, whose content ends at `at`, is over: before the header at most.
+    def _end_of_turn(self, between: str, messages: list[tuple[str, str]]) -> int:
+        """How much of `between`, which is written after the last of `messages`, ends it; the rest is the next header.
 
-        It is where the conversation would end without the messages after it; where the template writes that otherwise
-        (or refuses it), all up to the next content counts as a header.
+        The end is what would be written after it if no message followed, as far as both agree: templates may end a
+        conversation in other ways than a message. Where they refuse one that ends there, all is a header.
         """
         try:
             shorter = self._render(messages)
         except DocumentError:
-            return at
-        return len(shorter) if at <= len(shorter) <= begin and rendered.startswith(shorter) else at
+            return 0
+        _, content = messages[-1]
+        last = shorter[shorter.rfind(content) + len(content) :]
+        if between.startswith(last):
+            return len(last)
+        agreed = 0
+        for here, there in zip(self._special.split(between), self._special.split(last), strict=False):
+            if here != there:
+                break
+            agreed += len(here)
+        return agreed
 
     def _render(self, messages: list[tuple[str, str]]) -> str:
         plain = [{"role": role, "content": content} for role, content in messages]
         try:
             rendered: str = self._tokenizer.apply_chat_template(plain, tokenize=False)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            # A template is a program of its own, which may fail in any of these ways.
             raise DocumentError(
                 "a chat template refuses the conversation",
-                f"{self._name}: {error}, for the roles {', '.join(role for role, _ in messages)}",
+                f"{self._name}: {first_line(error)}, for the roles {', '.join(role for role, _ in messages)}",
             ) from error
         return rendered
 

@@ -87,11 +87,8 @@ class ConversationEncoder:
         texts, good = [], []
         for number, (turns, parts) in enumerate(zip(conversations, written, strict=True)):
             if not isinstance(parts, DocumentError):
-                if any("\ue000" in turn.text for turn in turns):
-                    written[number] = DocumentError(
-                        "private-use characters",
-                        f"{self._name}: a message holds U+E000, which stands for special tokens",
-                    )
+                if refused := self._refused(turns):
+                    written[number] = refused
                     continue
                 texts.append(self._pieces(turns, parts))
                 good.append(number)
@@ -118,6 +115,18 @@ class ConversationEncoder:
             elif not isinstance(parts, DocumentError):
                 results[number] = self._conversation(conversations[number], parts, pieces, ids, *located)
         return self._as_whole(conversations, written, results)
+
+    def _refused(self, turns: Sequence[Turn]) -> DocumentError | None:
+        """Why messages cannot be told from special tokens."""
+        if any("\ue000" in turn.text + turn.role for turn in turns):
+            return DocumentError(
+                "private-use characters", f"{self._name}: a message holds U+E000, which stands for special tokens"
+            )
+        if named := next((turn.role for turn in turns if self._names.search(turn.role)), None):
+            return DocumentError(
+                "a role that names a special token", f"{self._name}: {named!r:.80} would be written as a special token"
+            )
+        return None
 
     def _as_whole(
         self,

@@ -11,7 +11,8 @@ import torch
 
 from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.training import Train
-from ctd_core.errors import CtdError, Recurring
+from ctd_core.errors import CtdError, Interrupted, Recurring
+from ctd_core.evaluation.metrics import Metrics
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
@@ -22,7 +23,6 @@ from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fract
 from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
 from ctd_core.training.workers import ALONE, Worker, distribute
 
-Metrics = dict[str, float]
 EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
 
 
@@ -44,7 +44,7 @@ class Hooks:
     stops_after: Callable[[int], bool] = lambda step: False
 
 
-class Stopped(CtdError):
+class Stopped(Interrupted):
     """A training that ended before its last step because it was asked to, after the step `done`."""
 
     def __init__(self, done: int) -> None:

@@ -1,20 +1,17 @@
-"""What each step of a training measured: metrics.jsonl, and the same for TensorBoard."""
+"""What each step of a training measured, written into metrics.jsonl, and the same for TensorBoard."""
 
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from ctd_core.errors import CtdError
+from ctd_core.evaluation.metrics import Metrics
 from ctd_core.storage.atomic import write_atomic
-from ctd_core.training.loop import Metrics
+from pipelines.artifacts.metrics_file import EVALUATION, read_metrics, step_words
 
-METRICS_FILE = "metrics.jsonl"
-EVALUATION = "evaluation"  # stands for the evaluation sets, where a line has figures of them
 FLUSH_SECONDS = 10.0  # between writes of what TensorBoard reads
 
 
@@ -52,25 +49,3 @@ class MetricsLog:
     def close(self) -> None:
         """Write what TensorBoard has not seen yet."""
         self._events.close()
-
-
-def step_words(metrics: dict[str, Any]) -> str:
-    """A step in a few words."""
-    return f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:.0f} tokens/s"
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; none where there is no file. Raises CtdError where one is damaged."""
-    return parse_metrics(file.read_text(), str(file)) if file.exists() else []
-
-
-def parse_metrics(text: str, source: str) -> list[dict[str, Any]]:
-    """The complete lines of what a metrics file holds; raises CtdError, naming `source`, where one is damaged."""
-    lines = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if line.endswith("\n"):
-            try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise CtdError(f"{source}: line {number} is damaged ({error}). Take that line out.") from error
-    return lines

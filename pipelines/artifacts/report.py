@@ -8,13 +8,14 @@ from rich.markup import escape
 
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
-from ctd_core.evaluation.metrics import METRICS
+from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
 
+FAR = 1.5  # times the teacher's bits per byte: beyond it, what a student writes is hardly text
 METRIC_COLUMNS = ["text", "metric", "teacher", "student before", "student after"]
 
 
@@ -34,6 +35,7 @@ class Continuation(Record):
     prompt: str
     teacher: str
     student: str
+    max_new_tokens: int | None = Field(default=None, description="that were asked for")
 
 
 class Report(Record):
@@ -89,8 +91,17 @@ def metric_rows(report: Report) -> list[list[str]]:
 
 def metrics_table(report: Report) -> TextTable:
     """Every metric on every set."""
-    caption = "" if report.gap_closed is None else f"gap closed: {report.gap_closed:.3f}"
-    return TextTable(METRIC_COLUMNS, metric_rows(report), "measured", caption, text_columns=2)
+    lines = []
+    if report.gap_closed is not None:
+        lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training")
+    for name, measured in report.sets.items():
+        bits, of_teacher = (figures[BITS_PER_BYTE.name] for figures in (measured.student_after, measured.teacher))
+        if bits > FAR * of_teacher:
+            lines.append(
+                f"{name}: the student is still far from its teacher, {bits:.2f} bits per byte to {of_teacher:.2f}: do "
+                "not expect good text. Train longer."
+            )
+    return TextTable(METRIC_COLUMNS, metric_rows(report), "measured", "\n".join(lines), text_columns=2)
 
 
 def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import TEACHER_DISTANCE
-from ctd_core.shards.files import MANIFEST
+from ctd_core.shards import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
-from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics
+from pipelines.artifacts.metrics_file import METRICS_FILE, parse_metrics
 from pipelines.display.tables import TextTable
 
 

@@ -78,17 +78,12 @@ def _join(dashboard: bool) -> None:
     except ConnectionError as error:
         raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error
     if threading.current_thread() is threading.main_thread() and is_driver():
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray's own handler ends in an abort of its core
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler ends in an abort of its core
     for name in ("ray", "ray.data", "ray.train"):  # Ray Data sets its loggers up when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """End as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ctd_core.config.secrets import has_secret
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import CtdError, Interrupted, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ def submit(
             client.stop_job(str(job))
             while not client.get_job_info(str(job)).status.is_terminal():
                 time.sleep(0.5)
-            raise CtdError(f"{job} was stopped.") from None
-        raise CtdError(
+            raise Interrupted(f"{job} was stopped.") from None
+        raise Interrupted(
             f"{job} goes on. Follow it: ctd submit --address {address} --job {job}. Stop it: ray job stop {job}."
         ) from None
     return _exit_status(ended)

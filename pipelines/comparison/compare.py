@@ -18,7 +18,7 @@ from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
+from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import RunPlan, plan_run, variant
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.comparison.summary import Cost, Row, SeedResult, as_table, plot, row_of

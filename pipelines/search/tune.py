@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from ctd_core.config.training import Train
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import CtdError, Interrupted, UsageError
 from ctd_core.storage.locations import names_in
 from pipelines.artifacts.failure import delete_failure
 from pipelines.artifacts.run_plan import RunPlan, variant
@@ -61,7 +61,8 @@ def search(file: Path, overrides: list[str], resume: bool, retry_failed: bool = 
 
     Raises:
         UsageError: the search cannot be run.
-        CtdError: it was interrupted, or no trial came to its end.
+        Interrupted: before all trials had ended.
+        CtdError: no trial came to its end.
     """
     if retry_failed and not resume:
         raise UsageError("--retry-failed belongs to --resume: give both")
@@ -113,7 +114,7 @@ def _conclude(plan: SearchPlan, trials: Sequence[TrialRecord], file: Path, again
     """Order the trials and write the results; `again` is the command that resumes the search."""
     ended, base, metric = sum(trial.state != "running" for trial in trials), plan.base, plan.metric
     if ended < plan.num_trials:
-        raise CtdError(
+        raise Interrupted(
             f"the search was interrupted: {ended} of {plan.num_trials} trials have ended. Go on with it: {again}"
         )
     numbered = [TrialResult(number, trial.values, trial.lines, trial.error) for number, trial in enumerate(trials)]

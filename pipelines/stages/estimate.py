@@ -1,8 +1,10 @@
 """What `--dry-run --estimate` expects of a run: a sample of its corpus goes through the real stages in this process."""
 
 import gc
+import logging
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,14 +37,17 @@ from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document, is_unicode
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
 from ctd_core.text.tokenizers import train_tokenizer
+from ctd_core.training.checkpoint import save_checkpoint
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.checkpoints import CHECKPOINTS_KEPT
 from pipelines.display.tables import TextTable
 
+logger = logging.getLogger(__name__)
 SAMPLE_BYTES = 100_000
 STEPS = 3  # the first one, which is slower than the rest, does not count
 STATE_COPIES = 3  # of every weight in a checkpoint: itself and AdamW's two means
+MADE_IN_A_RUN = 4  # times that `ctd run` makes the student: to train, twice to evaluate, to export
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Training:
-    """What a step in one process took: seconds, the peak of memory with all that a worker holds, and the bytes of text
-    that the student measures in a second.
+    """What training in one process takes.
+
+    make_seconds: to make the student. step_seconds: a step. save_seconds: a checkpoint on this machine's disk.
+    peak_bytes: memory, with all that a worker holds. measured_bytes_per_second: of an evaluation set; 0 where none is.
     """
 
+    make_seconds: float
     step_seconds: float
+    save_seconds: float
     peak_bytes: int
     parameter_bytes: int
     measured_bytes_per_second: float
@@ -86,6 +95,7 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
     options = config.prepare
     if (options.scoring_gpus or config.train.use_gpu) and not torch.cuda.is_available():
         return Estimate({"nothing": "the run asks for GPUs, and this machine has none to measure with"})
+    logger.info("estimate: a sample of the corpus goes through every stage")
     texts, total_bytes = _sample(config)
     student, teacher = _student_tokenizer(config, trained_tokenizer, texts), build_teacher_tokenizer(config.teacher)
     seconds: dict[str, float] = {}
@@ -95,8 +105,10 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
     if not counts.rows:
         raise CtdError(f"the corpus: the first {counts.documents} documents make no row to estimate from.")
     expected: dict[str, str] = {}
+    total = 0.0
     scale = total_bytes / max(sum(len(document.text.encode()) for document in texts), 1)
     if options.targets:
+        logger.info("estimate: the teacher scores %d rows", counts.rows)
         scorer = build_scorer(config.teacher, teacher, torch.device("cuda" if options.scoring_gpus else "cpu"))
         with _timed("score", seconds):
             rows = score_rows(scorer, rows, options.scoring_batch_tokens, top_tokens(options, student, teacher))
@@ -104,13 +116,20 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
     shards_bytes = shard_bytes(rows).size * scale
     if "prepare" in stages:
         expected |= _data(counts, scale, shards_bytes, total_bytes)
-        expected["encoding"] = f"{_span(seconds['encode on one CPU'] * scale)} of one CPU; {os.cpu_count()} are here"
+        encoding = seconds["encode on one CPU"] * scale
+        expected["encoding"] = f"{_span(encoding)} of one CPU; {os.cpu_count()} are here"
+        total += encoding / (os.cpu_count() or 1)
         if "score" in seconds:
             actors = options.scoring_actors if options.scoring_gpus else 1  # without GPUs they share the CPUs
             expected["scoring"] = _span(seconds["score"] * scale / actors) + _each(actors, "scoring actors")
+            total += seconds["score"] * scale / actors
     if "train" in stages:
+        logger.info("estimate: the student learns for %d steps", STEPS)
         measured = _measure_steps(config, MemoryRows("the sample", [rows], counts), student, teacher)
-        expected |= _training(config, counts.student_tokens * scale, measured, total_bytes, shards_bytes)
+        words, training_seconds = _training(config, counts.student_tokens * scale, measured, total_bytes)
+        expected |= words | {"disk": _disk(measured, shards_bytes)}
+        total += training_seconds
+    expected["in all"] = f"{_span(total)}, and what Ray needs to start: some ten seconds a stage"
     return Estimate(expected)
 
 
@@ -172,8 +191,10 @@ def _measure_steps(
     options = config.train
     device = torch.device("cuda" if options.use_gpu else "cpu")
     _reset_peak(device)
+    start = time.monotonic()
     made = build_student(config.student, config.teacher, student_tokenizer, teacher_tokenizer)
     student = logprob_model(with_adapters(config.student, made, options.seed), student_tokenizer)
+    make_seconds = time.monotonic() - start
     online = None
     if options.online_objectives:
         online = build_online_teacher(config.student, config.teacher, student, student_tokenizer, None, device)
@@ -188,7 +209,11 @@ def _measure_steps(
         start = time.monotonic()
         measured = measure_likelihoods(student, shards, config.evaluate.batch_tokens)
         speed = measured.text_bytes / (time.monotonic() - start)
-    return _Training(step_seconds, peak_bytes, 4 * parameters(student.model), speed)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(folder, student, torch.optim.AdamW(student.parameters()), 0)
+    save_seconds = STATE_COPIES * (time.monotonic() - start)  # AdamW has no means yet
+    return _Training(make_seconds, step_seconds, save_seconds, peak_bytes, 4 * parameters(student.model), speed)
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -221,16 +246,19 @@ def _data(counts: Counts, scale: float, shards_bytes: float, total_bytes: float)
 
 
 def _training(
-    config: RunConfig, student_tokens: float, measured: _Training, total_bytes: float, shards_bytes: float
-) -> dict[str, str]:
+    config: RunConfig, student_tokens: float, measured: _Training, total_bytes: float
+) -> tuple[dict[str, str], float]:
+    """What to expect of training and evaluating, in words, and the seconds of both."""
     options = config.train
     workers = max(options.num_workers, 1)
     step = measured.step_seconds / workers
     seen = options.steps * options.gradient_accumulation * options.batch_tokens
-    checkpoint = STATE_COPIES * measured.parameter_bytes
-    disk = (CHECKPOINTS_KEPT + 1) * checkpoint + 2 * measured.parameter_bytes + shards_bytes
+    checkpoints = -(-options.steps // options.checkpoint_steps)
+    total = MADE_IN_A_RUN * measured.make_seconds + options.steps * step + checkpoints * measured.save_seconds
     expected = {
         "training": f"{options.steps} steps of {step:.2g} s, {_span(options.steps * step)}" + _each(workers, "workers"),
+        "checkpoints": f"{checkpoints}, {_span(checkpoints * measured.save_seconds)} on this disk",
+        "making the student": f"{_span(measured.make_seconds)}, {MADE_IN_A_RUN} times in a run",
         "epochs": f"{seen / max(student_tokens, 1):.2g} at most",
         "memory": f"{_size(measured.peak_bytes)} a worker",
     }
@@ -238,8 +266,14 @@ def _training(
         once = _evaluated_bytes(config, total_bytes) / measured.measured_bytes_per_second
         during = 0 if options.evaluate_every is None else -(-options.steps // options.evaluate_every)
         expected["evaluating"] = f"{2 + during} times, {_span((2 + during) * once)} in all"
-    expected["disk"] = f"{_size(disk)}, with checkpoints of {_size(checkpoint)}"
-    return expected
+        total += (2 + during) * once
+    return expected, total
+
+
+def _disk(measured: _Training, shards_bytes: float) -> str:
+    checkpoint = STATE_COPIES * measured.parameter_bytes
+    disk = (CHECKPOINTS_KEPT + 1) * checkpoint + 2 * measured.parameter_bytes + shards_bytes
+    return f"{_size(disk)}, with checkpoints of {_size(checkpoint)}"
 
 
 def _each(count: int, what: str) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory
-from pipelines.artifacts.checkpoints import steps_done, trained_checkpoint
+from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.report import Report, metrics_table, read_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import as_markdown
@@ -25,6 +25,16 @@ def export(plan: RunPlan) -> Path:
         export_model(model, tokenizer.encoder.tokenizer, card, temporary)
     plan.files.upload(plan.model)
     return plan.model
+
+
+def is_exported(plan: RunPlan, report: Report) -> bool:
+    """Whether the exported model is the one that `report` measured, with its figures on the card."""
+    card = plan.model / "README.md"
+    return card.is_file() and _source(report.run) in card.read_text(encoding="utf-8")
+
+
+def _source(run: str) -> str:
+    return f"Exported from `{run}`."
 
 
 def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
@@ -66,6 +76,8 @@ bits per byte.
 
 ```yaml
 {recipe}```
+
+{_source(report.run if report else f"{plan.training.name}/{name_of(checkpoint)}")}
 """
 
 

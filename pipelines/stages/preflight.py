@@ -3,7 +3,8 @@
 import logging
 import os
 import tempfile
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from ctd_core.config.models import Teacher
@@ -14,46 +15,58 @@ from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
-from ctd_core.text.corpora import first_slice, read_slice
-from ctd_core.text.documents import BEGIN
+from ctd_core.text.corpora import first_documents
+from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
 from ctd_core.text.tokenizers import bytes_tokenizer
 
 logger = logging.getLogger(__name__)
-FIRST_DOCUMENTS = 20
+FIRST_DOCUMENTS = 100
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Files, tokenizers, models' configs, GPUs, and where results go.
+def check_inputs(config: RunConfig) -> list[str]:
+    """Look at files, tokenizers, models' configs, GPUs, and where results go.
 
     Args:
         config: the run's options.
 
+    Returns:
+        Warnings of what may be meant so; they are logged too.
+
     Raises:
-        UsageError: one of them is wrong.
+        UsageError: something is wrong.
     """
+    warnings = list(_check(config))
+    for warning in warnings:
+        logger.warning(warning)
+    return warnings
+
+
+def _check(config: RunConfig) -> Iterator[str]:
     _check_gpus(config)
     _check_writable("output", config.output)
     if config.prepare.storage is not None:
         _check_writable("prepare.storage", config.prepare.storage)
-    _check_fields(config)
     _check_windows(config)
     is_chat = _holds_conversations(config)
+    templates = []
     teachers = {"teacher": config.teacher}
     teachers |= {f"extra_teachers.{name}": teacher for name, teacher in config.extra_teachers.items()}
     for field, teacher in teachers.items():
         tokenizer = build_teacher_tokenizer(teacher)
         if is_chat:
-            ChatTemplate(tokenizer.encoder.tokenizer, teacher.model)  # raises where there is none
-        _warn_of_missing_markers(field, tokenizer)
-        _warn_of_tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
+            templates.append(ChatTemplate(tokenizer.encoder.tokenizer, teacher.model))
+        yield from _missing_markers(field, tokenizer)
+        yield from _tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
     if not isinstance(config.student.tokenizer, TrainedTokenizer):
         student = build_student_tokenizer(config.student, config.teacher, None)
-        _warn_of_missing_markers("student", student)
+        yield from _missing_markers("student", student)
         if is_chat:
-            ChatTemplate(student.encoder.tokenizer, student.encoder.name)
+            templates.append(ChatTemplate(student.encoder.tokenizer, student.encoder.name))
     elif is_chat:  # a tokenizer that is still to be trained has no other template than the one that joins it
-        ChatTemplate(with_chat(bytes_tokenizer(), config.student, config.teacher), "the student's tokenizer")
+        untrained = with_chat(bytes_tokenizer(), config.student, config.teacher)
+        templates.append(ChatTemplate(untrained, "the student's tokenizer"))
+    yield from _check_documents(config, templates)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton
@@ -124,39 +137,53 @@ def _check_writable(field: str, location: str) -> None:
         raise UsageError(f"{field}: {error} Choose another location.") from error
 
 
-def _check_fields(config: RunConfig) -> None:
-    """Raises UsageError where the first documents of a corpus have no text in the field that is named."""
+def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterator[str]:
+    """Which of the first documents of each corpus will be dropped; raises UsageError where all of them will."""
     corpora: dict[str, Corpus] = {"corpus": config.corpus}
     for name, measured in config.evaluate.sets.items():
         if not isinstance(measured, HeldOut):
             corpora[f"evaluate.sets.{name}"] = measured
     for where, corpus in corpora.items():
-        part = first_slice(corpus, config.prepare.slice_bytes)
-        documents = list(islice(read_slice(corpus, part), FIRST_DOCUMENTS))
-        if documents and all(isinstance(document, DocumentError) for document in documents):
-            field = getattr(corpus, "field", "")
+        documents = first_documents(corpus, config.prepare.slice_bytes, FIRST_DOCUMENTS)
+        errors = [error for document in documents if (error := _why_dropped(document, templates)) is not None]
+        if len(errors) == len(documents):
             raise UsageError(
-                f"{where}.field: no text in {field!r} of the first {len(documents)} documents: {documents[0]}"
+                f"{where}: none of the first {len(documents)} documents can be used: {errors[0].reason}. {errors[0]}"
             )
+        for reason, count in Counter(error.reason for error in errors).items():
+            example = next(error for error in errors if error.reason == reason)
+            yield f"{where}: {count} of the first {len(documents)} documents will be dropped: {reason}: {example}"
 
 
-def _warn_of_tokens_beyond(tokenizer: PreparedTokenizer, rows: int) -> None:
-    """Report tokens that a tokenizer has beyond its model's embedding."""
+def _why_dropped(document: Document | DocumentError, templates: list[ChatTemplate]) -> DocumentError | None:
+    if isinstance(document, DocumentError):
+        return document
+    try:
+        if document.turns:
+            for template in templates:
+                template.write(document.turns)
+    except DocumentError as error:
+        return DocumentError(error.reason, f"{document.id}: {error}")
+    return None
+
+
+def _tokens_beyond(tokenizer: PreparedTokenizer, rows: int) -> Iterator[str]:
+    """Which tokens a tokenizer has beyond its model's embedding."""
     name = tokenizer.encoder.name
     if beyond := check_embedding(tokenizer.encoder.tokenizer, name, rows):
         more = f" and {len(beyond) - 4} more" if len(beyond) > 4 else ""
-        logger.warning(
+        yield (
             f"{name}: {', '.join(beyond[:4])}{more} have no row in the model's embedding: a student's row for them "
             "begins as the mean of all, and texts whose tokens they are are dropped and counted"
         )
 
 
-def _warn_of_missing_markers(field: str, tokenizer: PreparedTokenizer) -> None:
-    """Report which ends of a text have no token, as where a tokenizer.json comes without its special tokens."""
+def _missing_markers(field: str, tokenizer: PreparedTokenizer) -> Iterator[str]:
+    """Which ends of a text have no token, as where a tokenizer.json comes without its special tokens."""
     for role, tokens in tokenizer.markers.items():
         if not tokens:
             loss = "the first chunk of every window" if role == BEGIN else "the end of every text"
-            logger.warning(
+            yield (
                 f"{tokenizer.encoder.name}: no token of it is known to {role} a text, so {loss} is not learned. Name "
                 f"one: {field}.{role}_token."
             )

@@ -13,7 +13,7 @@ from pipelines.artifacts.report import Continuation, Report, read_report, write_
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
 from pipelines.stages.evaluate import evaluate
-from pipelines.stages.export import export
+from pipelines.stages.export import export, is_exported
 from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
 
@@ -42,9 +42,10 @@ def run(plan: RunPlan) -> Report:
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
     with timed("export"):
-        export(plan)
+        if measured is None or not is_exported(plan, measured):
+            export(plan)
     with timed("sample"):
-        samples = _samples(plan)
+        samples = _samples(plan, [] if measured is None else measured.samples)
     data = {name: manifest.counts for name, manifest in manifests.items()}
     if measured is not None and measured.seconds:
         seconds = measured.seconds  # this time nothing was done
@@ -53,15 +54,20 @@ def run(plan: RunPlan) -> Report:
     return report
 
 
-def _samples(plan: RunPlan) -> list[Continuation]:
+def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
+    """What teacher and student write: `earlier` where that is what is asked for now."""
     options, teacher = plan.config.sample, plan.config.teacher
-    if not options.prompts:
-        return []
+    asked = [(prompt, options.max_new_tokens) for prompt in options.prompts]
+    if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == asked:
+        return earlier
     trust = teacher.trust_remote_code, plan.config.student.trust_remote_code or teacher.trust_remote_code
     teacher_texts = _continuations(teacher.model, teacher.revision, trust[0], options)
     student_texts = _continuations(str(plan.model), None, trust[1], options)
     texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
-    return [Continuation(prompt=prompt, teacher=teacher, student=student) for prompt, teacher, student in texts]
+    return [
+        Continuation(prompt=prompt, teacher=teacher, student=student, max_new_tokens=options.max_new_tokens)
+        for prompt, teacher, student in texts
+    ]
 
 
 def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> list[str]:

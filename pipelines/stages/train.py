@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctd_core.errors import UsageError
+from ctd_core.evaluation.metrics import Metrics
 from ctd_core.models.model_config import num_embeddings
 from ctd_core.shards.manifest import check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.storage.locations import open_to_read
-from ctd_core.training.loop import Metrics, Stopped
+from ctd_core.training.loop import Stopped
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import delete_failure, raise_failure
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.metrics_log import METRICS_FILE, parse_metrics, read_metrics, step_words
+from pipelines.artifacts.metrics_file import METRICS_FILE, parse_metrics, read_metrics, step_words
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.display.progress import Reporter, progress

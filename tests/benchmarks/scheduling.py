@@ -26,7 +26,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_shard
 from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
-from pipelines.artifacts.metrics_log import METRICS_FILE, read_metrics
+from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import TRAIN_SET, plan_run
 from pipelines.cluster.connection import stop_local_ray
 from pipelines.search.tune import search

@@ -82,6 +82,22 @@ def test_a_tokenizer_without_a_template_is_refused_before_anything_starts(chat_c
         ctd("run", "--config", written(chat_config | {"student": student}, tmp_path), "--dry-run")
 
 
+def test_what_is_no_conversation_is_told_before_anything_starts(chat_config, tmp_path):
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    records = [{"messages": good}] * 3 + [{"messages": [{"content": "no role"}]}, {"messages": [{"role": "user"}]}]
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus = chat_config["corpus"] | {"paths": [str(file)]}
+    run = written(chat_config | {"corpus": corpus}, tmp_path)
+    told = CliRunner().invoke(app, ["run", "--config", str(run), "--dry-run"]).stderr
+    assert f"corpus: 1 of the first 5 documents will be dropped: a message without a role: {file}:line 4" in told
+    assert f"a message without a content: {file}:line 5" in told
+    assert "checked: 2 warnings, see above" in told
+    message = rf"none of the first 5 documents can be used: no messages in the field 'chats'.*{file}:line 1: there is "
+    with pytest.raises(UsageError, match=message + r"messages\. Which .* is read, corpus\.messages says"):
+        ctd("run", "--config", written(chat_config | {"corpus": corpus | {"messages": "chats"}}, tmp_path), "--dry-run")
+
+
 def test_a_chat_model_keeps_its_template_under_a_new_tokenizer(chat_config, tmp_path):
     file = written(chat_config, tmp_path)
     ctd("run", "--config", file)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ctd_core.errors import UsageError
-from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.metrics_file import read_metrics
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
 
 

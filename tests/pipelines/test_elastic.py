@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.metrics_file import read_metrics
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 from tests.support.chaos import ROOT
 from tests.support.ray_heads import machine_of, ray_head

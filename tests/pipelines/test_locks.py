@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.artifacts import locks
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.remote_copy import RunFiles
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 

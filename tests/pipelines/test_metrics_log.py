@@ -4,7 +4,8 @@ import struct
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pipelines.artifacts.metrics_log import METRICS_FILE, MetricsLog, read_metrics
+from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
+from pipelines.artifacts.metrics_log import MetricsLog
 
 
 def events(folder):

@@ -20,7 +20,8 @@ from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.text.tokenizers import END_OF_TEXT
-from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.metrics_file import read_metrics
+from pipelines.artifacts.report import Report, SetMetrics, metrics_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
 from tests.support.models import llama
@@ -116,9 +117,11 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
         assert torch.equal(parameter, trained[f"student.model.{name}"])
     assert AutoTokenizer.from_pretrained(run / "model").eos_token == "<|endoftext|>"
 
-    shards = {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")}
+    done = {path: path.stat().st_mtime_ns for kind in ("prepared/*", "model") for path in run.glob(f"{kind}/*")}
     ctd("run", "--config", file)  # does nothing that is done
-    assert {path: path.stat().st_mtime_ns for path in run.glob("prepared/*/*")} == shards
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert json.loads((run / "report.json").read_text()) == report
+    shards = {path: time for path, time in done.items() if "model" not in path.parts}
     ctd("prepare", "--config", file, "--set", "prepare.student_window_tokens=64")
     assert len(list(run.glob("prepared/train-*"))) == 2  # other options, another place
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
@@ -221,7 +224,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("train.objectives.3.weight=1", r"there is no '3'"),
         ("steps", r"--set dotted\.path=value"),
         ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
-        ("corpus.field=body", r"corpus\.field: no text in 'body'.*there is text"),
+        ("corpus.field=body", r"none of the first 100 documents .*no text in the field 'body'.*there is text"),
         ("train.use_gpu=true", r"train\.use_gpu.*no GPU"),
         ("output=/proc/runs", r"output: /proc/runs: cannot be written"),
         ("train.objectives=[{kind: almm}]", r"Did you mean alm\?"),
@@ -240,6 +243,27 @@ def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change,
     with pytest.raises(UsageError, match=message):
         ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", change)
     assert not (tmp_path / "runs").exists()
+
+
+def test_sigterm_ends_any_command_as_ctrl_c_does():
+    code = (
+        "import os, signal; from pipelines import cli\n"
+        "cli.app.command('die')(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "die"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "ctd: stopped\n")
+
+
+def test_a_student_that_is_far_from_its_teacher_is_told():
+    def table(after):
+        figures = {"teacher": {"bits_per_byte": 1.0}, "student_before": {"bits_per_byte": 9.0}}
+        measured = SetMetrics(text_bytes=1, chunks=1, **figures, student_after={"bits_per_byte": after})
+        report = Report(run="", sets={"s": measured}, gap_closed=0.9, teacher_parameters=1, student_parameters=1)
+        return metrics_table(report).caption
+
+    assert "s: the student is still far from its teacher, 3.00 bits per byte to 1.00" in table(3.0)
+    assert "far" not in table(1.2)
 
 
 def test_a_student_made_from_its_teacher_reads_no_longer_windows(config, tmp_path):
@@ -378,7 +402,7 @@ def unprepared(config, tmp_path, lines):
 
 def test_an_error_on_a_worker_comes_out_as_itself(config, tmp_path):
     file = unprepared(config, tmp_path, '{"text": "fine"}\n{"text": \n')
-    with pytest.raises(CtdError, match=r"^\S+/bad\.jsonl:byte 17: not a line of JSON"):
+    with pytest.raises(CtdError, match=r"^\S+/bad\.jsonl:line 2: not a line of JSON"):
         ctd("prepare", "--config", file)
 
 
@@ -390,5 +414,5 @@ def test_too_many_dropped_documents_fail_the_run_with_the_reasons(config, tmp_pa
 
 
 def test_a_corpus_without_documents_is_refused(config, tmp_path):
-    with pytest.raises(UsageError, match="there is nothing in"):
+    with pytest.raises(UsageError, match="there is no document in"):
         ctd("prepare", "--config", unprepared(config, tmp_path, ""))

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import SessionLog
 import pipelines.artifacts.run_plan
 from ctd_core.config.search_space import parse_space
 from ctd_core.errors import UsageError
-from pipelines.artifacts.metrics_log import read_metrics
+from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.recipes import read_run
 from pipelines.search.options import Search
@@ -91,6 +91,7 @@ def test_a_search_finds_the_best_of_its_trials_without_the_teacher(searched, con
         ctd("tune", "--config", file)
 
 
+@pytest.mark.chaos
 def test_a_trial_may_have_several_workers_also_beside_another_ray(searched, tmp_path):
     scheduler = {"kind": "asha", "grace_steps": 2, "reduction_factor": 2}
     rates = {"train.learning_rate": {"grid": [1e-3, 1e-9]}}
@@ -214,8 +215,8 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
     while process.poll() is None and not list((tmp_path / "runs" / "tiny").glob(done)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 130
     assert "the search was interrupted" in said
     assert f"ctd tune --config {file} --resume" in said
 

@@ -1,8 +1,13 @@
 """Chat templates that join another tokenizer, and conversations that a template does not write."""
 
+from datetime import date
+from types import SimpleNamespace
+
 import pytest
+from transformers.utils import chat_template_utils
 
 from ctd_core.errors import DocumentError, TokenizerError
+from ctd_core.text import chat
 from ctd_core.text.chat import ChatTemplate, with_chat_of
 from ctd_core.text.documents import Turn
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
@@ -38,17 +43,43 @@ def test_what_is_written_put_together_is_the_rendering(family):
     assert text == chat_tokenizer(family).apply_chat_template(messages, tokenize=False)
 
 
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_every_turn_of_an_assistant_has_its_end(family):
+    """What tells the model to stop is learned of earlier turns too, also where the last is written otherwise."""
+    written = ChatTemplate(chat_tokenizer(family), family).write(CONVERSATION * 3)
+    ends = [part.end for turn, part in zip(CONVERSATION * 3, written, strict=True) if turn.role == "assistant"]
+    assert all(ends)
+    assert ends[-1].startswith(ends[0])
+    assert ends[0] == ends[1]
+
+
+def test_a_template_that_writes_the_date_goes_on_after_midnight(monkeypatch):
+    tokenizer = TOTAL["bytes"]()
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %b') }}{% for m in messages %}{{ '|' + m['content'] + '|' }}{% endfor %}"
+    )
+    template = ChatTemplate(tokenizer, "it")
+    for day, header in ((date(2026, 1, 31), "31 Jan|"), (date(2026, 2, 1), "01 Feb|")):
+        monkeypatch.setattr(chat, "date", SimpleNamespace(today=lambda day=day: day))
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda day=day: day))
+        assert template.write(CONVERSATION)[0].header == header
+
+
 @pytest.mark.parametrize(
     ("family", "turns", "reason"),
     [
         ("Gemma", [Turn("system", "Be brief."), *CONVERSATION], "a chat template refuses the conversation"),
         ("Gemma", [CONVERSATION[0], CONVERSATION[0]], "a chat template refuses the conversation"),
         ("Qwen3", [CONVERSATION[0], Turn("assistant", "<think>hm</think>yes")], "a chat template changes a message"),
+        ("failing", CONVERSATION, "a chat template refuses the conversation"),
     ],
 )
 def test_a_conversation_that_a_template_does_not_write_is_named(family, turns, reason):
+    tokenizer = TOTAL["bytes"]() if family == "failing" else chat_tokenizer(family)
+    if family == "failing":
+        tokenizer.chat_template = "{{ messages[0]['content'] + messages | length }}"  # a TypeError
     with pytest.raises(DocumentError) as raised:
-        ChatTemplate(chat_tokenizer(family), family).write(turns)
+        ChatTemplate(tokenizer, family).write(turns)
     assert raised.value.reason == reason
     assert family in str(raised.value)
 

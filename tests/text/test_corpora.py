@@ -93,11 +93,11 @@ def test_training_and_held_out_documents_are_disjoint(texts, held_out, sample):
 def test_rows_without_text_are_told_with_their_place_and_pass_on_to_training_alone(tmp_path):
     file = tmp_path / "a.jsonl"
     corpus = JsonLines(kind="jsonl", paths=[str(file)], held_out_fraction=0.9)
-    for row, there in (({"body": "a"}, "there is body"), ([1], "there is a list"), ({"text": None}, "there is text")):
+    for row, there in (({"body": "a"}, "there is body"), (1, "there is a int"), ({"text": None}, "there is text")):
         file.write_text(json.dumps(row) + "\n")
         (part,) = plan_slices(corpus, 100)
         (found,) = read_slice(corpus, part)
-        assert (found.reason, "a.jsonl:byte 0" in str(found)) == ("no text in the field 'text'", True)
+        assert (found.reason, "a.jsonl:line 1" in str(found)) == ("no text in the field 'text'", True)
         assert there in str(found)
         assert list(training_documents(corpus, [found])) == [found]
         assert not list(held_out_documents(corpus, 1.0, [found]))
@@ -112,9 +112,10 @@ def test_bad_files_are_errors_that_name_the_place(tmp_path):
     bad = tmp_path / "bad.jsonl"
     corpus = JsonLines(kind="jsonl", paths=[str(bad)])
     for content, message in (
-        ('{"text": "a"}\nnonsense\n', r"bad\.jsonl:byte 14: not a line of JSON"),
-        ("[1\n", r"bad\.jsonl:byte 0: not a line of JSON"),
-        ("[" * 100_000, r"bad\.jsonl:byte 0: not a line of JSON"),
+        ('{"text": "a"}\nnonsense\n', r"bad\.jsonl:line 2: not a line of JSON"),
+        ('{"text": "a"}\n\n' + "{" * 200, r"bad\.jsonl:line 3: not a line of JSON"),
+        ("[1\n", r"bad\.jsonl: not a JSON array"),
+        ("[" * 100_000, r"bad\.jsonl: not a JSON array"),
     ):
         bad.write_text(content)
         with pytest.raises(CtdError, match=message):

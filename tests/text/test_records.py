@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ctd_core.config.text import Arrow, Csv, HubDataset, JsonLines, Parquet
 from ctd_core.errors import CtdError, DocumentError, UsageError
-from ctd_core.text.corpora import plan_slices, read_slice
+from ctd_core.text.corpora import first_documents, plan_slices, read_slice
 from ctd_core.text.corpora.records import document_of
 from ctd_core.text.documents import Marker, Text, Turn
 
@@ -159,10 +159,56 @@ def test_tables_of_text_are_read_with_every_value_as_text(delimiter, tmp_path):
         read_all(Csv(kind="csv", paths=[str(tmp_path / "c.csv")], delimiter=delimiter, field="body"))
 
 
-def test_a_damaged_table_is_named_with_the_row(tmp_path):
-    (tmp_path / "c.csv").write_text("text,n\na,1\nb\n")
-    with pytest.raises(CtdError, match=r"c\.csv: cannot be read after row 0"):
-        read_all(Csv(kind="csv", paths=[str(tmp_path / "c.csv")]))
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"text,n\na,1\nb\n", CtdError, r"c\.csv:line 3: 1 values, and there are 2 names"),
+        (b'text,n\n"a,1\n', CtdError, r"c\.csv: cannot be read after line 2 \(unexpected end of data"),
+        (b"text,n\n\xff,1\n", CtdError, r"c\.csv: cannot be read after line"),
+        (b"text;n\na;1\n", UsageError, r"has no 'text'; there is text;n\. It seems to be separated by \";\": set"),
+        (b"text\tn\na\t1\n", UsageError, r'separated by "\\t": set corpus\.delimiter'),
+        (b"text,text\na,1\n", UsageError, "has several columns 'text'"),
+        (b"", UsageError, r"corpus\.paths: there is no document in \S+c\.csv"),
+    ],
+)
+def test_a_damaged_table_is_named_with_the_line(content, error, message, tmp_path):
+    (tmp_path / "c.csv").write_bytes(content)
+    with pytest.raises(error, match=message):
+        first_documents(Csv(kind="csv", paths=[str(tmp_path / "c.csv")]), 100, 10)
+
+
+def test_a_table_is_read_whatever_else_it_holds(tmp_path):
+    rows = [["1", "a", ""], ["2.5", "long " * 10**6, "x"], ["n/a", 'two\nlines, "quoted"', "2026-01-01"]]
+    with (tmp_path / "c.csv").open("w", newline="", encoding="utf-8-sig") as stream:
+        csv.writer(stream).writerows([["n", "text", "n"], *rows])
+    corpus = Csv(kind="csv", paths=[str(tmp_path / "c.csv")])
+    assert [document.text for document in read_all(corpus)] == [text for _, text, _ in rows]
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.ndjson", "c.jsonl", "a.jsonl.d/c.json"])
+@pytest.mark.parametrize("before", ["", " \n" * 5000])
+def test_a_json_array_is_known_by_its_content(name, before, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(before + json.dumps(ROWS))
+    assert [document.text for document in read_all(JsonLines(kind="jsonl", paths=[str(tmp_path / name)]))] == (
+        TEXTS_OF_ROWS
+    )
+
+
+def test_utf_16_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(ROWS), encoding="utf-16")
+    with pytest.raises(CtdError, match=r"c\.json: UTF-16 text\. Convert it to UTF-8"):
+        read_all(JsonLines(kind="jsonl", paths=[str(tmp_path / "c.json")]))
+
+
+def test_a_cut_arrow_stream_is_named_with_the_row(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    with ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    content = (tmp_path / "c.arrow").read_bytes()
+    (tmp_path / "c.arrow").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CtdError, match=r"c\.arrow: cannot be read after row \d+"):
+        read_all(Arrow(kind="arrow", paths=[str(tmp_path / "c.arrow")]))
 
 
 @pytest.mark.parametrize("new", [ipc.new_file, ipc.new_stream])

@@ -4,6 +4,7 @@ A format is a module with `plan`, which cuts a corpus into slices, and `read`, w
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +25,7 @@ from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
-__all__ = ["CorpusSlice", "corpus_files", "first_slice", "plan_slices", "read_slice"]
+__all__ = ["CorpusSlice", "corpus_files", "first_documents", "plan_slices", "read_slice"]
 
 FORMATS: dict[type[Corpus], ModuleType] = {
     Arrow: tables,
@@ -57,23 +58,26 @@ def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
     return slices
 
 
-def first_slice(corpus: Corpus, slice_bytes: int) -> CorpusSlice:
-    """The first of `plan_slices`, without looking further.
+def first_documents(corpus: Corpus, slice_bytes: int, count: int) -> list[Document | DocumentError]:
+    """The first documents of `corpus`, without looking further.
 
     Args:
         corpus: the corpus.
         slice_bytes: the size of a slice, about.
+        count: how many documents; fewer where it has no more.
 
     Returns:
-        The first slice.
+        At least one document, or why there is no text where one should be.
 
     Raises:
-        UsageError: as plan_slices.
+        UsageError: as plan_slices, or there is no document.
+        CtdError: as read_slice.
     """
-    for corpus_slice in FORMATS[type(corpus)].plan(corpus, slice_bytes):
-        first: CorpusSlice = corpus_slice
-        return first
-    raise UsageError(_nothing_in(corpus))
+    slices = FORMATS[type(corpus)].plan(corpus, slice_bytes)
+    documents = list(islice((document for part in slices for document in read_slice(corpus, part)), count))
+    if not documents:
+        raise UsageError(_nothing_in(corpus))
+    return documents
 
 
 def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | DocumentError]:
@@ -93,7 +97,12 @@ def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | Documen
 
 
 def _nothing_in(corpus: Corpus) -> str:
-    return f"corpus: there is nothing in {corpus!r}. Name files or a dataset that hold documents."
+    match corpus:
+        case HubDataset():
+            return f"corpus.name: there is no document in {corpus.name}, split {corpus.split}."
+        case JsonLines() | Parquet() | Csv() | Arrow() | TextFiles():
+            return f"corpus.paths: there is no document in {', '.join(corpus.paths)}."
+    return "corpus: there is no document in it."
 
 
 def corpus_files(corpus: Corpus) -> list[str]:

@@ -23,10 +23,10 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     for name, value in zip(corpus.columns, values, strict=True):
         if value is None:
             known = ", ".join(sorted(map(str, record))) if isinstance(record, Mapping) else f"a {type(record).__name__}"
-            option = "messages" if corpus.messages else "prompt and response" if corpus.prompt else "field"
             what = "messages" if corpus.messages else "text"
             return DocumentError(
-                f"no {what} in the field {name!r}", f"{path}, where there is {known}; corpus.{option} names it"
+                f"no {what} in the field {name!r}",
+                f"{path}: there is {known}. Which of a record's fields is read, {corpus.columns_option} says.",
             )
     try:
         if corpus.messages is not None:
@@ -45,13 +45,14 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     return Document(path, tuple(turns))
 
 
-def columns_of(corpus: Records, known: Sequence[str], source: str) -> list[str]:
+def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "") -> list[str]:
     """The columns of a table that are read: of a name such as data.text the first part, unless it is a column.
 
     Args:
         corpus: says which names hold the text, or the messages.
         known: the names of all columns.
         source: what messages call the table.
+        hint: what to say where a column is not there.
 
     Returns:
         Their names, each once.
@@ -62,9 +63,9 @@ def columns_of(corpus: Records, known: Sequence[str], source: str) -> list[str]:
     columns = list(dict.fromkeys(name if name in known else name.partition(".")[0] for name in corpus.columns))
     for column in columns:
         if known.count(column) > 1:
-            raise UsageError(f"corpus.field: {source} has several columns {column!r}. Name another.")
+            raise UsageError(f"{corpus.columns_option}: {source} has several columns {column!r}. Name another.")
         if column not in known:
-            raise UsageError(f"corpus.field: {source} has no {column!r}; there is {', '.join(known)}.")
+            raise UsageError(f"{corpus.columns_option}: {source} has no {column!r}; there is {', '.join(known)}.{hint}")
     return columns
 
 
@@ -92,7 +93,7 @@ def _text(value: Any, name: str) -> str:
             return value.decode()
         except UnicodeDecodeError as error:
             raise _Unreadable("not UTF-8 text", f"{error.reason} at byte {error.start}") from error
-    raise _Unreadable(f"no text in the field {name!r}", f"it holds a {type(value).__name__}; corpus.field names it")
+    raise _Unreadable(f"no text in the field {name!r}", f"it holds a {type(value).__name__}, and no string")
 
 
 def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
