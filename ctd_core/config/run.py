@@ -11,7 +11,7 @@ from ctd_core.config.models import Student, Teacher
 from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.secrets import fields_with_secrets
 from ctd_core.config.shards import Prepare
-from ctd_core.config.text import AnyCorpus, HeldOut, TrainedTokenizer
+from ctd_core.config.text import AnyCorpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
 
 
@@ -43,6 +43,10 @@ def _evaluation(run: RunConfig) -> Iterator[str]:
     held_out = [name for name, corpus in run.evaluate.sets.items() if isinstance(corpus, HeldOut)]
     if held_out and not run.corpus.held_out_fraction:
         yield f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0"
+    labels = run.corpus.labels if isinstance(run.corpus, Mixture) else []
+    for name, measured in run.evaluate.sets.items():
+        if isinstance(measured, HeldOut) and measured.source is not None and measured.source not in labels:
+            yield f"evaluate.sets.{name}.source is {measured.source!r}, and the corpus's sources are {labels}"
     if run.evaluate.sets and not run.prepare.targets:
         yield "evaluate.sets are measured against the teacher, which needs prepare.targets: true"
 

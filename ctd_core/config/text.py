@@ -1,6 +1,6 @@
 """Options of tokenizers and corpora."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,15 @@ class Corpus(Options):
         le=1,
         description="train on this fraction of the other documents; held-out sets have their own",
     )
+
+    @property
+    def parts(self) -> "list[Corpus]":
+        """The corpora that it consists of: itself, or the sources of a mixture."""
+        return [self]
+
+    def content_values(self) -> dict[str, Any]:
+        """The values that decide which documents there are, as JSON has them."""
+        return self.model_dump(mode="json")
 
 
 class Records(Corpus):
@@ -148,8 +157,77 @@ class GeneralText(Corpus):
     kind: Literal["general"]
 
 
+class Source(Options):
+    """A corpus in a mixture. `{kind: jsonl, paths: [a.jsonl], weight: 2}` is short for `{corpus: {…}, weight: 2}`."""
+
+    corpus: JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText = Field(
+        discriminator="kind", description="the corpus, without fractions of its own"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="its share of the bytes that are learned, of the sum of all weights"
+    )
+    label: str | None = Field(
+        default=None, pattern=r"^[\w.-]+$", description="what results call it; its kind and number by default"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_in_short(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "corpus" in values:
+            return values
+        own = {name: value for name, value in values.items() if name in ("weight", "label")}
+        return own | {"corpus": {name: value for name, value in values.items() if name not in own}}
+
+    @model_validator(mode="after")
+    def _takes_the_mixture_s_fractions(self) -> "Source":
+        if self.corpus.held_out_fraction or self.corpus.sample_fraction != 1:
+            raise ValueError("held_out_fraction and sample_fraction belong to the mixture, not to its sources")
+        return self
+
+
+class Mixture(Corpus):
+    """Several corpora, each learned as often or as little as its weight asks: of no text are there two copies."""
+
+    kind: Literal["mixture"]
+    sources: list[Source] = Field(min_length=1, description="the corpora, each with a weight")
+
+    @model_validator(mode="after")
+    def _labels_are_different(self) -> "Mixture":
+        if len(self.shares) < len(self.sources):
+            raise ValueError(f"labels of sources have to be different: {', '.join(self.labels)}")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        """What results call each source."""
+        return [source.label or f"{source.corpus.kind}-{number}" for number, source in enumerate(self.sources)]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source by its label; together 1."""
+        total = sum(source.weight for source in self.sources)
+        return dict(zip(self.labels, (source.weight / total for source in self.sources), strict=True))
+
+    @property
+    def parts(self) -> list[Corpus]:
+        """The sources' corpora."""
+        return [source.corpus for source in self.sources]
+
+    def source(self, label: str) -> Corpus:
+        """The corpus of one source, with the mixture's fractions; raises KeyError where there is none."""
+        corpus = dict(zip(self.labels, self.parts, strict=True))[label]
+        return corpus.model_copy(
+            update={"held_out_fraction": self.held_out_fraction, "sample_fraction": self.sample_fraction}
+        )
+
+    def content_values(self) -> dict[str, Any]:
+        """All values but the weights, which training alone heeds."""
+        return self.model_dump(mode="json", exclude={"sources": {"__all__": {"weight"}}})
+
+
 AnyCorpus = Annotated[
-    JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText, Field(discriminator="kind")
+    JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText | Mixture,
+    Field(discriminator="kind"),
 ]
 
 
@@ -157,4 +235,7 @@ class HeldOut(Options):
     """The held-out documents of the run's own corpus."""
 
     kind: Literal["held_out"]
+    source: str | None = Field(
+        default=None, description="of a mixture: the label of the source, all of them by default"
+    )
     sample_fraction: float = Field(default=1.0, gt=0, le=1, description="use this fraction of them")

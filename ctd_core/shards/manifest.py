@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,18 @@ class Manifest(Record):
     origin: Origin
     counts: Counts
     shards: list[ShardEntry]
+    sources: dict[str, int] = Field(
+        default={}, description="of a mixture: how many shards are of each source, which follow one another"
+    )
+
+    @property
+    def counts_by_source(self) -> dict[str, Counts]:
+        """The counts of each source of a mixture; none of any other corpus."""
+        shards = iter(self.shards)
+        return {
+            label: add_counts([shard.counts for shard in islice(shards, count)])
+            for label, count in self.sources.items()
+        }
 
 
 def count_rows(
@@ -164,10 +177,12 @@ def tokenizer_fingerprint(tokenizer: PreparedTokenizer) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def build_manifest(origin: Origin, shards: list[ShardEntry]) -> Manifest:
-    """The manifest of `shards`, in order."""
+def build_manifest(origin: Origin, shards: list[ShardEntry], sources: Mapping[str, int] | None = None) -> Manifest:
+    """The manifest of `shards`, in order; `sources`, see Manifest."""
     counts = add_counts([shard.counts for shard in shards])
-    return Manifest(schema_version=SCHEMA_VERSION, origin=origin, counts=counts, shards=shards)
+    return Manifest(
+        schema_version=SCHEMA_VERSION, origin=origin, counts=counts, shards=shards, sources=dict(sources or {})
+    )
 
 
 def parse_manifest(text: str, source: str) -> Manifest:

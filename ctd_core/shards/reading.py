@@ -33,4 +33,4 @@ class ShardSet(MemoryRows):
                 raise CtdError(f"{folder.name}: the manifest's counts are not those of its shards. Prepare again.")
             for entry, batch in zip(filled, batches, strict=True):
                 check_columns(batch, entry.counts, f"{folder.name}/{entry.file}")
-        super().__init__(folder.name, batches, self.manifest.counts)
+        super().__init__(folder.name, batches, self.manifest.counts, self.manifest.counts_by_source)

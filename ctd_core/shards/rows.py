@@ -1,6 +1,7 @@
 """Rows to train on and to measure on, by number, whatever holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +17,13 @@ Rows = npt.NDArray[np.int64]
 class RowSource(Protocol):
     """R rows of ALIGNMENT_SCHEMA, and of TARGET_FIELDS and TOP_FIELDS where `has_targets` and `has_top` say so.
 
-    name: what messages call it. counts: what it holds.
+    name: what messages call it. counts: what it holds. counts_by_source: what of each source of a mixture, whose rows
+    follow one another in this order; none of any other corpus.
     """
 
     name: str
     counts: Counts
+    counts_by_source: Mapping[str, Counts]
     has_targets: bool
     has_top: bool
 
@@ -39,8 +42,14 @@ class RowSource(Protocol):
 class MemoryRows:
     """The rows of record batches, numbered through; a RowSource. batches: these."""
 
-    def __init__(self, name: str, batches: Sequence[pa.RecordBatch], counts: Counts) -> None:
-        self.name, self.batches, self.counts = name, batches, counts
+    def __init__(
+        self,
+        name: str,
+        batches: Sequence[pa.RecordBatch],
+        counts: Counts,
+        counts_by_source: Mapping[str, Counts] = MappingProxyType({}),
+    ) -> None:
+        self.name, self.batches, self.counts, self.counts_by_source = name, batches, counts, counts_by_source
         self.has_targets, self.has_top = (
             all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
         )

@@ -16,7 +16,7 @@ from ctd_core.evaluation.metrics import Metrics
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
-from ctd_core.shards.batches import Batch, Rows, collate, micro_batches
+from ctd_core.shards.batches import Batch, MixedRows, Rows, collate, micro_batches, mixed_micro_batches
 from ctd_core.shards.rows import RowSource
 from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
@@ -60,6 +60,7 @@ def train(
     worker: Worker = ALONE,
     online: OnlineTeacher | None = None,
     extra_shards: Mapping[str | None, RowSource] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> None:
     """Train `student` in place.
 
@@ -74,6 +75,8 @@ def train(
         online: the teacher on the worker's device; it has to be given where an objective needs it.
         extra_shards: rows of further teachers, by name: a step takes as many micro-batches of each, for the objectives
             that name it.
+        shares: by the label of each source of a mixture its share of the bytes that are learned; without them the
+            sources count as one corpus.
 
     Raises:
         CtdError: with the step and the rows, where the loss is not finite; where no objective finds anything to
@@ -89,7 +92,7 @@ def train(
     wrapped = distribute(student, options, worker.device, autocast)
     optimizer = make_optimizer(student, options)
     done = load_checkpoint(start, student, optimizer) if start is not None else 0
-    streams = _streams(options, sources, done)
+    streams = _streams(options, sources, shares, done)
     compared = 0.0
     for step in range(done, options.steps):
         batches = _next_batches(options, streams, sources, worker)
@@ -143,16 +146,31 @@ def _ready(
     return objectives
 
 
-def _streams(options: Train, sources: Mapping[str | None, RowSource], done: int) -> dict[str | None, Iterator[Rows]]:
+def _streams(
+    options: Train, sources: Mapping[str | None, RowSource], shares: Mapping[str, float] | None, done: int
+) -> dict[str | None, Iterator[Rows]]:
     """The row numbers of each teacher's micro-batches, from step `done` on."""
     return {
-        name: islice(
-            micro_batches(shards.student_lengths(), options.batch_tokens, options.seed),
-            done * options.gradient_accumulation,
-            None,
-        )
+        name: islice(_stream(options, shards, shares), done * options.gradient_accumulation, None)
         for name, shards in sources.items()
     }
+
+
+def _stream(options: Train, shards: RowSource, shares: Mapping[str, float] | None) -> Iterator[Rows]:
+    """The row numbers of one teacher's micro-batches."""
+    lengths = shards.student_lengths()
+    if not shares:
+        return micro_batches(lengths, options.batch_tokens, options.seed)
+    mixed, start = [], 0
+    for label, counts in shards.counts_by_source.items():
+        if not counts.rows:
+            raise CtdError(
+                f"{shards.name}: the source {label} holds no rows to learn from. Take it out of the mixture."
+            )
+        numbers = np.arange(start, start + counts.rows)
+        mixed.append(MixedRows(numbers, counts.text_bytes / counts.student_tokens, shares[label]))
+        start += counts.rows
+    return mixed_micro_batches(lengths, mixed, options.batch_tokens, options.seed)
 
 
 def _next_batches(

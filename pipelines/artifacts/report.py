@@ -108,6 +108,10 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
     """What the shards hold and where they are, a row for each set."""
     columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk"]
     columns += ["scored", "one-to-one"]
+    counted = {}
+    for name, manifest in manifests.items():
+        counted[name] = manifest.counts
+        counted |= {f"{name}: {label}": counts for label, counts in manifest.counts_by_source.items()}
     rows = [
         [
             name,
@@ -122,7 +126,7 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
             f"{counts.scored_bytes / max(counts.text_bytes, 1):.1%}",
             f"{counts.one_to_one_chunks / max(counts.scored_chunks, 1):.1%}",
         ]
-        for name, counts in ((name, manifest.counts) for name, manifest in manifests.items())
+        for name, counts in counted.items()
     ]
     caption = "\n".join(f"{name}: {locations[name]}" for name in manifests)
     return TextTable(columns, rows, "prepared", caption)

@@ -22,7 +22,7 @@ from typing import Any
 from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
-from ctd_core.config.text import Corpus, HeldOut, PretrainedTokenizer, TrainedTokenizer
+from ctd_core.config.text import Corpus, HeldOut, Mixture, PretrainedTokenizer, TrainedTokenizer
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import with_values
 from ctd_core.errors import UsageError
@@ -97,6 +97,11 @@ class RunPlan:
     def shard_cache(self) -> Cache:
         """Where copies of remote shards lie on this machine."""
         return Cache(_user_cache() / "shards", self.config.prepare.cache_bytes)
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """By the label of each source of a mixture its share of the training; None of any other corpus."""
+        return self.config.corpus.shares if isinstance(self.config.corpus, Mixture) else None
 
     @property
     def training_sets(self) -> dict[str | None, DatasetPlan]:
@@ -218,7 +223,9 @@ def _tokenizer_fingerprint(config: RunConfig, corpus_content: str) -> str:
         content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
         return fingerprint(options, content or weights_fingerprint(chosen.name, chosen.revision))
     if isinstance(chosen, TrainedTokenizer):
-        return fingerprint(options, config.corpus.model_dump(mode="json", exclude={"sample_fraction"}), corpus_content)
+        values = config.corpus.content_values()
+        values.pop("sample_fraction")
+        return fingerprint(options, values, corpus_content)
     return fingerprint(options)
 
 
@@ -238,7 +245,8 @@ def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init:
     options = config.train.result_values()
     options["autocast"] = config.train.use_gpu and config.train.autocast == "auto"  # losses in bfloat16 are others
     names = [None, *config.extra_teachers]
-    return f"train-{fingerprint(options, [datasets[_train_set(name)].stamp for name in names], init.name)}"
+    shares = [config.corpus.shares] if isinstance(config.corpus, Mixture) else []
+    return f"train-{fingerprint(options, [datasets[_train_set(name)].stamp for name in names], init.name, *shares)}"
 
 
 def _plan_datasets(
@@ -248,7 +256,8 @@ def _plan_datasets(
     sets: dict[str, tuple[str | None, Corpus, float | None]] = {TRAIN_SET: (None, corpus, None)}
     for name, measured in config.evaluate.sets.items():
         if isinstance(measured, HeldOut):
-            sets[name] = None, corpus, measured.sample_fraction
+            documents = corpus.source(measured.source) if isinstance(corpus, Mixture) and measured.source else corpus
+            sets[name] = None, documents, measured.sample_fraction
         else:
             sets[name] = None, measured, None
     for extra in config.extra_teachers:
@@ -264,7 +273,7 @@ def _plan_datasets(
             tokenizer,
             [config.student.begin_token, config.student.end_token, config.student.chat_of],
             _teacher_fingerprint(teacher, weights[teacher_name]),
-            documents.model_dump(mode="json"),
+            documents.content_values(),
             held_out,
             content,
             config.prepare.result_values(),

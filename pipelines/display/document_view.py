@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 
 from rich.text import Text
 
 from ctd_core.align.documents import SCORED, AlignedText, align_documents
 from ctd_core.config.run import RunConfig
 from ctd_core.errors import DocumentError
-from ctd_core.text.corpora import plan_slices, read_slice
+from ctd_core.text.corpora import read_documents
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -38,7 +38,7 @@ class ShownDocument:
 def show_documents(
     config: RunConfig, student: PreparedTokenizer, teacher: PreparedTokenizer, count: int
 ) -> Iterator[ShownDocument]:
-    """The first documents that the run trains on.
+    """The first documents that the run trains on, of the sources of a mixture in turn.
 
     Args:
         config: the run's options.
@@ -49,9 +49,12 @@ def show_documents(
     Yields:
         A document.
     """
-    slices = plan_slices(config.corpus, config.prepare.slice_bytes)
-    documents = chain.from_iterable(read_slice(config.corpus, part) for part in slices)
-    for document in islice(training_documents(config.corpus, documents), count):
+    sources = [
+        training_documents(config.corpus, read_documents(part, config.prepare.slice_bytes))
+        for part in config.corpus.parts
+    ]
+    taken = chain.from_iterable(zip_longest(*sources))
+    for document in islice((document for document in taken if document is not None), count):
         if isinstance(document, DocumentError):
             yield ShownDocument("", [], f"{document.reason}: {document}")
             continue

@@ -32,7 +32,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import shard_bytes
 from ctd_core.shards.manifest import Counts
 from ctd_core.shards.rows import MemoryRows, RowSource
-from ctd_core.text.corpora import plan_slices, read_slice
+from ctd_core.text.corpora import CorpusSlice, plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document, is_unicode
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
@@ -134,18 +134,21 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
 
 
 def _sample(config: RunConfig) -> tuple[list[Document], float]:
-    """Some documents from the first slice of the corpus with any, and the bytes of all that it will be trained on."""
-    corpus = config.corpus
-    slices = plan_slices(corpus, config.prepare.slice_bytes)
+    """Some documents from the first slice of each source with any, and the bytes of all that it will be trained on."""
+    sampled: list[Document] = []
+    total = 0.0
+    for part in config.corpus.parts:
+        slices = plan_slices(part, config.prepare.slice_bytes)
 
-    def texts(number: int) -> list[Document]:
-        found = training_documents(corpus, read_slice(corpus, slices[number]))
-        return [document for document in found if not isinstance(document, DocumentError) and is_unicode(document.text)]
+        def texts(item: CorpusSlice, part: Corpus = part) -> list[Document]:
+            found = training_documents(config.corpus, read_slice(part, item))
+            return [text for text in found if not isinstance(text, DocumentError) and is_unicode(text.text)]
 
-    first = next((found for number in range(len(slices)) if (found := texts(number))), [])
-    first_bytes, last_bytes = (_bytes_of(documents) for documents in (first, texts(-1)))
-    every = max(1, first_bytes // SAMPLE_BYTES)
-    return first[::every], first_bytes * (len(slices) - 1) + last_bytes
+        first = next((found for item in slices if (found := texts(item))), [])
+        first_bytes, last_bytes = (_bytes_of(documents) for documents in (first, texts(slices[-1])))
+        sampled += first[:: max(1, first_bytes * len(config.corpus.parts) // SAMPLE_BYTES)]
+        total += first_bytes * (len(slices) - 1) + last_bytes
+    return sampled, total
 
 
 def _bytes_of(documents: list[Document]) -> int:

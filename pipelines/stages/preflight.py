@@ -5,17 +5,18 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
-from ctd_core.config.text import Corpus, HeldOut, Records, TrainedTokenizer
+from ctd_core.config.text import Corpus, HeldOut, Mixture, Records, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
-from ctd_core.text.corpora import first_documents
+from ctd_core.text.corpora import read_documents
 from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
 from ctd_core.text.tokenizers import bytes_tokenizer
@@ -76,8 +77,20 @@ def _check(config: RunConfig) -> Iterator[str]:
 
 
 def _holds_conversations(config: RunConfig) -> bool:
-    corpora = [config.corpus, *(corpus for corpus in config.evaluate.sets.values() if not isinstance(corpus, HeldOut))]
-    return any(isinstance(corpus, Records) and corpus.is_chat for corpus in corpora)
+    return any(isinstance(corpus, Records) and corpus.is_chat for corpus in _corpora(config).values())
+
+
+def _corpora(config: RunConfig) -> dict[str, Corpus]:
+    """All corpora by the name of their option; of a mixture its sources."""
+    named: dict[str, Corpus] = {"corpus": config.corpus}
+    for name, measured in config.evaluate.sets.items():
+        if not isinstance(measured, HeldOut):
+            named[f"evaluate.sets.{name}"] = measured
+    corpora = {}
+    for option, corpus in named.items():
+        for number, part in enumerate(corpus.parts):
+            corpora[f"{option}.sources.{number}" if isinstance(corpus, Mixture) else option] = part
+    return corpora
 
 
 def _check_windows(config: RunConfig) -> None:
@@ -139,12 +152,8 @@ def _check_writable(field: str, location: str) -> None:
 
 def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterator[str]:
     """Which of the first documents of each corpus will be dropped; raises UsageError where all of them will."""
-    corpora: dict[str, Corpus] = {"corpus": config.corpus}
-    for name, measured in config.evaluate.sets.items():
-        if not isinstance(measured, HeldOut):
-            corpora[f"evaluate.sets.{name}"] = measured
-    for where, corpus in corpora.items():
-        documents = first_documents(corpus, config.prepare.slice_bytes, FIRST_DOCUMENTS)
+    for where, corpus in _corpora(config).items():
+        documents = list(islice(read_documents(corpus, config.prepare.slice_bytes), FIRST_DOCUMENTS))
         errors = [error for document in documents if (error := _why_dropped(document, templates)) is not None]
         if len(errors) == len(documents):
             raise UsageError(

@@ -9,6 +9,7 @@ import ray
 
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
+from ctd_core.config.text import Corpus, Mixture
 from ctd_core.errors import CtdError
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.files import (
@@ -129,7 +130,8 @@ def _finish(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], toke
         config=json.loads(config.model_dump_json(include={"student", "corpus", "prepare"}))
         | {"teacher": json.loads(dataset.teacher.model_dump_json())},
     )
-    manifest = build_manifest(origin, [shards[shard_file(corpus_slice.number)] for corpus_slice in slices])
+    entries = [shards[shard_file(corpus_slice.number)] for corpus_slice in slices]
+    manifest = build_manifest(origin, entries, _shards_of_sources(dataset.corpus, slices))
     counts = manifest.counts
     check_dropped(counts, config.prepare.max_dropped_fraction)
     _report_documents(dataset.name, counts)
@@ -139,6 +141,12 @@ def _finish(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], toke
             f"{counts.empty_documents} of them empty). Take more documents, or a larger held_out_fraction."
         )
     write_manifest(folder, manifest)
+
+
+def _shards_of_sources(corpus: Corpus, slices: list[CorpusSlice]) -> dict[str, int]:
+    if not isinstance(corpus, Mixture):
+        return {}
+    return {label: sum(item.part == number for item in slices) for number, label in enumerate(corpus.labels)}
 
 
 def _report_documents(name: str, counts: Counts) -> None:

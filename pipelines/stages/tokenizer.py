@@ -11,7 +11,7 @@ from ctd_core.config.text import TrainedTokenizer
 from ctd_core.errors import DocumentError
 from ctd_core.models.tokenizers import build_student_tokenizer
 from ctd_core.storage.atomic import atomic_directory
-from ctd_core.text.corpora import plan_slices, read_slice
+from ctd_core.text.corpora import in_turn, plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -64,10 +64,10 @@ def _train(config: RunConfig, options: TrainedTokenizer) -> PreTrainedTokenizerF
 
 
 def _texts(config: RunConfig, max_text_bytes: int) -> Iterator[str]:
-    """The corpus without its held-out documents, the sample and the rest alike."""
+    """The corpus without its held-out documents, the sample and the rest alike; sources of a mixture in turn."""
     corpus = config.corpus.model_copy(update={"sample_fraction": 1.0})
     total = 0
-    for corpus_slice in plan_slices(config.corpus, config.prepare.slice_bytes):
+    for corpus_slice in in_turn(plan_slices(config.corpus, config.prepare.slice_bytes)):
         for document in training_documents(corpus, read_slice(corpus, corpus_slice)):
             if isinstance(document, DocumentError) or not is_unicode(document.text):
                 continue  # counted and dropped when it is encoded

@@ -97,7 +97,10 @@ def run_worker(
     online = online_teacher(plan, tokenizer, student, worker.device)
     try:
         hooks = Hooks(on_step, on_checkpoint, evaluate, stops_after)
-        train(plan.config.train, student, sources.pop(None), hooks, start, worker, online, extra_shards=sources)
+        train(
+            plan.config.train, student, sources.pop(None), hooks, start, worker, online,
+            extra_shards=sources, shares=plan.shares,
+        )  # fmt: skip
     finally:
         if recorder is not None:
             recorder.close()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ctd_core.config.text import Arrow, Csv, HubDataset, JsonLines, Parquet
 from ctd_core.errors import CtdError, DocumentError, UsageError
-from ctd_core.text.corpora import first_documents, plan_slices, read_slice
+from ctd_core.text.corpora import plan_slices, read_documents, read_slice
 from ctd_core.text.corpora.records import document_of
 from ctd_core.text.documents import Marker, Text, Turn
 
@@ -174,7 +174,7 @@ def test_tables_of_text_are_read_with_every_value_as_text(delimiter, tmp_path):
 def test_a_damaged_table_is_named_with_the_line(content, error, message, tmp_path):
     (tmp_path / "c.csv").write_bytes(content)
     with pytest.raises(error, match=message):
-        first_documents(Csv(kind="csv", paths=[str(tmp_path / "c.csv")]), 100, 10)
+        list(read_documents(Csv(kind="csv", paths=[str(tmp_path / "c.csv")]), 100))
 
 
 def test_a_table_is_read_whatever_else_it_holds(tmp_path):

@@ -3,8 +3,9 @@
 A format is a module with `plan`, which cuts a corpus into slices, and `read`, which yields the documents of one.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from ctd_core.config.text import (
     GeneralText,
     HubDataset,
     JsonLines,
+    Mixture,
     Parquet,
     StdlibDocs,
     TextFiles,
@@ -25,7 +27,7 @@ from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
-__all__ = ["CorpusSlice", "corpus_files", "first_documents", "plan_slices", "read_slice"]
+__all__ = ["CorpusSlice", "corpus_files", "in_turn", "plan_slices", "read_documents", "read_slice"]
 
 FORMATS: dict[type[Corpus], ModuleType] = {
     Arrow: tables,
@@ -47,37 +49,51 @@ def plan_slices(corpus: Corpus, slice_bytes: int) -> list[CorpusSlice]:
         slice_bytes: the size of a slice, about.
 
     Returns:
-        All slices, in order.
+        All slices, in order: those of a mixture's sources one source after another.
 
     Raises:
         UsageError: a file is missing or there is nothing to read.
     """
-    slices = list(FORMATS[type(corpus)].plan(corpus, slice_bytes))
-    if not slices:
-        raise UsageError(_nothing_in(corpus))
+    slices: list[CorpusSlice] = []
+    for number, part in enumerate(corpus.parts):
+        found = list(FORMATS[type(part)].plan(part, slice_bytes))
+        if not found:
+            raise UsageError(_nothing_in(part))
+        slices += [replace(item, number=len(slices) + item.number, part=number) for item in found]
     return slices
 
 
-def first_documents(corpus: Corpus, slice_bytes: int, count: int) -> list[Document | DocumentError]:
-    """The first documents of `corpus`, without looking further.
+def in_turn(slices: list[CorpusSlice]) -> list[CorpusSlice]:
+    """`slices` with those of a mixture's sources in turn, so that the first of them hold something of each."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for item in slices:
+        ranks.append((seen[item.part], item.part))
+        seen[item.part] += 1
+    return [slices[place] for place in sorted(range(len(slices)), key=ranks.__getitem__)]
+
+
+def read_documents(corpus: Corpus, slice_bytes: int) -> Iterator[Document | DocumentError]:
+    """The documents of all slices, read as they are asked for.
 
     Args:
-        corpus: the corpus.
+        corpus: the corpus, which is no mixture.
         slice_bytes: the size of a slice, about.
-        count: how many documents; fewer where it has no more.
 
-    Returns:
-        At least one document, or why there is no text where one should be.
+    Yields:
+        A document, or why there is no text where one should be: at least one.
 
     Raises:
         UsageError: as plan_slices, or there is no document.
         CtdError: as read_slice.
     """
-    slices = FORMATS[type(corpus)].plan(corpus, slice_bytes)
-    documents = list(islice((document for part in slices for document in read_slice(corpus, part)), count))
-    if not documents:
+    is_empty = True
+    for part in FORMATS[type(corpus)].plan(corpus, slice_bytes):
+        for document in read_slice(corpus, part):
+            is_empty = False
+            yield document
+    if is_empty:
         raise UsageError(_nothing_in(corpus))
-    return documents
 
 
 def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | DocumentError]:
@@ -93,6 +109,7 @@ def read_slice(corpus: Corpus, part: CorpusSlice) -> Iterator[Document | Documen
     Raises:
         CtdError: the slice cannot be read; the message names the path.
     """
+    corpus = corpus.parts[part.part]
     yield from FORMATS[type(corpus)].read(corpus, part)
 
 
@@ -107,6 +124,8 @@ def _nothing_in(corpus: Corpus) -> str:
 
 def corpus_files(corpus: Corpus) -> list[str]:
     """The locations of the files that `corpus` is read from; none where it is a dataset of a hub, or in no files."""
+    if isinstance(corpus, Mixture):
+        return list(dict.fromkeys(file for part in corpus.parts for file in corpus_files(part)))
     if isinstance(corpus, JsonLines | Parquet | Csv | Arrow | TextFiles):
         return matching_files(corpus.paths)
     folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None

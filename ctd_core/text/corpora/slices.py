@@ -16,7 +16,8 @@ Item = TypeVar("Item")
 class CorpusSlice:
     """`start` to `stop` of `source`, in bytes, row groups, rows or files, as the format has it.
 
-    A corpus that lies in no files has its `documents` here, one of complete files their names in `files`.
+    A corpus that lies in no files has its `documents` here, one of complete files their names in `files`. part: which
+    of the parts of a mixture it is of.
     """
 
     number: int
@@ -25,6 +26,7 @@ class CorpusSlice:
     stop: int
     documents: tuple[Document, ...] = ()
     files: tuple[str, ...] = ()
+    part: int = 0
 
 
 def training_documents(
