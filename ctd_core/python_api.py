@@ -16,7 +16,7 @@ from ctd_core.config.models import Teacher
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import Metrics, metrics_of
+from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.models.building import build_scorer, logprob_model
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
@@ -31,7 +31,7 @@ from ctd_core.text.documents import plain_document
 from ctd_core.text.encoding import encode_pairs
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
-from ctd_core.training.loop import Hooks
+from ctd_core.training.loop import Hooks, Metrics
 from ctd_core.training.loop import train as train_loop
 
 

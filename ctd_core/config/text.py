@@ -39,6 +39,7 @@ class Corpus(Options):
         le=1,
         description="train on this fraction of the other documents; held-out sets have their own",
     )
+    deduplicate: bool = Field(default=False, description="leave out documents that are the same as an earlier one")
 
     @property
     def parts(self) -> "list[Corpus]":
@@ -180,8 +181,10 @@ class Source(Options):
 
     @model_validator(mode="after")
     def _takes_the_mixture_s_fractions(self) -> "Source":
-        if self.corpus.held_out_fraction or self.corpus.sample_fraction != 1:
-            raise ValueError("held_out_fraction and sample_fraction belong to the mixture, not to its sources")
+        if self.corpus.held_out_fraction or self.corpus.sample_fraction != 1 or self.corpus.deduplicate:
+            raise ValueError(
+                "held_out_fraction, sample_fraction and deduplicate belong to the mixture, not to its sources"
+            )
         return self
 
 
@@ -217,7 +220,7 @@ class Mixture(Corpus):
         """The corpus of one source, with the mixture's fractions; raises KeyError where there is none."""
         corpus = dict(zip(self.labels, self.parts, strict=True))[label]
         return corpus.model_copy(
-            update={"held_out_fraction": self.held_out_fraction, "sample_fraction": self.sample_fraction}
+            update={name: getattr(self, name) for name in ("held_out_fraction", "sample_fraction", "deduplicate")}
         )
 
     def content_values(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 Logprobs = npt.NDArray[np.float64]
-Metrics = dict[str, float]  # figures of a step, by name
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ class Counts(Record):
     documents: int = 0
     empty_documents: int = 0
     dropped: dict[str, Dropped] = Field({}, description="by reason")
+    duplicate_documents: int = Field(
+        default=0, description="left out by corpus.deduplicate; they are none of documents"
+    )
     with_special_tokens: int = Field(0, description="documents whose text holds names of special tokens")
     special_token_example: str = ""
     rows: int = 0

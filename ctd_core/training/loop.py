@@ -12,7 +12,6 @@ import torch
 from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, Interrupted, Recurring
-from ctd_core.evaluation.metrics import Metrics
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
@@ -24,6 +23,7 @@ from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective
 from ctd_core.training.workers import ALONE, Worker, distribute
 
 EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
+Metrics = dict[str, float]  # of a step, by name
 
 
 @dataclasses.dataclass(frozen=True)

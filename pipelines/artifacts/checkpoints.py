@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ctd_core.errors import CtdError
-from ctd_core.evaluation.metrics import Metrics
 from ctd_core.storage.atomic import atomic_directory
 from ctd_core.storage.locations import below, delete_folder, is_uri, names_in
 from ctd_core.training.checkpoint_index import is_complete
+from ctd_core.training.loop import Metrics
 from ctd_core.training.workers import ALONE, Worker
 
 CHECKPOINTS_KEPT = 2

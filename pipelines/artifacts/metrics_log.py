@@ -8,7 +8,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from ctd_core.evaluation.metrics import Metrics
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.metrics_file import EVALUATION, read_metrics, step_words
 
@@ -31,7 +30,7 @@ class MetricsLog:
         self._events.write_event(Event(step=done + 1, wall_time=time.time(), session_log=begins))
         self._flushed = self._last
 
-    def add(self, metrics: Metrics, evaluation: str | None = None) -> str:
+    def add(self, metrics: dict[str, float], evaluation: str | None = None) -> str:
         """Append a step; returns it in a few words. `evaluation`: the fingerprint of the sets it was measured on."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now

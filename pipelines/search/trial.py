@@ -7,7 +7,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from ctd_core.errors import Recurring
-from ctd_core.evaluation.metrics import Metrics
+from ctd_core.training.loop import Metrics
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.failure import raise_failure, write_failure
 from pipelines.artifacts.metrics_file import EVALUATION, METRICS_FILE, read_metrics

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import METRICS, Likelihoods, Metrics, metric_key, metrics_of
+from ctd_core.evaluation.metrics import METRICS, Likelihoods, metric_key, metrics_of
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.reading import ShardSet
+from ctd_core.training.loop import Metrics
 from pipelines.artifacts.run_plan import RunPlan
 
 

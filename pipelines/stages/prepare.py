@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from itertools import compress
 from typing import Any
 
 import ray
@@ -34,6 +35,7 @@ from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.display.progress import progress
+from pipelines.stages.prepare_duplicates import without_duplicates
 from pipelines.stages.prepare_progress import SliceProgress, Tally, watched
 from pipelines.stages.prepare_scoring import ScoringActor
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, encode, encode_and_write, raise_error_of
@@ -80,11 +82,14 @@ def _open_tasks(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice]) 
     if finished:
         logger.info("prepare: %s: %d of %d shards are there already", dataset.name, len(finished), len(slices))
     fragmented = 1.0 if dataset.name in plan.config.evaluate.sets else options.fragmented_fraction
-    return [
+    tasks = [
         SliceTask(dataset.corpus, dataset.held_out_fraction, fragmented, dataset.location, corpus_slice)
         for corpus_slice in slices
-        if shard_file(corpus_slice.number) not in finished
     ]
+    is_open = [shard_file(task.slice.number) not in finished for task in tasks]
+    if dataset.corpus.deduplicate and any(is_open):
+        tasks = without_duplicates(dataset.name, tasks)
+    return list(compress(tasks, is_open))
 
 
 def _make_shards(
@@ -150,7 +155,9 @@ def _shards_of_sources(corpus: Corpus, slices: list[CorpusSlice]) -> dict[str, i
 
 
 def _report_documents(name: str, counts: Counts) -> None:
-    """Report which documents were dropped, and which hold what may have been meant as special tokens."""
+    """Report which documents were dropped or left out, and which hold what may have been meant as special tokens."""
+    if counts.duplicate_documents:
+        logger.info("prepare: %s: %d documents left out, the same as earlier ones", name, counts.duplicate_documents)
     for reason, dropped in counts.dropped.items():
         logger.warning(
             "prepare: %s: %d documents dropped: %s, such as %s", name, dropped.documents, reason, dropped.example

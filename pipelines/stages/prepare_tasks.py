@@ -1,7 +1,7 @@
 """What a worker of `ctd prepare` does to one slice of a corpus. Light to import: it brings no torch into the worker."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,7 @@ class SliceTask:
     """One slice of one set, which becomes one shard: a row of the stream holds one, pickled.
 
     held_out_fraction: see DatasetPlan. fragmented_fraction: how many of the windows to keep, see
-    align.window_selection.
+    align.window_selection. duplicates: the positions in the slice of documents to leave out.
     """
 
     corpus: Corpus
@@ -37,11 +37,22 @@ class SliceTask:
     fragmented_fraction: float
     location: str
     slice: CorpusSlice
+    duplicates: frozenset[int] = frozenset()
 
     @property
     def key(self) -> str:
         """The slice's name among those of all sets."""
         return f"{self.location}/{self.slice.number}"
+
+    def documents(self) -> Iterator[tuple[int, Document | DocumentError]]:
+        """The documents of the slice that are of the set, each with its position in the slice."""
+        for position, document in enumerate(read_slice(self.corpus, self.slice)):
+            if self.held_out_fraction is None:
+                chosen = list(training_documents(self.corpus, [document]))
+            else:
+                chosen = list(held_out_documents(self.corpus, self.held_out_fraction, [document]))
+            if chosen and position not in self.duplicates:
+                yield position, document
 
 
 @lru_cache(maxsize=1)
@@ -64,19 +75,14 @@ def align_slice(
             report(SliceProgress(text_bytes))
         return document
 
-    documents = read_slice(task.corpus, task.slice)
-    chosen = (
-        training_documents(task.corpus, documents)
-        if task.held_out_fraction is None
-        else held_out_documents(task.corpus, task.held_out_fraction, documents)
-    )
-    return build_rows(
+    rows, counts = build_rows(
         *shared_tokenizers(tokenizers),
-        map(reported, chosen),
+        (reported(document) for _, document in task.documents()),
         options.student_window_tokens,
         options.teacher_window_tokens,
         task.fragmented_fraction,
     )
+    return rows, counts.model_copy(update={"duplicate_documents": len(task.duplicates)})
 
 
 def write_slice(task: SliceTask, rows: pa.RecordBatch, counts: Counts) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctd_core.errors import UsageError
-from ctd_core.evaluation.metrics import Metrics
 from ctd_core.models.model_config import num_embeddings
 from ctd_core.shards.manifest import check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.storage.locations import open_to_read
-from ctd_core.training.loop import Stopped
+from ctd_core.training.loop import Metrics, Stopped
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done

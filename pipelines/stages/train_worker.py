@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ctd_core.errors import Recurring
-from ctd_core.evaluation.metrics import METRICS, Metrics, metric_key
+from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import RowSource
-from ctd_core.training.loop import Hooks, Stopped, train
+from ctd_core.training.loop import Hooks, Metrics, Stopped, train
 from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.checkpoints import checkpoint_writer, starting_checkpoint, steps_done

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ctd_core.config.run import RunConfig
 from ctd_core.errors import UsageError
 from ctd_core.shards import schema
+from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training.loop import _stream
 from pipelines.artifacts.metrics_file import read_metrics
@@ -81,6 +82,24 @@ def test_other_weights_are_another_training_on_the_same_shards(mixed):
     assert first.datasets.keys() == second.datasets.keys()
     assert all(first.datasets[name].location == second.datasets[name].location for name in first.datasets)
     assert first.training != second.training
+
+
+def test_duplicates_are_left_out_once_for_all_sources(mixed, tmp_path):
+    unique = texts(60, seed=4)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*unique, *unique[:20]]))
+    with (tmp_path / "b.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *([text] for text in [*unique[30:], "of the table alone"])])
+    corpus = mixed["corpus"] | {"deduplicate": True, "sources": mixed["corpus"]["sources"][:2]}
+    evaluate = {"sets": {"all": {"kind": "held_out"}}, "gap_set": "all"}
+    run = mixed | {"corpus": corpus, "evaluate": evaluate, "student": {"tokenizer": {"kind": "bytes"}}}
+    prepare = mixed["prepare"] | {"slice_bytes": 1500, "targets": True}
+    ctd("prepare", "--config", written(run | {"prepare": prepare}, tmp_path))
+    prepared = tmp_path / "runs" / "tiny" / "prepared"
+    manifests = [read_manifest(Folder(only(prepared, f"{name}-*"))) for name in ("train", "all")]
+    assert len(manifests[0].shards) > 4
+    assert sum(manifest.counts.documents for manifest in manifests) == len(set(unique)) + 1
+    assert sum(manifest.counts.duplicate_documents for manifest in manifests) == 20 + 30
+    assert manifests[0].counts_by_source["table"].documents <= 1  # the first source came first
 
 
 def test_a_source_without_documents_and_one_without_a_name_are_refused(mixed, tmp_path):
