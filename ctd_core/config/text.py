@@ -144,6 +144,18 @@ class HubDataset(Records):
     configuration: str | None = Field(default=None, description="of a dataset that has several")
     revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
     split: str = Field(default="train", description="of the dataset")
+    streaming: bool = Field(
+        default=False, description="load its first documents alone, as many as the bounds below say, and not all of it"
+    )
+    max_documents: int | None = Field(default=None, gt=0, description="with streaming: so many documents at most")
+    max_text_bytes: int | None = Field(default=None, gt=0, description="with streaming: so much text at most, about")
+
+    @model_validator(mode="after")
+    def _streams_are_bounded(self) -> "HubDataset":
+        is_bounded = self.max_documents is not None or self.max_text_bytes is not None
+        if self.streaming != is_bounded:
+            raise ValueError("streaming belongs with max_documents or max_text_bytes: give both, or neither")
+        return self
 
 
 class StdlibDocs(Corpus):

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 
+import datasets
 import pyarrow as pa
 import pytest
 from datasets import Dataset
@@ -104,6 +105,22 @@ def test_every_format_of_records_reads_conversations(tmp_path):
     for corpus in corpora:
         documents = [document for part in plan_slices(corpus, 100) for document in read_slice(corpus, part)]
         assert [document.turns for document in documents] == [TURNS] * 5
+
+
+@pytest.mark.parametrize("bound", [{"max_documents": 7}, {"max_text_bytes": 200}])
+def test_of_a_streamed_dataset_the_beginning_alone_is_read(bound, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    records = [{"text": f"line {number}\u2028", "other": [number]} for number in range(5000)]
+    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus = HubDataset(kind="dataset", name=str(tmp_path / "set"), streaming=True, **bound)
+    read = [document.text for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)]
+    assert read == [record["text"] for record in records[: len(read)]]
+    assert len(read) == 7 if "max_documents" in bound else 5 < len(read) < 20
+    monkeypatch.setattr(datasets, "load_dataset", None)  # it is not streamed again
+    assert [document.text for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)] == read
+    with pytest.raises(ValidationError, match="streaming belongs with max_documents"):
+        HubDataset(kind="dataset", name="x", streaming=True)
 
 
 ROWS = [{"text": f"line {n}, naïve 日本\nsecond", "n": n} for n in range(60)]
