@@ -15,6 +15,7 @@ from ctd_core.config.base import Record
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.token_bytes import ids_by_bytes
 
 
 class Dropped(Record):
@@ -71,6 +72,14 @@ class Origin(Record):
     config: dict[str, Any]
 
 
+class Vocabularies(Record):
+    """How many tokens that stand for text each side has, and how many are the same bytes on both."""
+
+    student: int
+    teacher: int
+    shared: int
+
+
 class Manifest(Record):
     """The set: its origin, its shards in order, and their sum."""
 
@@ -81,6 +90,8 @@ class Manifest(Record):
     sources: dict[str, int] = Field(
         default={}, description="of a mixture: how many shards are of each source, which follow one another"
     )
+
+    vocabularies: Vocabularies | None = None
 
     @property
     def counts_by_source(self) -> dict[str, Counts]:
@@ -168,6 +179,12 @@ def check_dropped(counts: Counts, max_dropped_fraction: float) -> None:
     )
 
 
+def compare_vocabularies(student: PreparedTokenizer, teacher: PreparedTokenizer) -> Vocabularies:
+    """What two tokenizers have in common."""
+    of_student, of_teacher = (set(ids_by_bytes(side.encoder.token_bytes)) for side in (student, teacher))
+    return Vocabularies(student=len(of_student), teacher=len(of_teacher), shared=len(of_student & of_teacher))
+
+
 def tokenizer_fingerprint(tokenizer: PreparedTokenizer) -> str:
     """SHA-256 over the tokenizer's own description, the ids of its markers and its chat template."""
     description = json.loads(tokenizer.encoder.tokenizer.backend_tokenizer.to_str())
@@ -180,11 +197,21 @@ def tokenizer_fingerprint(tokenizer: PreparedTokenizer) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def build_manifest(origin: Origin, shards: list[ShardEntry], sources: Mapping[str, int] | None = None) -> Manifest:
-    """The manifest of `shards`, in order; `sources`, see Manifest."""
+def build_manifest(
+    origin: Origin,
+    shards: list[ShardEntry],
+    sources: Mapping[str, int] | None = None,
+    vocabularies: Vocabularies | None = None,
+) -> Manifest:
+    """The manifest of `shards`, in order; all else, see Manifest."""
     counts = add_counts([shard.counts for shard in shards])
     return Manifest(
-        schema_version=SCHEMA_VERSION, origin=origin, counts=counts, shards=shards, sources=dict(sources or {})
+        schema_version=SCHEMA_VERSION,
+        origin=origin,
+        counts=counts,
+        shards=shards,
+        sources=dict(sources or {}),
+        vocabularies=vocabularies,
     )
 
 

@@ -106,8 +106,8 @@ def metrics_table(report: Report) -> TextTable:
 
 def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:
     """What the shards hold and where they are, a row for each set."""
-    columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens", "bytes a chunk"]
-    columns += ["scored", "one-to-one"]
+    columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens"]
+    columns += ["bytes a chunk", "tokens a chunk", "scored", "one-to-one"]
     counted = {}
     for name, manifest in manifests.items():
         counted[name] = manifest.counts
@@ -123,12 +123,22 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
             f"{counts.student_tokens:,}",
             f"{counts.teacher_tokens:,}",
             f"{counts.text_bytes / max(counts.chunks, 1):.2f}",
+            " / ".join(
+                f"{tokens / max(counts.chunks, 1):.2f}" for tokens in (counts.student_tokens, counts.teacher_tokens)
+            ),
             f"{counts.scored_bytes / max(counts.text_bytes, 1):.1%}",
             f"{counts.one_to_one_chunks / max(counts.scored_chunks, 1):.1%}",
         ]
         for name, counts in counted.items()
     ]
-    caption = "\n".join(f"{name}: {locations[name]}" for name in manifests)
+    lines = [f"{name}: {locations[name]}" for name in manifests]
+    for manifest in list(manifests.values())[:1]:
+        if (sizes := manifest.vocabularies) is not None:
+            lines.append(
+                f"vocabularies: student {sizes.student:,} tokens, teacher {sizes.teacher:,}; {sizes.shared:,} of the "
+                "same bytes"
+            )
+    caption = "\n".join(lines)
     return TextTable(columns, rows, "prepared", caption)
 
 

@@ -28,6 +28,7 @@ from ctd_core.shards.manifest import (
     Origin,
     build_manifest,
     check_dropped,
+    compare_vocabularies,
     tokenizer_fingerprint,
 )
 from ctd_core.text.corpora import CorpusSlice, plan_slices
@@ -136,7 +137,9 @@ def _finish(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], toke
         | {"teacher": json.loads(dataset.teacher.model_dump_json())},
     )
     entries = [shards[shard_file(corpus_slice.number)] for corpus_slice in slices]
-    manifest = build_manifest(origin, entries, _shards_of_sources(dataset.corpus, slices))
+    manifest = build_manifest(
+        origin, entries, _shards_of_sources(dataset.corpus, slices), compare_vocabularies(*tokenizers)
+    )
     counts = manifest.counts
     check_dropped(counts, config.prepare.max_dropped_fraction)
     _report_documents(dataset.name, counts)
