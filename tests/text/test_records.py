@@ -74,7 +74,8 @@ def test_a_text_may_lie_within_another_field():
         ([{"content": "Hi"}], "a message without a role"),
         ([{"role": "user"}], "a message without a content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a message with tool calls"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a message with tool_calls"),
+        ([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}], "a message with reasoning_content"),
     ],
 )
 def test_what_is_no_conversation_is_dropped_with_its_reason(messages, reason):

@@ -8,6 +8,10 @@ from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
 
+# What some templates write beside the content: a student that learned without it would not see what the model sees.
+WRITTEN_BY_SOME = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+
 def document_of(record: object, corpus: Records, path: str) -> Document | DocumentError:
     """The document in a record.
 
@@ -108,8 +112,8 @@ def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
 def _turn(message: Any, corpus: Records) -> Turn:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise _Unreadable("a message without a role", f"{message!r:.80}")
-    if message.get("tool_calls"):
-        raise _Unreadable("a message with tool calls", "tool calls are not supported: their text differs by template")
+    if unread := next((name for name in WRITTEN_BY_SOME if message.get(name)), None):
+        raise _Unreadable(f"a message with {unread}", f"some chat templates write {unread}, and here it is not read")
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
