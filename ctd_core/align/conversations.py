@@ -18,7 +18,7 @@ from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.token_bytes import PRETOKEN_STARTS
 
-WHITESPACE = np.frombuffer(b"".join(PRETOKEN_STARTS), dtype=np.uint8)
+IS_WHITESPACE = np.isin(np.arange(256), np.frombuffer(b"".join(PRETOKEN_STARTS), dtype=np.uint8))  # by byte
 
 
 class AlignedConversation(NamedTuple):
@@ -80,7 +80,7 @@ def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConv
         is_content[begin:stop] = True
         is_scored[begin : stop + 1] = turn.scored  # with its end
         raw = np.frombuffer(turn.text.encode(), dtype=np.uint8)[starts[number] : stops[number]]
-        following[begin:stop] = np.isin(raw, WHITESPACE)
+        following[begin:stop] = IS_WHITESPACE[raw]
     begins = np.concatenate([[0], ends])[: len(ends)]
     bytes_before = np.concatenate([[0], np.cumsum(is_content)])
     has_content = bytes_before[ends] > bytes_before[begins]

@@ -1,12 +1,13 @@
 """Encoding conversations with a tokenizer: the ids of its own chat template, and the byte at which each token ends.
 
-A template's special tokens are told from the same names in a content by aliases: strings of private-use characters that
-stand for them in a copy of the tokenizer, in which the names themselves are plain text.
+Where a content names a special token, it is told from the template's own by aliases: strings of private-use characters
+that stand for special tokens in a copy of the tokenizer, in which the names themselves are plain text.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from ctd_core.errors import DocumentError
 from ctd_core.text.chat import ChatTemplate, WrittenTurn
 from ctd_core.text.documents import Turn
 from ctd_core.text.encoding import TextEncoder
-from ctd_core.text.token_bytes import decode
+from ctd_core.text.token_bytes import TokenBytes, decode
 from ctd_core.text.tokenizers import copied_token
 
 ALIAS = re.compile("\ue000[0-9a-f]+\ue001")
@@ -40,6 +41,20 @@ class EncodedConversation:
     contents: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Tokenization:
+    """A tokenizer that writes special tokens where a text holds `marks`.
+
+    token_bytes: what its V ids spell, marks too. is_mark: [V] bool. own_ids: [V] int32, the template's ids for them.
+    """
+
+    encode: Callable[[Sequence[str]], list[npt.NDArray[np.int32]]]
+    marks: re.Pattern[str]
+    token_bytes: TokenBytes
+    is_mark: npt.NDArray[np.bool_]
+    own_ids: npt.NDArray[np.int32]
+
+
 class ConversationEncoder:
     """Encodes conversations by a tokenizer's chat template.
 
@@ -51,149 +66,146 @@ class ConversationEncoder:
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
-        self._name = encoder.name
+        self._plain, self._name = encoder, encoder.name
         self._template = ChatTemplate(encoder.tokenizer, encoder.name)
-        special = {
+        self._special = {
             token_id: token for token_id, token in encoder.tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._aliases = {token.content: f"\ue000{token_id:x}\ue001" for token_id, token in special.items()}
+        self._aliases = {token.content: f"\ue000{token_id:x}\ue001" for token_id, token in self._special.items()}
         names = sorted((name for name in self._aliases if name), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
-        description = encoder.tokenizer.backend_tokenizer.to_str()
-        backend, self._plain = Tokenizer.from_str(description), Tokenizer.from_str(description)
-        self._plain.no_truncation()
-        self._plain.no_padding()
+
+    @cached_property
+    def _as_written(self) -> _Tokenization:
+        """The tokenizer itself, for texts in which nothing but the template names a special token."""
+        backend = Tokenizer.from_str(self._plain.tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        token_bytes = self._plain.token_bytes
+        by_id = [
+            self._special[token_id].content.encode() if token_id in self._special else raw
+            for token_id, raw in enumerate(token_bytes.by_id)
+        ]
+        lengths = np.array([len(raw or b"") for raw in by_id], dtype=np.int64)
+        spelled = replace(token_bytes, by_id=tuple(by_id), lengths_bytes=lengths)
+        ids = np.arange(len(by_id), dtype=np.int32)
+        return _Tokenization(partial(_encode, backend), self._names, spelled, np.isin(ids, list(self._special)), ids)
+
+    @cached_property
+    def _with_aliases(self) -> _Tokenization:
+        """A copy in which the names of special tokens are text, and aliases are special tokens."""
+        backend = Tokenizer.from_str(self._plain.tokenizer.backend_tokenizer.to_str())
         backend.add_tokens(
-            [copied_token(token, self._aliases[token.content], special=False) for token in special.values()]
+            [copied_token(token, self._aliases[token.content], special=False) for token in self._special.values()]
         )
-        aliased = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
-        self._encoder = TextEncoder(aliased, encoder.name)
+        aliased = TextEncoder(
+            PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False), self._name
+        )
         vocabulary = backend.get_vocab()
-        alias_ids = [vocabulary[self._aliases[token.content]] for token in special.values()]
-        self._first_alias = min(alias_ids, default=len(vocabulary))
-        self._special_ids = np.zeros(len(alias_ids), dtype=np.int32)  # by alias id, from the first alias on
-        for token_id, alias_id in zip(special, alias_ids, strict=True):
-            self._special_ids[alias_id - self._first_alias] = token_id
-        self._limit = encoder.num_embeddings
+        own_ids = np.arange(len(aliased.token_bytes.by_id), dtype=np.int32)
+        is_mark = np.zeros(len(own_ids), dtype=np.bool_)
+        for token_id, token in self._special.items():
+            alias_id = vocabulary[self._aliases[token.content]]
+            own_ids[alias_id], is_mark[alias_id] = token_id, True
+        return _Tokenization(aliased.encode_ids, ALIAS, aliased.token_bytes, is_mark, own_ids)
 
     def encode_batch(self, conversations: Sequence[Sequence[Turn]]) -> list[EncodedConversation | DocumentError]:
         """Each conversation encoded, or the reason why there is no encoding that spells it."""
-        written: list[list[WrittenTurn] | DocumentError] = []
-        for turns in conversations:
+        results: list[EncodedConversation | DocumentError | None] = [None] * len(conversations)
+        as_written: list[int] = []
+        with_aliases: list[int] = []
+        written: dict[int, list[WrittenTurn]] = {}
+        for number, turns in enumerate(conversations):
             try:
-                written.append(self._template.write(turns))
+                written[number] = self._template.write(turns)
+                self._refuse(turns)
             except DocumentError as error:
-                written.append(error)
-        texts, good = [], []
-        for number, (turns, parts) in enumerate(zip(conversations, written, strict=True)):
-            if not isinstance(parts, DocumentError):
-                if refused := self._refused(turns):
-                    written[number] = refused
-                    continue
-                texts.append(self._pieces(turns, parts))
-                good.append(number)
-        encoded = self._encoder.encode_ids(["".join(pieces) for pieces in texts])
-        flat = np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
-        token_ends = np.cumsum(self._encoder.token_bytes.lengths_bytes[flat])
-        spelled = decode(self._encoder.token_bytes, flat)
-        results: list[EncodedConversation | DocumentError] = [
-            parts if isinstance(parts, DocumentError) else DocumentError("", "") for parts in written
-        ]
-        token = byte = 0
-        for number, pieces, ids in zip(good, texts, encoded, strict=True):
-            ends = token_ends[token : token + len(ids)] - byte
-            own = spelled[byte : byte + (int(ends[-1]) if len(ids) else 0)]
-            token, byte = token + len(ids), byte + len(own)
-            text = "".join(pieces)
-            is_plain = own == text.encode() and np.count_nonzero(ids >= self._first_alias) == len(ALIAS.findall(text))
-            located = (ends, None) if is_plain else self._located(pieces, ids)
-            parts = written[number]
-            if isinstance(located, DocumentError):
-                results[number] = located
-            elif not len(ids) or located[0][-1] != len(text.encode()):
-                results[number] = self._encoder.misspelled(text.encode(), own, ids)
-            elif not isinstance(parts, DocumentError):
-                results[number] = self._conversation(conversations[number], parts, pieces, ids, *located)
-        return self._as_whole(conversations, written, results)
+                results[number] = error
+                continue
+            is_named = any(self._names.search(turn.text) for turn in turns)
+            (with_aliases if is_named else as_written).append(number)
+        for numbers, is_aliased in ((as_written, False), (with_aliases, True)):
+            if numbers:
+                given = [(conversations[number], written[number]) for number in numbers]
+                for number, encoded in zip(numbers, self._encode(given, is_aliased), strict=True):
+                    results[number] = encoded
+        return [result for result in results if result is not None]
 
-    def _refused(self, turns: Sequence[Turn]) -> DocumentError | None:
-        """Why messages cannot be told from special tokens."""
+    def _refuse(self, turns: Sequence[Turn]) -> None:
+        """Raises DocumentError where messages cannot be told from special tokens."""
         if any("\ue000" in turn.text + turn.role for turn in turns):
-            return DocumentError(
+            raise DocumentError(
                 "private-use characters", f"{self._name}: a message holds U+E000, which stands for special tokens"
             )
         if named := next((turn.role for turn in turns if self._names.search(turn.role)), None):
-            return DocumentError(
+            raise DocumentError(
                 "a role that names a special token", f"{self._name}: {named!r:.80} would be written as a special token"
             )
-        return None
 
-    def _as_whole(
-        self,
-        conversations: Sequence[Sequence[Turn]],
-        written: Sequence[list[WrittenTurn] | DocumentError],
-        results: list[EncodedConversation | DocumentError],
-    ) -> list[EncodedConversation | DocumentError]:
-        """`results`, without those whose ids are not the ones of the whole rendering.
-
-        Other added tokens may overlap the template's special tokens. Messages that name a special token are not
-        compared: their names are text here, and would be special tokens there.
-        """
-        compared, texts = [], []
-        for number, (turns, parts) in enumerate(zip(conversations, written, strict=True)):
-            is_named = any(self._names.search(turn.text) for turn in turns)
-            if is_named or isinstance(parts, DocumentError) or isinstance(results[number], DocumentError):
-                continue
-            pairs = zip(turns, parts, strict=True)
-            compared.append(number)
-            texts.append("".join(part.header + turn.text[part.start : part.stop] + part.end for turn, part in pairs))
-        encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
-        for number, encoding in zip(compared, encodings, strict=True):
-            found = results[number]
-            if isinstance(found, EncodedConversation) and found.ids.tolist() != encoding.ids:
-                results[number] = DocumentError(
-                    "tokens that overlap those of a chat template",
-                    f"{self._name}: its ids for the whole conversation are others than those of its parts",
+    def _encode(
+        self, given: Sequence[tuple[Sequence[Turn], list[WrittenTurn]]], is_aliased: bool
+    ) -> Iterator[EncodedConversation | DocumentError]:
+        """Conversations, each with what the template writes of it, encoded in one or the other way."""
+        tokenization = self._with_aliases if is_aliased else self._as_written
+        texts = [self._pieces(turns, parts, is_aliased) for turns, parts in given]
+        encoded = tokenization.encode(["".join(pieces) for pieces in texts])
+        flat = np.concatenate(encoded)
+        token_ends = np.cumsum(tokenization.token_bytes.lengths_bytes[flat])
+        spelled = decode(tokenization.token_bytes, flat)
+        token = byte = 0
+        for (turns, parts), pieces, ids in zip(given, texts, encoded, strict=True):
+            ends = token_ends[token : token + len(ids)] - byte
+            own = spelled[byte : byte + (int(ends[-1]) if len(ids) else 0)]
+            token, byte = token + len(ids), byte + len(own)
+            raw = "".join(pieces).encode()
+            marks = sum(len(tokenization.marks.findall(piece)) for piece in pieces)
+            if np.count_nonzero(tokenization.is_mark[ids]) != marks:
+                yield DocumentError(
+                    "special tokens of a chat template",
+                    f"{self._name}: the template writes {marks}, and its tokens are others: some overlap",
                 )
-        return results
+                continue
+            located = (ends, np.zeros(len(ids), dtype=np.bool_)) if own == raw else None
+            located = located or self._located(tokenization, "".join(pieces), ids)
+            if located is None or not len(ids) or located[0][-1] != len(raw):
+                yield self._plain.misspelled(raw, own, ids)
+            else:
+                yield self._conversation(turns, parts, pieces, tokenization.own_ids[ids], *located)
 
-    def _pieces(self, turns: Sequence[Turn], parts: list[WrittenTurn]) -> list[str]:
-        """Header, content and end of each message, with aliases for the special tokens of the template."""
+    def _pieces(self, turns: Sequence[Turn], parts: list[WrittenTurn], is_aliased: bool) -> list[str]:
+        """Header, content and end of each message, with aliases for the special tokens of the template or not."""
         pieces = []
         for turn, part in zip(turns, parts, strict=True):
-            pieces += [self._aliased(part.header), turn.text[part.start : part.stop], self._aliased(part.end)]
+            markers = [part.header, part.end]
+            if is_aliased:
+                markers = [self._names.sub(lambda match: self._aliases[match[0]], marker) for marker in markers]
+            pieces += [markers[0], turn.text[part.start : part.stop], markers[1]]
         return pieces
 
-    def _aliased(self, marker: str) -> str:
-        return self._names.sub(lambda match: self._aliases[match[0]], marker)
-
     def _located(
-        self, pieces: list[str], ids: npt.NDArray[np.int32]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | DocumentError:
+        self, tokenization: _Tokenization, text: str, ids: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
         """The byte at which each token ends, and which begin with a space that the tokenizer invented.
 
-        For texts that are not simply what the tokens spell: each stretch between special tokens by itself.
+        For texts that are not simply what the tokens spell: each stretch between special tokens by itself. None where
+        the tokens of one do not spell it.
         """
-        text = "".join(pieces)
         byte_ends = np.zeros(len(ids), dtype=np.int64)
         invented = np.zeros(len(ids), dtype=np.bool_)
-        stretches, names = ALIAS.split(text), ALIAS.findall(text)
-        positions = np.flatnonzero(ids >= self._first_alias)
+        stretches, names = tokenization.marks.split(text), tokenization.marks.findall(text)
+        positions = np.flatnonzero(tokenization.is_mark[ids])
         if len(positions) != len(names):
-            return DocumentError(
-                "special tokens of a chat template", f"{self._name}: {len(names)} are written, {len(positions)} encoded"
-            )
+            return None
         at = start = 0
         for number, stretch in enumerate(stretches):
             stop = int(positions[number]) if number < len(positions) else len(ids)
             raw = stretch.encode()
             tokens = ids[start:stop]
-            spelled = decode(self._encoder.token_bytes, tokens)
-            placed = _place(spelled, raw)
+            placed = _place(decode(tokenization.token_bytes, tokens), raw)
             if placed is None:
-                return self._encoder.misspelled(raw, spelled, tokens)
+                return None
             before, invented_bytes = placed
-            ends = np.cumsum(self._encoder.token_bytes.lengths_bytes[tokens]) - invented_bytes
+            ends = np.cumsum(tokenization.token_bytes.lengths_bytes[tokens]) - invented_bytes
             invented[start : start + invented_bytes] = True
             if start:
                 byte_ends[start - 1] += before  # white space that a special token takes with it
@@ -212,14 +224,12 @@ class ConversationEncoder:
         pieces: list[str],
         ids: npt.NDArray[np.int32],
         byte_ends: npt.NDArray[np.int64],
-        invented: npt.NDArray[np.bool_] | None,
+        invented: npt.NDArray[np.bool_],
     ) -> EncodedConversation | DocumentError:
-        is_alias = ids >= self._first_alias
-        own = ids.copy()
-        own[is_alias] = self._special_ids[ids[is_alias] - self._first_alias]
-        if self._limit is not None and own.max(initial=-1) >= self._limit:
+        limit = self._plain.num_embeddings
+        if limit is not None and ids.max(initial=-1) >= limit:
             return DocumentError(
-                "a token beyond the model's embedding", f"{self._name}: the token {int(own.max())} has no row in it"
+                "a token beyond the model's embedding", f"{self._name}: the token {int(ids.max())} has no row in it"
             )
         cuts = np.cumsum([0, *(len(piece.encode()) for piece in pieces)])
         contents = [
@@ -228,9 +238,12 @@ class ConversationEncoder:
             )
             for turn, part, piece in zip(turns, parts, pieces[1::3], strict=True)
         ]  # fmt: skip
-        if invented is None:
-            invented = np.zeros(len(ids), dtype=np.bool_)
-        return EncodedConversation(own, byte_ends, invented, cuts, np.array(contents, dtype=np.int64).reshape(-1, 2))
+        return EncodedConversation(ids, byte_ends, invented, cuts, np.array(contents, dtype=np.int64).reshape(-1, 2))
+
+
+def _encode(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def _place(spelled: bytes, raw: bytes) -> tuple[int, int] | None:

@@ -7,7 +7,6 @@ from ctd_core.config.text import Records
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
-
 # What some templates write beside the content: a student that learned without it would not see what the model sees.
 WRITTEN_BY_SOME = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
