@@ -25,7 +25,8 @@ class AlignedConversation(NamedTuple):
     """C finest chunks of a conversation: the token index on each side after each, and arrays [C] about each.
 
     byte_ends: the content bytes before its end. is_marker: it holds no content. is_scored: all of it is to be learned.
-    before_whitespace: what follows is white space or no content. differs: a space invented on one side alone.
+    before_whitespace: what follows is white space or no content. differs: not the same bytes on both sides. headers:
+    the chunk that is the header of its message, −1 where it is none of the message's content and end, or no chunk is.
     """
 
     student_ids: npt.NDArray[np.int32]
@@ -37,6 +38,7 @@ class AlignedConversation(NamedTuple):
     is_scored: npt.NDArray[np.bool_]
     before_whitespace: npt.NDArray[np.bool_]
     differs: npt.NDArray[np.bool_]
+    headers: npt.NDArray[np.int64]
 
 
 def align_conversations(
@@ -75,9 +77,11 @@ def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConv
     is_content = np.zeros(size, dtype=np.bool_)
     is_scored = np.zeros(size, dtype=np.bool_)
     following = np.ones(size + 1, dtype=np.bool_)  # white space or no content
+    message = np.full(size, -1)  # of which message's content or end a cell is
     for number, turn in enumerate(turns):
         begin, stop = cell_starts[3 * number + 1], cell_starts[3 * number + 2]
         is_content[begin:stop] = True
+        message[begin : stop + 1] = number
         is_scored[begin : stop + 1] = turn.scored  # with its end
         raw = np.frombuffer(turn.text.encode(), dtype=np.uint8)[starts[number] : stops[number]]
         following[begin:stop] = IS_WHITESPACE[raw]
@@ -90,6 +94,13 @@ def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConv
         np.diff(np.concatenate([[0], np.cumsum(side.invented)])[side_ends], prepend=0)
         for side, side_ends in ((student, student_ends), (teacher, teacher_ends))
     ]
+    contents_begin = cell_starts[1::3][: len(turns)]
+    header = np.searchsorted(ends, contents_begin)  # the chunk that ends there, if one does
+    is_header = (header < len(ends)) & (ends[np.minimum(header, len(ends) - 1)] == contents_begin)
+    of_message = message[begins]
+    headers = np.where((of_message >= 0) & is_header[of_message], header[of_message], -1)
+    with_lead = contents_begin[(student.leads > 0) | (teacher.leads > 0)]
+    differs = (invented[0] != invented[1]) | np.isin(begins, with_lead)
     return AlignedConversation(
         student_ids=student.ids,
         teacher_ids=teacher.ids,
@@ -99,7 +110,8 @@ def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConv
         is_marker=~has_content,
         is_scored=scored_before[ends] - scored_before[begins] == ends - begins,
         before_whitespace=following[ends],
-        differs=(invented[0] != invented[1]) | (bytes_before[ends] - bytes_before[begins] != ends - begins),
+        differs=differs | (bytes_before[ends] - bytes_before[begins] != ends - begins),
+        headers=headers,
     )
 
 
@@ -115,15 +127,18 @@ def _tokens_by_cell(
     written = cuts[1::3][: len(starts)] - side.contents[:, 0]
     cuts[1::3][: len(starts)] = written + starts
     cuts[2::3][: len(starts)] = written + stops
+    contents = cuts[1::3][: len(starts)].copy()
+    cuts[1::3][: len(starts)] -= side.leads  # a token may begin there and end in the content
     segment = np.searchsorted(cuts, side.byte_ends, side="left") - 1  # the segment that holds a token's last byte
     segment = np.maximum(segment, 0)
     is_content = segment % 3 == 1
     at_end = side.byte_ends == cuts[segment + 1]
-    position = np.where(is_content, cell_starts[segment] + side.byte_ends - cuts[segment], cell_starts[segment + 1])
+    within = side.byte_ends - contents[np.minimum(segment // 3, len(contents) - 1)]
+    position = np.where(is_content, cell_starts[segment] + within, cell_starts[segment + 1])
     position[side.byte_ends == 0] = 0  # an invented space alone
     counts = np.full(int(cell_starts[-1]) + 1, -1, dtype=np.int64)
     counts[0] = 0
-    placed = is_content | at_end | (side.byte_ends == 0)
+    placed = (is_content & (within >= 0)) | (~is_content & at_end) | (side.byte_ends == 0)
     counts[position[placed]] = np.flatnonzero(placed) + 1  # of several the last
     for number in np.flatnonzero(np.diff(cuts) == 0):  # nothing is written there: its end is where it begins
         begin, end = cell_starts[number], cell_starts[number + 1]

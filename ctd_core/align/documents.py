@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctd_core.align.chunks import FinestChunks, finest_chunks
 from ctd_core.align.conversations import AlignedConversation, align_conversations
 from ctd_core.errors import DocumentError
-from ctd_core.text.documents import Document, Marker, Text
+from ctd_core.text.documents import BEGIN, Document, Marker, Text
 from ctd_core.text.encoding import EncodedPair, encode_pairs
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.token_bytes import PRETOKEN_STARTS
@@ -31,6 +31,8 @@ class AlignedText:
     chunk_kinds: [C] uint8, flags. SCORED: meant for training, with a token on both sides and context before it.
     MARKER: special tokens rather than text. BEFORE_WHITESPACE: what follows is white space or no text. ONE_TO_ONE: text
     that is one token of both sides, of the same bytes: not where one of them alone invents a space before it.
+    headers: of a conversation, [C] the chunk that is the header of each chunk's message, −1 for none. begin: of a
+    conversation, how many tokens of each side, student before teacher, begin a text of any kind.
     """
 
     document_id: str
@@ -40,6 +42,8 @@ class AlignedText:
     teacher_chunk_ends: npt.NDArray[np.int32]
     chunk_kinds: npt.NDArray[np.uint8]
     chunk_bytes: npt.NDArray[np.int32]
+    headers: npt.NDArray[np.int64] | None = None
+    begin: tuple[int, int] = (0, 0)
 
 
 def align_documents(
@@ -68,7 +72,7 @@ def align_documents(
     for number, document in enumerate(documents):
         parts: list[_Piece | DocumentError] = []
         if number in conversations:
-            parts.append(_conversation_piece(conversations[number]))
+            parts.append(_conversation_piece(conversations[number], student, teacher))
         for segment in document.segments if number not in conversations else ():
             found = marker_piece(segment.role) if isinstance(segment, Marker) else next(pieces)
             parts.append(found if isinstance(found, DocumentError) else found._replace(scored=segment.scored))
@@ -86,6 +90,7 @@ def cut_windows(
 ) -> list[AlignedText] | DocumentError:
     """The document in windows that fit both limits, each beginning with its begin marker; no text is lost.
 
+    In a conversation it is the header of the message that a window begins in, behind the token that begins any text.
     A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. A
     window that is left with markers alone is not scored, and left out where one side has none. A chunk that fits no
     window makes the document an error.
@@ -94,18 +99,18 @@ def cut_windows(
     if fits:
         return [document]
     total = len(document.chunk_kinds)
-    first = int(total > 0 and bool(document.chunk_kinds[0] & MARKER))
     tokenizers = (
         (document.student_chunk_ends, student_window_tokens),
         (document.teacher_chunk_ends, teacher_window_tokens),
     )
-    windows, start = [], first
+    windows = []
+    start = int(document.headers is None and total > 0 and bool(document.chunk_kinds[0] & MARKER))
     while start < total:
         stop = total
-        for ends, limit in tokenizers:
-            prefix = ends[0] if first else 0
+        prefix = _prefix(document, start)
+        for (ends, limit), before in zip(tokenizers, (prefix.student_ids, prefix.teacher_ids), strict=True):
             used = ends[start - 1] if start else 0
-            stop = min(stop, int(np.searchsorted(ends, used + limit - prefix, side="right")))
+            stop = min(stop, int(np.searchsorted(ends, used + limit - len(before), side="right")))
         if stop <= start:
             return DocumentError(
                 "a chunk longer than a window",
@@ -116,7 +121,7 @@ def cut_windows(
             late = stop - (stop - start) // 4
             ends_words = np.flatnonzero(document.chunk_kinds[late:stop] & BEFORE_WHITESPACE)
             stop = late + int(ends_words[-1]) + 1 if len(ends_words) else stop
-        windows.append(_window(document, first, start, stop))
+        windows.append(_window(document, prefix, start, stop))
         start = stop
     return [window for window in windows if len(window.student_ids) and len(window.teacher_ids)]
 
@@ -132,6 +137,8 @@ class _Piece(NamedTuple):
     chunk_byte_ends: npt.NDArray[np.int64]
     differs: bool | npt.NDArray[np.bool_]  # which chunks begin with a space that one side alone invented
     scored: bool | npt.NDArray[np.bool_] = True
+    headers: npt.NDArray[np.int64] | None = None
+    begin: tuple[int, int] = (0, 0)
 
 
 def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
@@ -144,14 +151,23 @@ def _text_piece(pair: EncodedPair, chunks: FinestChunks) -> _Piece:
     )
 
 
-def _conversation_piece(aligned: AlignedConversation | DocumentError) -> _Piece | DocumentError:
+def _conversation_piece(
+    aligned: AlignedConversation | DocumentError, student: PreparedTokenizer, teacher: PreparedTokenizer
+) -> _Piece | DocumentError:
     if isinstance(aligned, DocumentError):
         return aligned
+    begin = _begin_tokens(student, aligned.student_ids), _begin_tokens(teacher, aligned.teacher_ids)
     kinds = np.where(aligned.is_marker, MARKER, 0) | np.where(aligned.before_whitespace, BEFORE_WHITESPACE, 0)
     return _Piece(
         aligned.student_ids, aligned.teacher_ids, aligned.student_ends, aligned.teacher_ends, kinds.astype(np.uint8),
-        aligned.byte_ends, aligned.differs, aligned.is_scored,
+        aligned.byte_ends, aligned.differs, aligned.is_scored, aligned.headers, begin,
     )  # fmt: skip
+
+
+def _begin_tokens(tokenizer: PreparedTokenizer, ids: npt.NDArray[np.int32]) -> int:
+    """How many of a conversation's first tokens begin a text of any kind."""
+    markers = [list(tokenizer.markers.get(BEGIN, ())), [tokenizer.encoder.tokenizer.bos_token_id]]
+    return next((len(marker) for marker in markers if marker and ids[: len(marker)].tolist() == marker), 0)
 
 
 def _marker_piece(role: str, student: PreparedTokenizer, teacher: PreparedTokenizer) -> _Piece:
@@ -197,14 +213,14 @@ def _joined(documents: Sequence[tuple[Document, list[_Piece]]]) -> list[AlignedT
     lengths[chunk_starts[:-1]] = byte_ends[chunk_starts[:-1]]
     lengths = lengths.astype(np.int32)
     results = []
-    for number, (document, _) in enumerate(documents):
+    for number, (document, (first, *_)) in enumerate(documents):
         student_tokens, teacher_tokens = (slice(cut[number], cut[number + 1]) for cut in cuts)
         chunks = slice(chunk_cuts[number], chunk_cuts[number + 1])
         results.append(
             AlignedText(
                 document.id, ids[0][student_tokens], ids[1][teacher_tokens],
                 ends[0][chunks], ends[1][chunks], kinds[chunks],
-                lengths[chunks],
+                lengths[chunks], first.headers, first.begin,
             )
         )  # fmt: skip
     return results
@@ -215,21 +231,52 @@ def _starts(counts: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int
     return np.cumsum([0, *counts])
 
 
-def _window(document: AlignedText, first: int, start: int, stop: int) -> AlignedText:
-    """Chunks `start` to `stop` behind the document's begin marker (its chunks before `first`)."""
-    ids, ends = [], []
-    for all_ids, all_ends in (
-        (document.student_ids, document.student_chunk_ends),
-        (document.teacher_ids, document.teacher_chunk_ends),
+class _Prefix(NamedTuple):
+    """What a window has before its own chunks: the tokens of one chunk, or of none."""
+
+    student_ids: npt.NDArray[np.int32]
+    teacher_ids: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.uint8]
+
+
+def _prefix(document: AlignedText, start: int) -> _Prefix:
+    """What stands before chunk `start` in a window that begins with it."""
+    if document.headers is None:
+        header = 0 if start and document.chunk_kinds[0] & MARKER else -1
+        begin = (0, 0)
+    else:
+        header = int(document.headers[start]) if start else -1
+        begin = document.begin if start and header != 0 else (0, 0)
+    ids = []
+    for all_ids, all_ends, begin_tokens in (
+        (document.student_ids, document.student_chunk_ends, begin[0]),
+        (document.teacher_ids, document.teacher_chunk_ends, begin[1]),
     ):
-        prefix = int(all_ends[first - 1]) if first else 0
+        header_begin = int(all_ends[header - 1]) if header > 0 else 0
+        header_end = int(all_ends[header]) if header >= 0 else 0
+        begin_ids, header_ids = all_ids[:begin_tokens], all_ids[header_begin:header_end]
+        if np.array_equal(header_ids[:begin_tokens], begin_ids):  # every header begins so
+            begin_ids = begin_ids[:0]
+        ids.append(np.concatenate([begin_ids, header_ids]))
+    is_there = header >= 0 or len(ids[0]) or len(ids[1])
+    return _Prefix(ids[0], ids[1], np.array([MARKER | BEFORE_WHITESPACE] if is_there else [], dtype=np.uint8))
+
+
+def _window(document: AlignedText, prefix: _Prefix, start: int, stop: int) -> AlignedText:
+    """Chunks `start` to `stop` behind `prefix`."""
+    ids, ends, first = [], [], len(prefix.kinds)
+    for all_ids, all_ends, before in (
+        (document.student_ids, document.student_chunk_ends, prefix.student_ids),
+        (document.teacher_ids, document.teacher_chunk_ends, prefix.teacher_ids),
+    ):
         begin, end = int(all_ends[start - 1]) if start else 0, int(all_ends[stop - 1])
-        ids.append(np.concatenate([all_ids[:prefix], all_ids[begin:end]]))
-        ends.append(np.concatenate([all_ends[:first], all_ends[start:stop] - (begin - prefix)]))
-    kinds = np.concatenate([document.chunk_kinds[:first], document.chunk_kinds[start:stop]])
+        ids.append(np.concatenate([before, all_ids[begin:end]]))
+        own_ends = all_ends[start:stop] - np.int32(begin - len(before))
+        ends.append(np.concatenate([np.full(first, len(before), dtype=np.int32), own_ends]))
+    kinds = np.concatenate([prefix.kinds, document.chunk_kinds[start:stop]])
     if np.all(kinds & MARKER):
         kinds &= ~np.uint8(SCORED)  # the text does not end where it begins
-    if not all(len(before_first) and before_first[0] for before_first in (ends[0][:first], ends[1][:first])):
+    if not (len(prefix.student_ids) and len(prefix.teacher_ids)):
         kinds[first] &= ~np.uint8(SCORED)  # nothing stands before it on one side
-    lengths = np.concatenate([document.chunk_bytes[:first], document.chunk_bytes[start:stop]])
+    lengths = np.concatenate([np.zeros(first, dtype=np.int32), document.chunk_bytes[start:stop]])
     return AlignedText(document.document_id, ids[0], ids[1], ends[0], ends[1], kinds, lengths)

@@ -25,21 +25,24 @@ class WrittenTurn(NamedTuple):
     """A message in a rendered conversation.
 
     header: what is written before its content. start, stop: which of the content's characters are written. end: what is
-    written after it, up to the header of the next message.
+    written after it, up to the header of the next message. lead: how many characters at the header's end, all white
+    space, a model writes itself, with the content: a generation prompt does not have them.
     """
 
     header: str
     start: int
     stop: int
     end: str
+    lead: int = 0
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What a template writes around the contents of messages of certain roles: a header and an end for each."""
+    """What a template writes around the contents of messages of certain roles; see WrittenTurn."""
 
     headers: tuple[str, ...]
     ends: tuple[str, ...]
+    leads: tuple[int, ...]
 
 
 class ChatTemplate:
@@ -57,7 +60,7 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise TokenizerError(
                 f"{name}: this tokenizer has no chat template, and the corpus holds conversations. Take a tokenizer "
-                "with one, or the text of the messages alone."
+                "with one (student.chat: keep gives the student's its teacher's), or the text of the messages alone."
             )
         self._tokenizer, self._name = tokenizer, name
         special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -94,7 +97,7 @@ class ChatTemplate:
                     f"{turn.text[:SHOWN_CHARACTERS]!r} becomes {rendered[at : begin + SHOWN_CHARACTERS]!r}",
                 )
             start, stop = found
-            written.append(WrittenTurn(frame.headers[number], start, stop, frame.ends[number]))
+            written.append(WrittenTurn(frame.headers[number], start, stop, frame.ends[number], frame.leads[number]))
             at = begin + stop - start + len(frame.ends[number])
         return written
 
@@ -114,7 +117,7 @@ class ChatTemplate:
         return frames[0]
 
     def _cut(self, rendered: str, messages: list[tuple[str, str]]) -> _Frame:
-        headers, ends, at = [], [], 0
+        headers, ends, leads, at = [], [], [], 0
         for number, (role, content) in enumerate(messages):
             begin = rendered.find(content, at)
             if begin < 0 or rendered.count(content) != 1:
@@ -130,9 +133,24 @@ class ChatTemplate:
                 headers.append(rendered[end:begin])
             else:
                 headers.append(rendered[:begin])
+            leads.append(self._lead(rendered[:begin], headers[-1], role, messages[:number]))
             at = begin + len(content)
         ends.append(rendered[at:])
-        return _Frame(tuple(headers), tuple(ends))
+        return _Frame(tuple(headers), tuple(ends), tuple(leads))
+
+    def _lead(self, before: str, header: str, role: str, messages: list[tuple[str, str]]) -> int:
+        """How much white space at the end of `header`, the last of what is written `before` a content, belongs to it.
+
+        Of an assistant's message: what the generation prompt after the `messages` before does not have.
+        """
+        lead = len(header) - len(header.rstrip())
+        if role != "assistant" or not lead:
+            return lead
+        try:
+            prompt = self._render(messages, add_generation_prompt=True)
+        except DocumentError:
+            return 0
+        return min(lead, len(before) - len(prompt)) if before.startswith(prompt) else 0
 
     def _end_of_turn(self, between: str, messages: list[tuple[str, str]]) -> int:
         """How much of `between`, which is written after the last of `messages`, ends it; the rest is the next header.
@@ -155,10 +173,12 @@ class ChatTemplate:
             agreed += len(here)
         return agreed
 
-    def _render(self, messages: list[tuple[str, str]]) -> str:
+    def _render(self, messages: list[tuple[str, str]], add_generation_prompt: bool = False) -> str:
         plain = [{"role": role, "content": content} for role, content in messages]
         try:
-            rendered: str = self._tokenizer.apply_chat_template(plain, tokenize=False)
+            rendered: str = self._tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             # A template is a program of its own, which may fail in any of these ways.
             raise DocumentError(

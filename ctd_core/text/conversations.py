@@ -31,7 +31,7 @@ class EncodedConversation:
     ids: [S] int32. byte_ends: [S] int64, the position in the written text after each token. invented: [S] bool, tokens
     that begin with a space that the tokenizer invented. cuts: [3 n + 1] int64, the positions at which the header, the
     content and the end of each message begin, and the text's end. contents: [n, 2] int64, which bytes of each message's
-    content are written.
+    content are written. leads: [n] int64, the bytes before each content that belong to it, see WrittenTurn.
     """
 
     ids: npt.NDArray[np.int32]
@@ -39,6 +39,7 @@ class EncodedConversation:
     invented: npt.NDArray[np.bool_]
     cuts: npt.NDArray[np.int64]
     contents: npt.NDArray[np.int64]
+    leads: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,10 @@ class ConversationEncoder:
             )
             for turn, part, piece in zip(turns, parts, pieces[1::3], strict=True)
         ]  # fmt: skip
-        return EncodedConversation(ids, byte_ends, invented, cuts, np.array(contents, dtype=np.int64).reshape(-1, 2))
+        leads = [len(part.header[len(part.header) - part.lead :].encode()) for part in parts]
+        return EncodedConversation(
+            ids, byte_ends, invented, cuts, np.array(contents, dtype=np.int64).reshape(-1, 2), np.array(leads)
+        )
 
 
 def _encode(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:

@@ -1,5 +1,6 @@
 """Conversations of any chat template, aligned with those of any other."""
 
+import re
 from itertools import permutations
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from ctd_core.align.documents import MARKER, SCORED, AlignedText, align_documents
+from ctd_core.align.documents import MARKER, SCORED, AlignedText, align_documents, cut_windows
 from ctd_core.errors import DocumentError
 from ctd_core.text.documents import Document, Turn
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
@@ -196,3 +197,83 @@ def test_tokens_of_any_flags_and_overlaps_give_the_templates_ids_or_none(kind, c
     # The end of the assistant's turn; over an answer of white space alone, lstrip reaches into the header.
     if contents[1].strip():
         assert aligned.chunk_kinds[-1] & SCORED
+
+
+HEADERS = {
+    "ChatML": r"<\|im_start\|>(\w+)\n",
+    "SmolLM2": r"<\|im_start\|>(\w+)\n",
+    "Llama 3": r"<\|start_header_id\|>(\w+)<\|end_header_id\|>",
+    "Gemma": r"<start_of_turn>(\w+)\n",
+}
+
+
+@pytest.mark.parametrize("limit", [24, 40, 70])
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= set(HEADERS)])
+def test_every_window_scores_in_the_role_of_the_assistant(pair, limit):
+    """A window that begins within a message begins with that message's header."""
+    parts = ["How far is the moon from here, and how long would light need?", "About 384,400 km, so 1.3 seconds. " * 4]
+    document = Document("d", tuple(Turn(role, text, role == "assistant") for role, text in zip(
+        ["user", "assistant"] * 3, parts * 3, strict=True
+    )))  # fmt: skip
+    sides = [prepared_chat(family) for family in pair]
+    (aligned,) = align_documents(*sides, [document])
+    windows = cut_windows(aligned, limit, limit)
+    if isinstance(windows, DocumentError):  # a chunk of both that fits no window
+        return
+    assert len(windows) > 3
+    scored_bytes = 0
+    for window in windows:
+        kinds, bytes_ = window.chunk_kinds, window.chunk_bytes
+        for side, family, ids, ends in (
+            (sides[0], pair[0], window.student_ids, window.student_chunk_ends),
+            (sides[1], pair[1], window.teacher_ids, window.teacher_chunk_ends),
+        ):
+            names = [
+                side.encoder.tokenizer.convert_ids_to_tokens(int(token)).encode()
+                if side.encoder.token_bytes.is_special[token]
+                else side.encoder.token_bytes.by_id[token]
+                for token in ids
+            ]
+            for chunk in np.flatnonzero((kinds & SCORED > 0) & (bytes_ > 0)):
+                before = b"".join(names[: ends[chunk - 1]]).decode(errors="replace")
+                assert re.findall(HEADERS[family], before)[-1] in ("assistant", "model")
+            if family == "Llama 3":
+                assert names[0] == b"<|begin_of_text|>"
+        scored_bytes += bytes_[kinds & SCORED > 0].sum()
+    assert scored_bytes == aligned.chunk_bytes[aligned.chunk_kinds & SCORED > 0].sum()
+
+
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<s>[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' </s>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [VICUNA, LLAMA2])
+@pytest.mark.parametrize("kind", KINDS_OF_TOKENIZERS)
+def test_the_first_token_of_an_answer_is_scored_with_the_space_before_it(kind, template):
+    """A generation prompt ends before that space, so the model writes it."""
+    side = prepare_tokenizer(with_tokens(kind, [special("<s>"), special("</s>")], template), kind, None, None)
+    turns = tuple(Turn(role, text, role == "assistant") for role, text in
+                  zip(["user", "assistant"] * 2, ["is it?", "the", "there", "it is"], strict=True))  # fmt: skip
+    other = prepare_tokenizer(with_tokens("bytes", [special(name) for name in NAMES]), "bytes", None, None)
+    for pair in ((side, side), (side, other), (other, side)):
+        (aligned,) = align_documents(*pair, [Document("d", turns)])
+        assert isinstance(aligned, AlignedText)
+        scored = aligned.chunk_kinds & SCORED > 0
+        assert aligned.chunk_bytes[scored].sum() == len("the") + len("it is")
+        for which, ids, ends in (
+            (pair[0], aligned.student_ids, aligned.student_chunk_ends),
+            (pair[1], aligned.teacher_ids, aligned.teacher_chunk_ends),
+        ):
+            begins = np.concatenate([[0], ends[:-1]])
+            written = [
+                b"".join(which.encoder.token_bytes.by_id[token] for token in ids[begin:end])
+                for begin, end in zip(begins[scored], ends[scored], strict=True)
+            ]
+            assert b"".join(written).replace(b" ", b"").replace(b"\n", b"") == b"theitis"
