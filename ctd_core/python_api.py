@@ -27,7 +27,7 @@ from ctd_core.models.transfer import transfer_model
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.rows import MemoryRows, RowSource
 from ctd_core.text import prepared_tokenizer
-from ctd_core.text.documents import plain_document
+from ctd_core.text.documents import BEGIN, plain_document
 from ctd_core.text.encoding import encode_pairs
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
@@ -230,4 +230,6 @@ def export(student: LogprobModel, tokenizer: PreparedTokenizer, directory: str |
         CtdError: a weight is not finite.
     """
     Path(directory).mkdir(parents=True, exist_ok=True)
-    export_model(student.language_model, tokenizer.encoder.tokenizer, card, Path(directory))
+    export_model(
+        student.language_model, tokenizer.encoder.tokenizer, card, Path(directory), tokenizer.markers.get(BEGIN, ())
+    )

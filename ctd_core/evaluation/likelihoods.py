@@ -45,25 +45,30 @@ def measure_likelihoods(
         none = moved.positions[:0]
         token, _, _ = student(moved.input_ids, moved.positions, moved.target_rows, moved.target_ids, none)
         chunk = chunk_sums(moved, token)
-        text = batch.chunks.scored & ~batch.chunks.marker
+        text = ~batch.chunks.marker
+        sums = [part[text].sum() for part in (
+            batch.chunks.num_bytes, batch.chunks.num_student_tokens, batch.chunks.num_teacher_tokens
+        )]  # fmt: skip
+        text &= batch.chunks.scored
         found[number] = (
             chunk.double().cpu().numpy()[text],
             batch.chunks.teacher_logprobs[text].astype(np.float64),
             batch.chunks.num_bytes[text],
+            np.array(sums),
         )
         on_batch(min(first + world, len(batches)) / len(batches))
-    in_order = [logprobs for _, logprobs in sorted(_of_all_workers(found).items())]
-    total = sum(int(sizes.sum()) for _, _, sizes in in_order)
+    in_order = [measured for _, measured in sorted(_of_all_workers(found).items())]
+    total = sum(int(sizes.sum()) for _, _, sizes, _ in in_order)
     if not total:
         raise CtdError(f"{shards.name}: no text in these shards has context before it. Take longer documents.")
     student_logprobs, teacher_logprobs = (np.concatenate(part) for part in list(zip(*in_order, strict=True))[:2])
-    counts = shards.counts
+    text_bytes, student_tokens, teacher_tokens = np.sum([sums for *_, sums in in_order], axis=0).tolist()
     return Likelihoods(
         student_logprobs=student_logprobs,
         teacher_logprobs=teacher_logprobs,
         text_bytes=total,
-        student_tokens_per_byte=counts.student_tokens / counts.text_bytes,
-        teacher_tokens_per_byte=counts.teacher_tokens / counts.text_bytes,
+        student_tokens_per_byte=student_tokens / text_bytes,
+        teacher_tokens_per_byte=teacher_tokens / text_bytes,
     )
 
 

@@ -15,7 +15,8 @@ class Likelihoods:
     """Chunk log-likelihoods of student and teacher on the same text, and how long both tokenizations of it are.
 
     student_logprobs, teacher_logprobs: [C], natural logarithms, of all finest chunks of text that have context on both
-    sides. text_bytes: of these chunks. student_tokens_per_byte, teacher_tokens_per_byte: of the complete text.
+    sides. text_bytes: of these chunks. student_tokens_per_byte, teacher_tokens_per_byte: of the complete text, without
+    special tokens and what a chat template writes.
     """
 
     student_logprobs: Logprobs

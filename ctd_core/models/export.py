@@ -1,8 +1,11 @@
 """A trained student as a directory that Hugging Face transformers loads."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError
@@ -10,7 +13,13 @@ from ctd_core.models.language_model import LanguageModel
 from ctd_core.text.tokenizers import save_tokenizer
 
 
-def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card: str, directory: Path) -> None:
+def export_model(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerFast,
+    card: str,
+    directory: Path,
+    begin: Sequence[int] = (),
+) -> None:
     """Write model, tokenizer, generation config and model card into `directory`.
 
     Args:
@@ -18,6 +27,7 @@ def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card:
         tokenizer: the student's.
         card: the text of README.md.
         directory: an existing directory.
+        begin: the tokens that stood before every text in training; the tokenizer is made to write them.
 
     Raises:
         CtdError: a weight is not finite.
@@ -26,8 +36,23 @@ def export_model(model: LanguageModel, tokenizer: PreTrainedTokenizerFast, card:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
     model.save(directory)
-    save_tokenizer(tokenizer, directory)
+    save_tokenizer(_beginning_texts(tokenizer, list(begin)), directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:
+    """The tokenizer, such that it writes `begin` before a text."""
+    if tokenizer("a")["input_ids"][: len(begin)] == begin:
+        return tokenizer
+    begun = copy.deepcopy(tokenizer)
+    backend, names = begun.backend_tokenizer, begun.convert_ids_to_tokens(begin)
+    adds = processors.TemplateProcessing(
+        single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=list(zip(names, begin, strict=True))
+    )
+    backend.post_processor = (
+        adds if backend.post_processor is None else processors.Sequence([backend.post_processor, adds])
+    )
+    return begun
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ from pipelines.artifacts.checkpoints import CHECKPOINTS_KEPT
 from pipelines.display.tables import TextTable
 
 logger = logging.getLogger(__name__)
-SAMPLE_BYTES = 100_000
+SAMPLE_BYTES = 40_000
 STEPS = 3  # the first one, which is slower than the rest, does not count
 STATE_COPIES = 3  # of every weight in a checkpoint: itself and AdamW's two means
 MADE_IN_A_RUN = 4  # times that `ctd run` makes the student: to train, twice to evaluate, to export

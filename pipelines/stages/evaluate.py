@@ -6,6 +6,7 @@ from ctd_core.evaluation.metrics import Likelihoods, gap_closed, metrics_of
 from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Report, SetMetrics, run_stamp, write_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
@@ -13,12 +14,15 @@ from pipelines.stages.measure import measure_set
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+RESULTS = "results"  # the lock of report and model, which a run has one of
+
 
 def evaluate(plan: RunPlan) -> Report:
     """Measure, and write the report."""
-    report = measure(plan)
-    write_report(plan, report)
-    return report
+    with stage_lock(plan.files, RESULTS):
+        report = measure(plan)
+        write_report(plan, report)
+        return report
 
 
 def measure(plan: RunPlan) -> Report:

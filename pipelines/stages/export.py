@@ -9,20 +9,29 @@ import yaml
 
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory
+from ctd_core.text.documents import BEGIN
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Report, metrics_table, read_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import as_markdown
+from pipelines.stages.evaluate import RESULTS
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
 
 def export(plan: RunPlan) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
+    with stage_lock(plan.files, RESULTS):
+        return write_model(plan)
+
+
+def write_model(plan: RunPlan) -> Path:
+    """As `export`, for who has the lock."""
     checkpoint, tokenizer = trained_checkpoint(plan.checkpoints), student_tokenizer(plan)
     model, card = load_student(plan, tokenizer, checkpoint).language_model, _card(plan, checkpoint, read_report(plan))
     with atomic_directory(plan.model) as temporary:
-        export_model(model, tokenizer.encoder.tokenizer, card, temporary)
+        export_model(model, tokenizer.encoder.tokenizer, card, temporary, tokenizer.markers.get(BEGIN, ()))
     plan.files.upload(plan.model)
     return plan.model
 

@@ -2,18 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from ctd_core.config.evaluation import Sample
 from ctd_core.models.export import continue_text
 from ctd_core.models.loading import load_model
+from ctd_core.shards.manifest import Manifest
 from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Continuation, Report, read_report, write_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
-from pipelines.stages.evaluate import evaluate
-from pipelines.stages.export import export, is_exported
+from pipelines.stages.evaluate import RESULTS, measure
+from pipelines.stages.export import is_exported, write_model
 from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
 
@@ -36,14 +38,27 @@ def run(plan: RunPlan) -> Report:
         stop_local_ray()
     with timed("train"):
         train_student(plan)
+    with stage_lock(plan.files, RESULTS):
+        return _results(plan, manifests, seconds, timed)
+
+
+def _results(
+    plan: RunPlan,
+    manifests: Mapping[str, Manifest],
+    seconds: dict[str, float],
+    timed: Callable[[str], AbstractContextManager[None]],
+) -> Report:
+    """Measure, export, sample, and write the report."""
     measured = read_report(plan)
     with timed("evaluate"):
-        report = measured or evaluate(plan)
+        if (report := measured) is None:
+            report = measure(plan)
+            write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
     with timed("export"):
         if measured is None or not is_exported(plan, measured):
-            export(plan)
+            write_model(plan)
     with timed("sample"):
         samples = _samples(plan, [] if measured is None else measured.samples)
     data = {name: manifest.counts for name, manifest in manifests.items()}

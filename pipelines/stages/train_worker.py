@@ -1,5 +1,6 @@
 """One worker's part of a training: in the command's own process, or one of Ray Train's."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.stages.measure import measure_sets
 from pipelines.stages.student import online_teacher, student_to_train
 from pipelines.stages.tokenizer import student_tokenizer
 
+logger = logging.getLogger(__name__)
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
 
 
@@ -44,6 +46,14 @@ class Recorder:
         words = self._log.add(metrics, self._plan.evaluation if is_measured else None)
         if self._reporter is not None:
             self._reporter.update(int(metrics["step"]), words)
+            if is_measured:
+                headlines = ", ".join(
+                    f"{name} {metric.title} {metrics[metric_key(name, metric)]:.{metric.digits}f}"
+                    for name in self._plan.config.evaluate.sets
+                    for metric in METRICS
+                    if metric.is_headline
+                )
+                logger.info("train: step %d: %s", metrics["step"], headlines)
         if time.monotonic() - self._shared > SHARE_SECONDS:  # who watches from another machine reads the store
             self.share()
 

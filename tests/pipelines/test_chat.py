@@ -84,7 +84,10 @@ def test_a_tokenizer_without_a_template_is_refused_before_anything_starts(chat_c
 
 def test_what_is_no_conversation_is_told_before_anything_starts(chat_config, tmp_path):
     good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    records = [{"messages": good}] * 3 + [{"messages": [{"content": "no role"}]}, {"messages": [{"role": "user"}]}]
+    records = [{"messages": good}] * 3 + [
+        {"messages": [{"content": "no role"}]},
+        {"messages": [{"role": "user"}, *good]},
+    ]
     file = tmp_path / "mixed.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     corpus = chat_config["corpus"] | {"paths": [str(file)]}

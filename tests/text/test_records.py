@@ -17,6 +17,7 @@ from ctd_core.config.text import Arrow, Csv, HubDataset, JsonLines, Parquet
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.text.corpora import plan_slices, read_documents, read_slice
 from ctd_core.text.corpora.records import document_of
+from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Marker, Text, Turn
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
@@ -46,6 +47,28 @@ def test_a_conversation_is_read_from_messages_and_from_columns(record, corpus):
     assert document.text == "HiHello!"
 
 
+def test_names_of_other_data_sets_and_weights_are_heeded():
+    messages = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+    assert document_of({"messages": messages}, lines(messages="messages"), "here").turns == TURNS
+    weighted = [*MESSAGES, {"role": "User", "content": "?"}, {"role": "assistant", "content": "Bye", "weight": 0}]
+    turns = document_of({"messages": weighted}, lines(messages="messages"), "here").turns
+    assert [turn.scored for turn in turns] == [False, True, False, False]
+    assert turns[2].role == "user"
+
+
+def test_of_a_sample_the_errors_are_a_sample_too(tmp_path):
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"n": {number}}}\n' for number in range(400)))
+    corpus = JsonLines(kind="jsonl", paths=[str(tmp_path / "c.jsonl")], sample_fraction=0.1)
+    assert 20 < len(list(training_documents(corpus, read_all(corpus)))) < 60
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst", ""])
+def test_an_empty_file_holds_no_document(ending, tmp_path):
+    (tmp_path / f"c.jsonl{ending}").write_bytes(b"")
+    with pytest.raises(CtdError, match=r"c\.jsonl"):
+        list(read_documents(JsonLines(kind="jsonl", paths=[str(tmp_path / f"c.jsonl{ending}")]), 100))
+
+
 def test_all_messages_are_learned_where_that_is_asked_for():
     document = document_of({"messages": MESSAGES}, lines(messages="messages", train_on="all"), "here")
     assert all(turn.scored for turn in document.turns)
@@ -72,7 +95,9 @@ def test_a_text_may_lie_within_another_field():
         ("Hi", "no messages"),
         ([], "no messages"),
         ([{"content": "Hi"}], "a message without a role"),
-        ([{"role": "user"}], "a message without a content"),
+        ([{"role": "assistant"}], "a message without a content"),
+        ([{"role": "usr", "content": "Hi"}], "a role that is not known"),
+        ([{"role": "user", "content": "Hi"}], "a conversation without an assistant's message"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
         ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a message with tool_calls"),
         ([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}], "a message with reasoning_content"),
@@ -224,9 +249,10 @@ def test_a_cut_arrow_stream_is_named_with_the_row(tmp_path):
     with ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=7)
     content = (tmp_path / "c.arrow").read_bytes()
-    (tmp_path / "c.arrow").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CtdError, match=r"c\.arrow: cannot be read after row \d+"):
-        read_all(Arrow(kind="arrow", paths=[str(tmp_path / "c.arrow")]))
+    for cut in range(16, len(content), 8):  # also between two batches, where nothing else tells
+        (tmp_path / "c.arrow").write_bytes(content[:cut])
+        with pytest.raises(CtdError, match=r"c\.arrow: a stream that does not end"):
+            read_all(Arrow(kind="arrow", paths=[str(tmp_path / "c.arrow")]))
 
 
 @pytest.mark.parametrize("new", [ipc.new_file, ipc.new_stream])

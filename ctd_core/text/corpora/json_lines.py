@@ -27,7 +27,7 @@ def plan(corpus: JsonLines, slice_bytes: int) -> Iterator[CorpusSlice]:
     for file in matching_files(corpus.paths):
         size, _ = size_and_time(file)
         is_one = compression_of(file) or (size > slice_bytes and _is_array(file))
-        step = size if is_one else slice_bytes
+        step = max(size, 1) if is_one else slice_bytes
         for start in range(0, size, step):
             yield CorpusSlice(number, file, start, min(start + step, size))
             number += 1
@@ -64,7 +64,7 @@ def _parsed(text: bytes, path: str, expected: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CtdError(f"{path}: not {expected} ({error}).") from error
+        raise CtdError(f"{path}: not {expected} ({error}). Mend it, or take it out.") from error
 
 
 def _is_array(file: str) -> bool:

@@ -7,6 +7,9 @@ from ctd_core.config.text import Records
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
+# The roles of messages by the names that data sets give them.
+ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")}
+ROLES |= {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 # What some templates write beside the content: a student that learned without it would not see what the model sees.
 WRITTEN_BY_SOME = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -105,21 +108,31 @@ def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
         raise _Unreadable("no messages", f"there has to be a list of role and content: {value!r:.80}")
-    return [_turn(message, corpus) for message in value]
+    turns = [_turn(message, corpus) for message in value]
+    if role is None and not any(turn.scored for turn in turns):
+        roles = ", ".join(dict.fromkeys(turn.role for turn in turns))
+        raise _Unreadable("a conversation without an assistant's message", f"there is nothing to learn from {roles}")
+    return turns
 
 
 def _turn(message: Any, corpus: Records) -> Turn:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+    """A message as `role` and `content`, or as `from` and `value`."""
+    written = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    if not isinstance(written, str):
         raise _Unreadable("a message without a role", f"{message!r:.80}")
+    role = ROLES.get(written.lower())
+    if role is None:
+        raise _Unreadable("a role that is not known", f"{written!r:.40} is none of {', '.join(ROLES)}")
     if unread := next((name for name in WRITTEN_BY_SOME if message.get(name)), None):
         raise _Unreadable(f"a message with {unread}", f"some chat templates write {unread}, and here it is not read")
-    content = message.get("content")
+    content = message.get("content", message.get("value"))
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) < len(parts):
-            raise _Unreadable("a message that is not text", f"a part of {message['role']}'s content is no text")
+            raise _Unreadable("a message that is not text", f"a part of {written}'s content is no text")
         content = "".join(texts)
     if not isinstance(content, str):
         raise _Unreadable("a message without a content", f"{message!r:.80}")
-    return Turn(message["role"], content, corpus.train_on == "all" or message["role"] == "assistant")
+    is_learned = (corpus.train_on == "all" or role == "assistant") and message.get("weight") != 0
+    return Turn(role, content, is_learned)

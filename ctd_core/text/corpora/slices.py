@@ -32,11 +32,14 @@ class CorpusSlice:
 def training_documents(
     corpus: Corpus, documents: Iterable[Document | DocumentError]
 ) -> Iterator[Document | DocumentError]:
-    """Those of `documents` that are trained on: not held out, and in the sample. Errors pass, to be counted."""
+    """Those of `documents` that are trained on: not held out, and in the sample. Errors pass alike, to be counted."""
     held_out, sample = corpus.held_out_fraction, corpus.sample_fraction
     stop = held_out + sample * (1 - held_out)
     for document in documents:
-        if isinstance(document, DocumentError) or held_out <= hash_fraction(document.text) < stop:
+        if isinstance(document, DocumentError):
+            if sample == 1 or hash_fraction(str(document)) < sample:
+                yield document
+        elif held_out <= hash_fraction(document.text) < stop:
             yield document
 
 

@@ -18,6 +18,8 @@ from ctd_core.text.corpora.records import columns_of, document_of
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
 
 def plan(corpus: Csv | Arrow, slice_bytes: int) -> Iterator[CorpusSlice]:
     """The files, each one slice.
@@ -88,6 +90,9 @@ def _arrow(corpus: Arrow, file: str) -> Iterator[pa.RecordBatch]:
             reader = ipc.open_file(source)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
         except pa.ArrowInvalid:
+            stream.seek(-len(END_OF_STREAM), io.SEEK_END)
+            if stream.read() != END_OF_STREAM:
+                raise CtdError(f"{file}: a stream that does not end: it was cut. Write or copy it again.") from None
             stream.seek(0)
             reader = ipc.open_stream(source)
             batches = iter(reader)
