@@ -97,14 +97,26 @@ def _validated(kind: type[AnyOptions], values: Any, source: str, overrides: Sequ
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [(_is_set(details, overrides), _explain(details, kind)) for details in error.errors()]
+        lines = [(_is_set(details, values, overrides), _explain(details, values, kind)) for details in error.errors()]
         raise UsageError("\n".join(f"{'--set' if is_set else source}: {line}" for is_set, line in lines)) from error
 
 
-def _is_set(error: Any, overrides: Sequence[str]) -> bool:
+def _is_set(error: Any, values: Any, overrides: Sequence[str]) -> bool:
     """Whether an error is of a value that --set has put in."""
-    where = ".".join(str(part) for part in error["loc"])
+    where = _where(error, values)
     return any(where == path or where.startswith(f"{path}.") for path in overrides)
+
+
+def _where(error: Any, values: Any) -> str:
+    """The dotted path of an error in `values` as the user wrote them: pydantic's has the kinds of groups in it too."""
+    path, inner = [], values
+    for number, part in enumerate(error["loc"], 1):
+        is_there = part in inner if isinstance(inner, dict) else isinstance(inner, list) and isinstance(part, int)
+        if is_there:
+            inner = inner[part]
+        if is_there or (number == len(error["loc"]) and error["type"] == "missing"):
+            path.append(str(part))
+    return ".".join(path)
 
 
 def read_rule(text: str) -> AnyChunks:
@@ -115,7 +127,7 @@ def read_rule(text: str) -> AnyChunks:
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        lines = (_explain(details).removeprefix("the file: ") for details in error.errors())
+        lines = (_explain(details, values).removeprefix("the file: ") for details in error.errors())
         raise UsageError(f"--rule {text}: " + "\n".join(lines)) from error
     return rule
 
@@ -190,9 +202,9 @@ def _models_in(annotation: Any) -> list[Any]:
     return [leaf for argument in get_args(annotation) for leaf in _models_in(argument)]
 
 
-def _explain(error: Any, kind: Any = None) -> str:
-    """One of pydantic's errors in words: the field, what is wrong, the value; `kind` is the model that it is of."""
-    where = ".".join(str(part) for part in error["loc"]) or "the file"
+def _explain(error: Any, values: Any, kind: Any = None) -> str:
+    """One of pydantic's errors in `values` in words: the field, what is wrong, the value; `kind` is their model."""
+    where = _where(error, values) or "the file"
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
         if name in RENAMED_FIELDS:

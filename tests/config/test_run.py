@@ -92,6 +92,11 @@ def test_every_packaged_search_can_be_drawn_from(file):
 def test_an_error_names_where_its_value_was_written():
     with pytest.raises(UsageError, match=r"^--set: train\.stesp: there is no such field\. Did you mean steps\?$"):
         read_config(RUN, "here", ["train.stesp=3"])
+    sources = "corpus={kind: mixture, sources: [{kind: jsonl, paths: 3}, {kind: csv}]}"  # no kinds in the paths
+    with pytest.raises(
+        UsageError, match=r"(?s)^--set: corpus\.sources\.0\.paths: .*--set: corpus\.sources\.1\.paths: "
+    ):
+        read_config(RUN, "here", [sources])
     both = RUN.replace("steps: 1", "steps: 0")
     with pytest.raises(UsageError) as raised:
         read_config(both, "here", ["teacher.dtyp=float32"])

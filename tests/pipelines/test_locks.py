@@ -9,10 +9,14 @@ import time
 
 import pytest
 
+from ctd_core.config.run import RunConfig
 from pipelines.artifacts import locks
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.remote_copy import RunFiles
+from pipelines.artifacts.run_plan import plan_run
+from pipelines.stages import export
+from pipelines.stages.evaluate import RESULTS
 from tests.pipelines.test_run import config, ctd, inputs, only, written  # noqa: F401  # fixtures
 
 
@@ -28,6 +32,18 @@ def test_of_two_trainings_of_one_run_the_second_waits_and_finds_it_done(config, 
     assert [line["step"] for line in read_metrics(metrics)] == [*range(1, 151)]
     (waited,) = (number for number, line in enumerate(said) if "all 150 steps are done already" in line)
     assert f"is being worked on by process {both[1 - waited].pid} on" in said[waited]
+
+
+def test_model_and_report_are_written_by_one_command_at_a_time(config, tmp_path, monkeypatch):  # noqa: F811
+    plan = plan_run(RunConfig.model_validate(config))
+    begun = threading.Event()
+    monkeypatch.setattr(export, "write_model", lambda plan: begun.set())
+    with stage_lock(plan.files, RESULTS):
+        thread = threading.Thread(target=export.export, args=(plan,))
+        thread.start()
+        assert not begun.wait(1)
+    thread.join(timeout=60)
+    assert begun.is_set()
 
 
 @pytest.fixture
