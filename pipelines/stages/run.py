@@ -72,6 +72,8 @@ def _results(
 def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
     """What teacher and student write: `earlier` where that is what is asked for now."""
     options, teacher = plan.config.sample, plan.config.teacher
+    if not options.prompts:
+        return []
     asked = [(prompt, options.max_new_tokens) for prompt in options.prompts]
     if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == asked:
         return earlier
