@@ -3,7 +3,11 @@
 import asyncio
 import logging
 import shlex
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -63,7 +67,8 @@ def submit(
     else:
         logger.info(f"submit: following {job}, which runs {_command(running)}")
     try:
-        ended = asyncio.run(_follow(client, str(job)))
+        with _raising_interrupts():
+            ended = asyncio.run(_follow(client, str(job)))
     except KeyboardInterrupt:
         if stop_on_interrupt:
             client.stop_job(str(job))
@@ -74,6 +79,23 @@ def submit(
             f"{job} goes on. Follow it: ctd submit --address {address} --job {job}. Stop it: ray job stop {job}."
         ) from None
     return _exit_status(ended)
+
+
+@contextmanager
+def _raising_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt at once: asyncio would cancel a task, and what this awaits may swallow that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _running(client: JobSubmissionClient, address: str, job: str | None) -> JobDetails | None:

@@ -72,9 +72,12 @@ def test_an_interrupt_leaves_the_job_alone_unless_asked(head, config, tmp_path):
             [sys.executable, "-m", "pipelines", "submit", "--job", "long", *map(str, arguments)],
             env=head, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert any("of 1000000" in line for line in following.stdout)
-        following.send_signal(signal.SIGINT)
-        said = following.communicate(timeout=180)[1]
+        try:
+            assert any("of 1000000" in line for line in following.stdout)
+            following.send_signal(signal.SIGINT)
+            said = following.communicate(timeout=180)[1]
+        finally:
+            following.kill()
         assert following.returncode == 130
         status = [RAY, "job", "status", "long"]
         return said, subprocess.run(status, env=head, capture_output=True, text=True, check=True).stdout
