@@ -63,8 +63,7 @@ class ChatTemplate:
                 "with one (student.chat: keep gives the student's its teacher's), or the text of the messages alone."
             )
         self._tokenizer, self._name = tokenizer, name
-        special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = re.compile(f"({'|'.join(sorted(special, key=len, reverse=True)) or '(?!)'})")
+        self._special = re.compile(f"({names_of_special_tokens(tokenizer).pattern})")
         self._frame = lru_cache(maxsize=1024)(self._find_frame)
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[PreTrainedTokenizerFast, str]]:
@@ -186,6 +185,12 @@ class ChatTemplate:
                 f"{self._name}: {first_line(error)}, for the roles {', '.join(role for role, _ in messages)}",
             ) from error
         return rendered
+
+
+def names_of_special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    """Finds the name of a special token, of several that begin there the longest."""
+    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content}
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
 
 def _find_content(rendered: str, begin: int, content: str, after: str, is_last: bool) -> tuple[int, int] | None:

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError
-from ctd_core.text.chat import ChatTemplate, WrittenTurn
+from ctd_core.text.chat import ChatTemplate, WrittenTurn, names_of_special_tokens
 from ctd_core.text.documents import Turn
-from ctd_core.text.encoding import TextEncoder
+from ctd_core.text.encoding import TextEncoder, complete_backend, encode_ids
 from ctd_core.text.token_bytes import TokenBytes, decode
 from ctd_core.text.tokenizers import copied_token
 
@@ -73,15 +73,12 @@ class ConversationEncoder:
             token_id: token for token_id, token in encoder.tokenizer.added_tokens_decoder.items() if token.special
         }
         self._aliases = {token.content: f"\ue000{token_id:x}\ue001" for token_id, token in self._special.items()}
-        names = sorted((name for name in self._aliases if name), key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        self._names = names_of_special_tokens(encoder.tokenizer)
 
     @cached_property
     def _as_written(self) -> _Tokenization:
         """The tokenizer itself, for texts in which nothing but the template names a special token."""
-        backend = Tokenizer.from_str(self._plain.tokenizer.backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
+        backend = complete_backend(self._plain.tokenizer)
         token_bytes = self._plain.token_bytes
         by_id = [
             self._special[token_id].content.encode() if token_id in self._special else raw
@@ -90,7 +87,7 @@ class ConversationEncoder:
         lengths = np.array([len(raw or b"") for raw in by_id], dtype=np.int64)
         spelled = replace(token_bytes, by_id=tuple(by_id), lengths_bytes=lengths)
         ids = np.arange(len(by_id), dtype=np.int32)
-        return _Tokenization(partial(_encode, backend), self._names, spelled, np.isin(ids, list(self._special)), ids)
+        return _Tokenization(partial(encode_ids, backend), self._names, spelled, np.isin(ids, list(self._special)), ids)
 
     @cached_property
     def _with_aliases(self) -> _Tokenization:
@@ -148,17 +145,18 @@ class ConversationEncoder:
     ) -> Iterator[EncodedConversation | DocumentError]:
         """Conversations, each with what the template writes of it, encoded in one or the other way."""
         tokenization = self._with_aliases if is_aliased else self._as_written
-        texts = [self._pieces(turns, parts, is_aliased) for turns, parts in given]
-        encoded = tokenization.encode(["".join(pieces) for pieces in texts])
+        in_pieces = [self._pieces(turns, parts, is_aliased) for turns, parts in given]
+        texts = ["".join(pieces) for pieces in in_pieces]
+        encoded = tokenization.encode(texts)
         flat = np.concatenate(encoded)
         token_ends = np.cumsum(tokenization.token_bytes.lengths_bytes[flat])
         spelled = decode(tokenization.token_bytes, flat)
         token = byte = 0
-        for (turns, parts), pieces, ids in zip(given, texts, encoded, strict=True):
+        for (turns, parts), pieces, text, ids in zip(given, in_pieces, texts, encoded, strict=True):
             ends = token_ends[token : token + len(ids)] - byte
             own = spelled[byte : byte + (int(ends[-1]) if len(ids) else 0)]
             token, byte = token + len(ids), byte + len(own)
-            raw = "".join(pieces).encode()
+            raw = text.encode()
             marks = sum(len(tokenization.marks.findall(piece)) for piece in pieces)
             if np.count_nonzero(tokenization.is_mark[ids]) != marks:
                 yield DocumentError(
@@ -167,7 +165,7 @@ class ConversationEncoder:
                 )
                 continue
             located = (ends, np.zeros(len(ids), dtype=np.bool_)) if own == raw else None
-            located = located or self._located(tokenization, "".join(pieces), ids)
+            located = located or self._located(tokenization, text, ids)
             if located is None or not len(ids) or located[0][-1] != len(raw):
                 yield self._plain.misspelled(raw, own, ids)
             else:
@@ -243,11 +241,6 @@ class ConversationEncoder:
         return EncodedConversation(
             ids, byte_ends, invented, cuts, np.array(contents, dtype=np.int64).reshape(-1, 2), np.array(leads)
         )
-
-
-def _encode(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def _place(spelled: bytes, raw: bytes) -> tuple[int, int] | None:

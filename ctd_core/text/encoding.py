@@ -52,11 +52,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.normalise = content_normaliser(tokenizer.backend_tokenizer, name)
         self.token_bytes = read_token_bytes(tokenizer.backend_tokenizer, name)
-        description = json.loads(tokenizer.backend_tokenizer.to_str())
-        description["model"]["dropout"] = None  # for training a model alone: it makes encodings random
-        self._backend = Tokenizer.from_str(json.dumps(description))
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = complete_backend(tokenizer)
         self._take_names_as_text()
         self._invents_space = self._find_invented_space()
 
@@ -70,8 +66,7 @@ class TextEncoder:
 
     def encode_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The token ids [S] of each of `texts`, not verified."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return encode_ids(self._backend, texts)
 
     def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
         """The encoding of each of `texts`, or the reason why there is none that spells it."""
@@ -129,6 +124,22 @@ class TextEncoder:
                 "Take a model whose tokenizer keeps its text."
             )
         return spelled == b" a"
+
+
+def complete_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of a tokenizer's backend that encodes all of a text, and always alike."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description["model"]["dropout"] = None  # for training a model alone: it makes encodings random
+    backend = Tokenizer.from_str(json.dumps(description))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def encode_ids(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """The token ids [S] of each of `texts`, without special tokens around it."""
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def encode_pairs(student: TextEncoder, teacher: TextEncoder, texts: Sequence[str]) -> list[EncodedPair | DocumentError]:

@@ -277,3 +277,15 @@ def test_the_first_token_of_an_answer_is_scored_with_the_space_before_it(kind, t
                 for begin, end in zip(begins[scored], ends[scored], strict=True)
             ]
             assert b"".join(written).replace(b" ", b"").replace(b"\n", b"") == b"theitis"
+
+
+def test_dropout_of_a_tokenizer_makes_no_ids_of_a_conversation_random():
+    """It is for training: https://arxiv.org/abs/1910.13267."""
+    tokenizer = with_tokens("byte-level BPE, 600", [special(name) for name in NAMES])
+    turns = (Turn("user", "the then there " * 9, scored=False), Turn("assistant", "the quick brown fox " * 9))
+    side = prepare_tokenizer(tokenizer, "it", None, None)
+    (expected,) = align_documents(side, side, [Document("d", turns)])
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    side = prepare_tokenizer(tokenizer, "it", None, None)
+    (aligned,) = align_documents(side, side, [Document("d", turns)])
+    assert aligned.student_ids.tolist() == expected.student_ids.tolist()
