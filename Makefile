@@ -1,12 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile  # most tests wait for processes to start
 
 TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers
 SMALL := runs/teachers/small
 
-.PHONY: install demo check test-fast test chaos bench goldens compare clean
+.PHONY: install demo check test-fast coverage test chaos bench goldens compare clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -35,10 +36,13 @@ check: install  ## formatting, lint, types, import rules
 	.githooks/commit-msg
 
 test-fast: install  ## the tests without Ray, downloads and long trainings: about a minute
-	$(BIN)/python -m pytest -m "not chaos and not slow" --ignore tests/pipelines
+	$(PYTEST) -m "not chaos and not slow" --ignore tests/pipelines
+
+coverage: install  ## the same tests, and which part of ctd_core they run: no less than now
+	$(PYTEST) -m "not chaos and not slow" --ignore tests/pipelines --cov=ctd_core --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
 
 test: install $(TEACHER) $(TOKENIZERS)  ## the tests, but for those of chaos
-	$(BIN)/python -m pytest -m "not chaos"
+	$(PYTEST) -m "not chaos"
 
 chaos: install $(TEACHER) $(TOKENIZERS)  ## the tests that kill what is running, at five moments each
 	CHAOS_SEEDS=5 $(BIN)/python -m pytest -m chaos -s

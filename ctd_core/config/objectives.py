@@ -9,9 +9,9 @@ from ctd_core.config.align import AnyChunks, Debiased, Finest
 from ctd_core.config.base import Options
 
 # What an objective needs beside the student's log-probabilities of the text.
-# targets: the teacher's stored numbers a chunk. top_k: its stored top tokens. boundary: the student's probability of a
-# pretoken boundary. teacher: the teacher itself, loaded beside the student.
-Need = Literal["targets", "top_k", "boundary", "teacher"]
+# targets: the teacher's stored numbers a chunk. top_k: its stored top tokens. prefixes: its stored likely tokens of the
+# student. boundary: the student's probability of a pretoken boundary. teacher: the teacher itself, beside the student.
+Need = Literal["targets", "top_k", "prefixes", "boundary", "teacher"]
 Needs = frozenset[Need]
 
 
@@ -62,6 +62,24 @@ class OneToOneKl(Options):
     weight: float = Field(default=1.0, gt=0, description="its share of the loss")
     direction: Literal["forward", "reverse"] = Field(
         default="reverse", description="forward: KL(teacher ‖ student); reverse: the other"
+    )
+
+
+class PrefixKl(Options):
+    """Kullback-Leibler divergence of the student's next token, where the teacher's next token is being spelled.
+
+    The teacher's probabilities of all its tokens that agree with what is spelled so far, added up by the student's
+    next token (compare arXiv 2512.14954).
+    """
+
+    needs: ClassVar[Needs] = frozenset({"prefixes"})
+    kind: Literal["prefix_kl"]
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
+    direction: Literal["forward", "reverse"] = Field(
+        default="forward", description="forward: KL(teacher ‖ student); reverse: the other"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="of both sides' probabilities of the stored tokens and of the rest"
     )
 
 
@@ -123,7 +141,7 @@ class Dskd(Online):
 
 
 AnyObjective = Annotated[
-    Alm | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
+    Alm | PrefixKl | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
 ]
 
 

@@ -87,8 +87,11 @@ def _objectives(run: RunConfig) -> Iterator[str]:
             yield f"train.objectives holds {objective.kind}, which needs prepare.targets: true"
         if "top_k" in objective.needs and not run.prepare.top_k:
             yield f"train.objectives holds {objective.kind}, which needs prepare.top_k above 0, such as 16"
-    if run.prepare.top_k and not run.prepare.targets:
-        yield "prepare.top_k is part of the targets, which prepare.targets: false leaves out"
+        if "prefixes" in objective.needs and not run.prepare.prefix_k:
+            yield f"train.objectives holds {objective.kind}, which needs prepare.prefix_k above 0, such as 8"
+    for name in ("top_k", "prefix_k"):
+        if getattr(run.prepare, name) and not run.prepare.targets:
+            yield f"prepare.{name} is part of the targets, which prepare.targets: false leaves out"
 
 
 def _teachers(run: RunConfig) -> Iterator[str]:

@@ -40,6 +40,12 @@ class Prepare(Options):
         le=255,
         description="how many of the teacher's top tokens are stored where a chunk is one token of both sides",
     )
+    prefix_k: int = Field(
+        default=0,
+        ge=0,
+        le=255,
+        description="how many likely tokens of the student are stored at each of its tokens, by the teacher's next one",
+    )
     scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")
     scoring_actors: int = resource(default=1, ge=1, description="copies of the teacher that score at once")
     scoring_gpus: float = resource(default=0, ge=0, description="GPUs for each scoring actor")

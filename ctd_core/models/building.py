@@ -14,8 +14,9 @@ from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
+from ctd_core.models.prefix_positions import prefix_top
 from ctd_core.models.scorer import Scorer, TransformersScorer
-from ctd_core.models.scoring import TopTokens
+from ctd_core.models.scoring import Stored, TopTokens
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.models.transfer import transfer_model
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -113,11 +114,12 @@ def build_online_teacher(
     return OnlineTeacher(hidden_size, own, *tokenizers, vocabulary_maps, partial(as_own_teacher, own, *ends))
 
 
-def top_tokens(
+def stored_targets(
     options: Prepare, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
-) -> TopTokens | None:
-    """What of the teacher's distribution is stored beside the chunks; None where nothing is."""
-    if not options.top_k:
-        return None
+) -> Stored:
+    """What of the teacher's distribution is stored beside the two numbers a chunk."""
     token_bytes = student_tokenizer.encoder.token_bytes, teacher_tokenizer.encoder.token_bytes
-    return TopTokens(options.top_k, exact_map(*token_bytes))
+    return Stored(
+        TopTokens(options.top_k, exact_map(*token_bytes)) if options.top_k else None,
+        prefix_top(options.prefix_k, student_tokenizer, teacher_tokenizer) if options.prefix_k else None,
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,12 @@ import pyarrow as pa
 
 from ctd_core.align.documents import ONE_TO_ONE, SCORED
 from ctd_core.errors import CtdError
-from ctd_core.models.scorer import Scorer, Scores, ScoringRequest
+from ctd_core.models.prefix_positions import PrefixPositions, PrefixTop, prefix_positions
+from ctd_core.models.scorer import Asked, Scorer, Scores, ScoringRequest
 from ctd_core.shards import schema
 from ctd_core.shards.batches import ordered_batches
+
+Lists = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,26 @@ class TopTokens:
     student_ids: npt.NDArray[np.int32]
 
 
-class _Targets(NamedTuple):
-    """One row of TARGET_FIELDS and TOP_FIELDS."""
+@dataclass(frozen=True)
+class Stored:
+    """What of the teacher's distribution is stored beside the two numbers a chunk, None for what is not.
 
-    chunk: npt.NDArray[np.float32]
-    boundary: npt.NDArray[np.float32]
-    top_counts: npt.NDArray[np.uint8]
-    top_ids: npt.NDArray[np.int32]
-    top_logprobs: npt.NDArray[np.float16]
+    top: its most probable tokens where a chunk is one token of both sides. prefix: likely tokens of the student at each
+    of the student's tokens that begins within the teacher's next one.
+    """
+
+    top: TopTokens | None = None
+    prefix: PrefixTop | None = None
+
+
+NOTHING = Stored()
 
 
 def score_rows(
     teacher: Scorer,
     rows: pa.RecordBatch,
     batch_tokens: int,
-    top: TopTokens | None = None,
+    stored: Stored = NOTHING,
     on_batch: Callable[[int, int], None] = lambda tokens, of_tokens: None,
 ) -> pa.RecordBatch:
     """Add the teacher's targets to rows.
@@ -49,18 +57,20 @@ def score_rows(
         teacher: answers with log-probabilities.
         rows: rows of shards without targets.
         batch_tokens: padded teacher tokens in a request.
-        top: which of the teacher's top tokens are stored, where some are.
+        stored: which of the teacher's distributions are stored, where some are.
         on_batch: called after each batch with how many of the rows' tokens are scored, and of how many.
 
     Returns:
-        `rows` with TARGET_FIELDS, and TOP_FIELDS where `top` is given.
+        `rows` with TARGET_FIELDS, and TOP_FIELDS and PREFIX_FIELDS where `stored` says so.
 
     Raises:
         CtdError: a number is not finite, or a token is none of the teacher's.
     """
-    ids, ends = _lists(rows, schema.TEACHER_IDS), _lists(rows, schema.TEACHER_CHUNK_ENDS)
+    columns = {name: _lists(rows, name) for name in rows.schema.names[1:]}
+    ids, ends = columns[schema.TEACHER_IDS], columns[schema.TEACHER_CHUNK_ENDS]
     both = SCORED | ONE_TO_ONE
-    one_to_one = [np.flatnonzero(kinds & both == both) for kinds in _lists(rows, schema.CHUNK_KINDS)]
+    one_to_one = [np.flatnonzero(kinds & both == both) for kinds in columns[schema.CHUNK_KINDS]]
+    prefixes = [_prefixes(stored.prefix, columns, row) for row in range(rows.num_rows)]
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     largest = max((int(row.max(initial=-1)) for row in ids), default=-1)
     if largest >= teacher.vocab_size:
@@ -68,54 +78,90 @@ def score_rows(
             f"token ids reach {largest}, and the teacher's embedding has {teacher.vocab_size} entries. Take the "
             "tokenizer that belongs to the model."
         )
+    asked = Asked(stored.top.k if stored.top else 0)
+    if stored.prefix:
+        asked = Asked(asked.top_k, stored.prefix.k, stored.prefix.trie)
     order = np.argsort(lengths, kind="stable")
-    targets: dict[int, _Targets] = {}
+    targets: dict[int, Lists] = {}
     tokens = 0
     for batch in ordered_batches(lengths, order, batch_tokens) if len(order) else []:
-        requests = [_request(ids[row], ends[row], one_to_one[row]) for row in batch]
-        for row, scores in zip(batch.tolist(), teacher.score(requests, top.k if top else 0), strict=True):
-            targets[row] = _targets(scores, ends[row], one_to_one[row], top)
+        requests = [_request(ids[row], ends[row], one_to_one[row], prefixes[row]) for row in batch]
+        for row, scores in zip(batch.tolist(), teacher.score(requests, asked), strict=True):
+            targets[row] = _targets(scores, ends[row])
+            if stored.top:
+                targets[row] += _top(scores, len(ends[row]), one_to_one[row], stored.top)
+            if stored.prefix:
+                targets[row] += _likely(scores, len(columns[schema.STUDENT_IDS][row]), prefixes[row])
         tokens += int(lengths[batch].sum())
         on_batch(tokens, int(lengths.sum()))
-    if not all(np.isfinite(row.chunk).all() and np.isfinite(row.boundary).all() for row in targets.values()):
+    if not all(np.isfinite(numbers).all() for row in targets.values() for numbers in row[:2]):
         raise CtdError("the teacher's log-probabilities are not finite. Set teacher.dtype to bfloat16 or float32.")
-    fields = schema.TARGET_FIELDS if top is None else [*schema.TARGET_FIELDS, *schema.TOP_FIELDS]
-    columns = [[targets[row][number] for row in range(len(ids))] for number in range(len(fields))]
-    return schema.with_columns(rows, fields, columns)
+    fields = [
+        *schema.TARGET_FIELDS,
+        *(schema.TOP_FIELDS if stored.top else []),
+        *(schema.PREFIX_FIELDS if stored.prefix else []),
+    ]
+    added = [[targets[row][number] for row in range(len(ids))] for number in range(len(fields))]
+    return schema.with_columns(rows, fields, added)
 
 
-def _lists(rows: pa.RecordBatch, column: str) -> list[npt.NDArray[np.int32]]:
+def _lists(rows: pa.RecordBatch, column: str) -> Lists:
     offsets, values = schema.list_parts(rows.column(column))
     return [values[offsets[n] : offsets[n + 1]] for n in range(rows.num_rows)]
 
 
+def _prefixes(prefix: PrefixTop | None, columns: dict[str, Lists], row: int) -> PrefixPositions:
+    if prefix is None:
+        none = np.zeros(0, dtype=np.int64)
+        return PrefixPositions(none, none, none)
+    names = (
+        schema.STUDENT_IDS,
+        schema.TEACHER_IDS,
+        schema.STUDENT_CHUNK_ENDS,
+        schema.TEACHER_CHUNK_ENDS,
+        schema.CHUNK_KINDS,
+    )
+    return prefix_positions(prefix, *(columns[name][row] for name in names))
+
+
 def _request(
-    ids: npt.NDArray[np.int32], ends: npt.NDArray[np.int32], one_to_one: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int32],
+    one_to_one: npt.NDArray[np.int64],
+    prefixes: PrefixPositions,
 ) -> ScoringRequest:
     """A boundary at the last token of every chunk; top tokens before the one token of each one-to-one chunk."""
-    return ScoringRequest(ids, np.unique(ends[ends > 0].astype(np.int64)) - 1, ends[one_to_one].astype(np.int64) - 2)
+    return ScoringRequest(
+        token_ids=ids,
+        boundary_positions=np.unique(ends[ends > 0].astype(np.int64)) - 1,
+        top_positions=ends[one_to_one].astype(np.int64) - 2,
+        prefix_positions=prefixes.teacher - 1,
+        prefix_nodes=prefixes.nodes,
+    )
 
 
-def _targets(
-    scores: Scores, ends: npt.NDArray[np.int32], one_to_one: npt.NDArray[np.int64], top: TopTokens | None
-) -> _Targets:
+def _targets(scores: Scores, ends: npt.NDArray[np.int32]) -> Lists:
+    """A row of TARGET_FIELDS."""
     sums = np.concatenate([[0.0], np.cumsum(scores.token_logprobs)])
     chunks = np.diff(sums[ends], prepend=0.0)
     at_boundary = np.unique(ends[ends > 0])
     boundaries = np.zeros(len(ends))
     boundaries[ends > 0] = scores.boundary_logprobs[np.searchsorted(at_boundary, ends[ends > 0])]
-    counts = np.zeros(len(ends), dtype=np.uint8)
-    if top is None:
-        none = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float16)
-        return _Targets(chunks.astype(np.float32), boundaries.astype(np.float32), counts, *none)
+    return [chunks.astype(np.float32), boundaries.astype(np.float32)]
+
+
+def _top(scores: Scores, num_chunks: int, one_to_one: npt.NDArray[np.int64], top: TopTokens) -> Lists:
+    """A row of TOP_FIELDS."""
     padded = np.append(top.student_ids, np.int32(-1))  # rows that pad the teacher's vocabulary are no tokens
     student_ids = padded[np.minimum(scores.top_ids, len(top.student_ids))].astype(np.int32)
     shared = student_ids >= 0
+    counts = np.zeros(num_chunks, dtype=np.uint8)
     counts[one_to_one] = shared.sum(1)
-    return _Targets(
-        chunks.astype(np.float32),
-        boundaries.astype(np.float32),
-        counts,
-        student_ids[shared],
-        scores.top_logprobs[shared].astype(np.float16),
-    )
+    return [counts, student_ids[shared], scores.top_logprobs[shared].astype(np.float16)]
+
+
+def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions) -> Lists:
+    """A row of PREFIX_FIELDS."""
+    counts = np.zeros(num_tokens, dtype=np.uint8)
+    counts[prefixes.student] = scores.prefix_counts
+    return [counts, scores.prefix_ids.astype(np.int32), scores.prefix_logprobs.astype(np.float16)]

@@ -24,8 +24,9 @@ class StudentOutputs:
 
     token: [Q], log-probability of each target. chunk: [C], sums over each finest chunk's tokens.
     boundary: [C], log-probability that a pretoken boundary follows, 0 at chunks where no plan asked.
-    top: [E], log-probability of each of the teacher's stored top tokens.
-    Those of the two that an objective does not declare among its needs are not there for it: to use them is an error.
+    top: [E], log-probability of each of the teacher's stored top tokens. prefixes: [E'], of each of the stored likely
+    tokens of the student.
+    Those of the three that an objective does not declare among its needs are not there for it: to use them is an error.
     hidden: [N, H], its last hidden states. head: what turns them into logits. embeddings: [V, H], its inputs.
     """
 
@@ -33,6 +34,7 @@ class StudentOutputs:
     chunk: Tensor
     boundary: Tensor
     top: Tensor
+    prefixes: Tensor
     hidden: Tensor
     head: Head
     embeddings: Tensor
@@ -58,7 +60,8 @@ def declared(student: StudentOutputs, needs: Needs) -> StudentOutputs:
     """`student` as an objective of these needs sees it."""
     boundary = student.boundary if "boundary" in needs else cast("Tensor", Absent("boundary"))
     top = student.top if "top_k" in needs else cast("Tensor", Absent("top_k"))
-    return replace(student, boundary=boundary, top=top)
+    prefixes = student.prefixes if "prefixes" in needs else cast("Tensor", Absent("prefixes"))
+    return replace(student, boundary=boundary, top=top, prefixes=prefixes)
 
 
 @dataclass(frozen=True)

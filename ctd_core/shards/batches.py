@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -42,10 +43,10 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Top:
-    """The E stored tokens of the teacher's most probable ones, at the one-to-one chunks of a batch.
+    """E stored tokens, the most probable next ones by the teacher at `groups` positions of a batch.
 
     ids: [E] int64, tokens of the student. teacher_logprobs: [E] float32. rows: [E] int64, the index among the batch's
-    N tokens of the one before. group: [E] int64, which of the `groups` chunks each belongs to.
+    N tokens of the one before. group: [E] int64, which of the positions each belongs to.
     """
 
     ids: Tensor
@@ -89,7 +90,8 @@ class Batch:
     target_ids: [Q] int64, the tokens of scored chunks. target_rows: [Q] int64, ascending: the index among the N of
     the token before each. chunk_of_target: [Q] int64, its finest chunk.
     chunk_rows: [C] int64, the index among the N of each chunk's last token.
-    top: the teacher's most probable tokens, none where the shards have none. teacher: its side of the same rows.
+    top: the teacher's most probable tokens at one-to-one chunks, prefixes: those within the teacher's next token; none
+    where the shards have none. teacher: its side of the same rows.
     rows: [B] int64, the rows' numbers in the set of shards. source: which of several teachers it is of, None for the
     main one.
     """
@@ -102,6 +104,7 @@ class Batch:
     chunk_rows: Tensor
     chunks: Chunks
     top: Top
+    prefixes: Top
     teacher: TeacherTokens
     rows: Rows
     source: str | None = None
@@ -114,7 +117,8 @@ class Batch:
         moved["extra_inputs"] = {
             name: tensor.to(device, non_blocking=True) for name, tensor in self.extra_inputs.items()
         }
-        return replace(self, top=self.top.to(device), teacher=self.teacher.to(device), **moved)
+        moved |= {name: getattr(self, name).to(device) for name in ("top", "prefixes", "teacher")}
+        return replace(self, **moved)
 
 
 def micro_batches(lengths: npt.NDArray[np.int64], batch_tokens: int, seed: int) -> Iterator[Rows]:
@@ -220,7 +224,8 @@ def collate(shards: RowSource, rows: Rows) -> Batch:
         chunk_of_target=torch.from_numpy(student.chunk_of_target),
         chunk_rows=torch.from_numpy(student.chunk_rows),
         chunks=chunks,
-        top=_top(shards, rows, student.chunk_rows - chunks.num_student_tokens),
+        top=_top(shards, rows, schema.TOP_FIELDS, student.chunk_rows - chunks.num_student_tokens),
+        prefixes=_top(shards, rows, schema.PREFIX_FIELDS, np.arange(len(student.flat_ids)) - 1),
         teacher=TeacherTokens(
             input_ids=torch.from_numpy(teacher.input_ids),
             positions=torch.from_numpy(teacher.positions),
@@ -264,12 +269,12 @@ def _side(
     )
 
 
-def _top(shards: RowSource, rows: Rows, rows_before: Rows) -> Top:
-    """`rows_before` [C]: for each finest chunk the index of the token before it."""
-    if not shards.has_top:
+def _top(shards: RowSource, rows: Rows, fields: list[pa.Field], rows_before: Rows) -> Top:
+    """`rows_before`: for each finest chunk (TOP_FIELDS) or token (PREFIX_FIELDS) the index of the token before it."""
+    if not (shards.has_top if fields is schema.TOP_FIELDS else shards.has_prefixes):
         none = torch.zeros(0, dtype=torch.int64)
         return Top(none, none.float(), none, none, 0)
-    counts, ids, logprobs = (np.concatenate(shards.read(field.name, rows)) for field in schema.TOP_FIELDS)
+    counts, ids, logprobs = (np.concatenate(shards.read(field.name, rows)) for field in fields)
     filled = np.flatnonzero(counts)
     group = np.repeat(np.arange(len(filled)), counts[filled])
     return Top(

@@ -203,6 +203,16 @@ def check_columns(batch: pa.RecordBatch, counts: Counts, source: str) -> None:
             or tokens.max(initial=-1) > largest
         ):
             raise ShardDamaged(f"{source}: {ends} do not fit {ids}, or these lie outside of their vocabulary.")
+    if schema.PREFIX_COUNTS in batch.schema.names:
+        tokens_of_rows, _ = schema.list_parts(batch.column(schema.STUDENT_IDS))
+        count_offsets, prefix_counts = schema.list_parts(batch.column(schema.PREFIX_COUNTS))
+        stored = np.add.reduceat(np.append(prefix_counts.astype(np.int64), 0), count_offsets[:-1])
+        stored[np.diff(count_offsets) == 0] = 0
+        for values in (schema.PREFIX_IDS, schema.PREFIX_LOGPROBS):
+            if not np.array_equal(count_offsets, tokens_of_rows) or not np.array_equal(
+                np.diff(schema.list_parts(batch.column(values))[0]), stored
+            ):
+                raise ShardDamaged(f"{source}: {values} do not fit {schema.PREFIX_COUNTS}.")
     for field in batch.schema:
         if field.name in PER_CHUNK and not np.array_equal(schema.list_parts(batch.column(field.name))[0], offsets):
             raise ShardDamaged(f"{source}: {field.name} has not a value for each chunk.")

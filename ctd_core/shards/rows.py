@@ -9,13 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctd_core.shards.manifest import Counts
-from ctd_core.shards.schema import STUDENT_IDS, TARGET_FIELDS, TOP_FIELDS, list_parts
+from ctd_core.shards.schema import PREFIX_FIELDS, STUDENT_IDS, TARGET_FIELDS, TOP_FIELDS, list_parts
 
 Rows = npt.NDArray[np.int64]
 
 
 class RowSource(Protocol):
-    """R rows of ALIGNMENT_SCHEMA, and of TARGET_FIELDS and TOP_FIELDS where `has_targets` and `has_top` say so.
+    """R rows of ALIGNMENT_SCHEMA, and of TARGET_FIELDS, TOP_FIELDS and PREFIX_FIELDS where `has_targets`, `has_top` and
+    `has_prefixes` say so.
 
     name: what messages call it. counts: what it holds. counts_by_source: what of each source of a mixture, whose rows
     follow one another in this order; none of any other corpus.
@@ -26,6 +27,7 @@ class RowSource(Protocol):
     counts_by_source: Mapping[str, Counts]
     has_targets: bool
     has_top: bool
+    has_prefixes: bool
 
     def __len__(self) -> int: ...
 
@@ -50,8 +52,9 @@ class MemoryRows:
         counts_by_source: Mapping[str, Counts] = MappingProxyType({}),
     ) -> None:
         self.name, self.batches, self.counts, self.counts_by_source = name, batches, counts, counts_by_source
-        self.has_targets, self.has_top = (
-            all(field.name in batches[0].schema.names for field in fields) for fields in (TARGET_FIELDS, TOP_FIELDS)
+        self.has_targets, self.has_top, self.has_prefixes = (
+            all(field.name in batches[0].schema.names for field in fields)
+            for fields in (TARGET_FIELDS, TOP_FIELDS, PREFIX_FIELDS)
         )
         self._columns: dict[str, list[tuple[Rows, npt.NDArray[Any]]]] = {
             name: [list_parts(batch.column(name)) for batch in batches] for name in batches[0].schema.names[1:]

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 STUDENT_IDS, TEACHER_IDS = "student_ids", "teacher_ids"
 STUDENT_CHUNK_ENDS, TEACHER_CHUNK_ENDS = "student_chunk_ends", "teacher_chunk_ends"
@@ -17,6 +17,7 @@ CHUNK_KINDS, CHUNK_BYTES = "chunk_kinds", "chunk_bytes"
 TEACHER_CHUNK_LOGPROBS, TEACHER_BOUNDARY_LOGPROBS = "teacher_chunk_logprobs", "teacher_boundary_logprobs"
 TEACHER_TOP_COUNTS = "teacher_top_counts"
 TEACHER_TOP_IDS, TEACHER_TOP_LOGPROBS = "teacher_top_ids", "teacher_top_logprobs"
+PREFIX_COUNTS, PREFIX_IDS, PREFIX_LOGPROBS = "prefix_counts", "prefix_ids", "prefix_logprobs"
 DOCUMENT = "document"
 
 ALIGNMENT_FIELDS = [
@@ -39,6 +40,13 @@ TOP_FIELDS = [
     pa.field(TEACHER_TOP_IDS, pa.list_(pa.int32())),
     pa.field(TEACHER_TOP_LOGPROBS, pa.list_(pa.float16())),
 ]
+# For each student token how many likely ones are stored in its place, 0 where the teacher does not tell; then all of
+# them, as in TOP_FIELDS.
+PREFIX_FIELDS = [
+    pa.field(PREFIX_COUNTS, pa.list_(pa.uint8())),
+    pa.field(PREFIX_IDS, pa.list_(pa.int32())),
+    pa.field(PREFIX_LOGPROBS, pa.list_(pa.float16())),
+]
 ALIGNMENT_SCHEMA = pa.schema(ALIGNMENT_FIELDS)
 
 
@@ -53,7 +61,7 @@ def rows_batch(rows: Sequence[AlignedText]) -> pa.RecordBatch:
 def with_columns(
     rows: pa.RecordBatch, fields: Sequence[pa.Field], columns: Sequence[Sequence[npt.NDArray[Any]]]
 ) -> pa.RecordBatch:
-    """`rows` with list columns more: TARGET_FIELDS or TOP_FIELDS, and for each an array a row."""
+    """`rows` with list columns more, such as TARGET_FIELDS, and for each an array a row."""
     added = [list_array(lists, field.type) for field, lists in zip(fields, columns, strict=True)]
     return pa.RecordBatch.from_arrays([*rows.columns, *added], schema=pa.schema([*rows.schema, *fields]))
 

@@ -233,6 +233,11 @@ def _check_targets(options: Train, sources: Mapping[str | None, RowSource]) -> N
             raise CtdError(
                 f"{shards.name}: {objective.kind} needs shards with top tokens. Prepare with top_k, such as 16."
             )
+        if "prefixes" in objective.needs and not shards.has_prefixes:
+            raise CtdError(
+                f"{shards.name}: {objective.kind} needs shards with likely tokens of the student. Prepare with "
+                "prefix_k, such as 8."
+            )
 
 
 def _step_metrics(options: Train, measured: StepMetrics) -> Metrics:

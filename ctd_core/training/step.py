@@ -181,18 +181,22 @@ def _forward(
     asked = boundary_chunks(plans)
     boundary_rows = batch.chunk_rows[torch.from_numpy(asked).to(batch.chunk_rows.device)]
     rows, ids = batch.target_rows, batch.target_ids
-    if any("top_k" in plan.needs for plan in plans):
-        rows, ids = torch.cat([rows, batch.top.rows]), torch.cat([ids, batch.top.ids])
+    needs = frozenset[str]().union(*(plan.needs for plan in plans))
+    stored = [(batch.top, "top_k" in needs), (batch.prefixes, "prefixes" in needs)]
+    asked_top = [top for top, is_asked in stored if is_asked]
+    rows, ids = torch.cat([rows, *(top.rows for top in asked_top)]), torch.cat([ids, *(top.ids for top in asked_top)])
     absent = cast("TeacherOutputs", Absent("teacher"))
     teacher = online.outputs(batch) if online is not None and batch.source is None else absent
     logprobs, boundary, hidden = student(batch.input_ids, batch.positions, rows, ids, boundary_rows, batch.extra_inputs)
-    token, top = logprobs.tensor_split([len(batch.target_ids)])
+    sizes = [len(batch.target_ids), *(len(top.ids) if is_asked else 0 for top, is_asked in stored)]
+    token, top, prefixes = logprobs.split(sizes)
     language_model = _without_ddp(student).language_model
     outputs = StudentOutputs(
         token=token,
         chunk=chunk_sums(batch, token),
         boundary=at_chunks(batch, asked, boundary),
         top=top,
+        prefixes=prefixes,
         hidden=hidden,
         head=language_model.head,
         embeddings=language_model.embeddings,

@@ -22,7 +22,7 @@ from ctd_core.models.building import (
     build_scorer,
     build_student,
     logprob_model,
-    top_tokens,
+    stored_targets,
     with_adapters,
 )
 from ctd_core.models.loading import parameters
@@ -111,7 +111,7 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
         logger.info("estimate: the teacher scores %d rows", counts.rows)
         scorer = build_scorer(config.teacher, teacher, torch.device("cuda" if options.scoring_gpus else "cpu"))
         with _timed("score", seconds):
-            rows = score_rows(scorer, rows, options.scoring_batch_tokens, top_tokens(options, student, teacher))
+            rows = score_rows(scorer, rows, options.scoring_batch_tokens, stored_targets(options, student, teacher))
         del scorer
     shards_bytes = shard_bytes(rows).size * scale
     if "prepare" in stages:

@@ -12,7 +12,7 @@ from pyarrow import ipc
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.errors import CtdError
-from ctd_core.models.building import build_scorer, top_tokens
+from ctd_core.models.building import build_scorer, stored_targets
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.manifest import Counts
 from pipelines.stages.prepare_progress import Handle, SliceProgress, reporting
@@ -33,7 +33,7 @@ class ScoringActor:
             self._scorer = build_scorer(teacher, teacher_tokenizer, device)
         except CtdError as error:
             self._failure = error  # raised with the first row
-        self._top = top_tokens(options, student_tokenizer, teacher_tokenizer)
+        self._stored = stored_targets(options, student_tokenizer, teacher_tokenizer)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return outcome(row, lambda: self._score(row))
@@ -50,5 +50,5 @@ class ScoringActor:
         def on_batch(tokens: int, of_tokens: int) -> None:
             report(SliceProgress(counts.text_bytes, tokens, of_tokens))
 
-        scored = score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._top, on_batch)
+        scored = score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch)
         return write_slice(task, scored, counts)

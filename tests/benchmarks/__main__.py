@@ -1,12 +1,21 @@
 """`make bench`: every figure is a ratio against a baseline measured in the same process."""
 
 import argparse
+import importlib
+import os
 import platform
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import checkpoints, models, objectives, scheduling, texts
+FIGURES: dict[str, tuple[str, ...]] = {
+    "models": ("teacher",),
+    "checkpoints": ("teacher",),
+    "objectives": ("teacher", "tokenizers"),
+    "texts": (),
+    "scheduling": ("teacher",),
+}
 
 
 def main() -> None:
@@ -14,22 +23,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="runs/teachers/SmolLM2-135M-Instruct", help="a directory with a model")
     parser.add_argument("--tokenizers", default="runs/tokenizers", help="a directory with tokenizers of real models")
-    parser.add_argument(
-        "--only", choices=["texts", "models", "checkpoints", "objectives", "scheduling"], help="some of the figures"
-    )
+    parser.add_argument("--only", choices=FIGURES, nargs="*", default=list(FIGURES), help="some of the figures")
     arguments = parser.parse_args()
-    table = Table("", "figure", "ratio", "aim", title=f"Ratios on {platform.machine()}, {platform.python_version()}")
-    if arguments.only in (None, "models"):
-        models.add_rows(table, arguments.teacher)
-    if arguments.only in (None, "checkpoints"):
-        checkpoints.add_rows(table, arguments.teacher)
-    if arguments.only in (None, "objectives"):
-        objectives.add_rows(table, arguments.teacher, arguments.tokenizers)
-    if arguments.only in (None, "texts"):
-        texts.add_rows(table)
-    if arguments.only in (None, "scheduling"):
-        scheduling.add_rows(table, arguments.teacher)
+    table = Table("", "figure", "ratio", "aim", title=f"Ratios on {_machine()}")
+    for name in arguments.only:
+        figures = importlib.import_module(f"tests.benchmarks.{name}")  # models and objectives need no Ray
+        figures.add_rows(table, *(getattr(arguments, argument) for argument in FIGURES[name]))
     Console(width=120).print(table)
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPUs"
+    return f"{device}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+# Models are measured on the GPU where there is one: its time, and its memory.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+AUTOCAST = torch.bfloat16 if DEVICE.type == "cuda" else None
 Work = Callable[[], object]
 
 
@@ -35,19 +40,33 @@ def compare(work: Work, baseline: Work, repeats: int = 3) -> Ratio:
 
 
 def _timed(work: Work) -> float:
+    _wait()
     start = time.perf_counter()
     work()
+    _wait()
     return time.perf_counter() - start
 
 
 def _peak(work: Work, times: list[float]) -> int:
-    """The bytes by which a run raises the resident memory of this process (Linux); its time goes into `times`."""
+    """The bytes by which a run raises the memory of the GPU, or the resident memory of this process (Linux) where there
+    is none; its time goes into `times`.
+    """
     gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        times.append(_timed(work))
+        return torch.cuda.max_memory_allocated() - held
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again
     before = _status_bytes("VmRSS")
     times.append(_timed(work))
     return _status_bytes("VmHWM") - before
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _status_bytes(field: str) -> int:

@@ -11,7 +11,8 @@ import psutil
 
 from pipelines.cluster.connection import connect, stop_local_ray
 from pipelines.stages.prepare import prepare
-from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
+from tests.benchmarks.source import standard_library_source
+from tests.benchmarks.texts import run_without_targets, train_tokenizers
 
 SECONDS_BETWEEN_LOOKS = 0.5
 MIB = 2**20

@@ -1,6 +1,7 @@
 """Ratios of the model stages, on SmolLM2-135M-Instruct with its own 49,152 entries."""
 
 import tempfile
+from contextlib import nullcontext
 
 import torch
 from rich.table import Table
@@ -25,8 +26,8 @@ from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import clip, make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
-from tests.benchmarks.measuring import compare, seconds
-from tests.benchmarks.texts import standard_library_source
+from tests.benchmarks.measuring import AUTOCAST, DEVICE, compare, seconds
+from tests.benchmarks.source import standard_library_source
 from tests.support.models import logprobs_of
 
 BATCH_TOKENS, HIDDEN = 1024, 576
@@ -42,7 +43,7 @@ def add_rows(table: Table, teacher: str) -> None:
             table.add_row("d", f"{label}, time", f"{ratio.time:.2f}", "")
             table.add_row("", f"{label}, peak memory", f"{ratio.memory:.2f}", "")
     tokenizer = prepare_tokenizer(load_tokenizer(teacher), teacher, None, None)
-    model = logprobs_of(load_model(teacher), tokenizer.encoder.token_bytes.begins_pretoken)
+    model = logprobs_of(load_model(teacher), tokenizer.encoder.token_bytes.begins_pretoken).to(DEVICE)
     documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
     rows, counts = build_rows(tokenizer, tokenizer, documents, 256, 256)
     rows = rows.slice(0, 4 * 8)
@@ -73,17 +74,16 @@ def written(location: str, rows, counts) -> ShardSet:
 def logprobs(vocabulary: int, boundary: bool):
     """Forward and backward of the fused log-probabilities against full logits, log_softmax and gather."""
     random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(BATCH_TOKENS, HIDDEN, generator=random).requires_grad_()
-    weight = (torch.randn(vocabulary, HIDDEN, generator=random) * 0.05).requires_grad_()
-    targets = torch.randint(0, vocabulary, (BATCH_TOKENS,), generator=random)
-    mask = torch.arange(vocabulary) % 2 == 0
-    rows = torch.arange(0, BATCH_TOKENS, 2) if boundary else torch.arange(0)
+    hidden = torch.randn(BATCH_TOKENS, HIDDEN, generator=random).to(DEVICE).requires_grad_()
+    weight = (torch.randn(vocabulary, HIDDEN, generator=random) * 0.05).to(DEVICE).requires_grad_()
+    targets = torch.randint(0, vocabulary, (BATCH_TOKENS,), generator=random).to(DEVICE)
+    mask = torch.arange(vocabulary, device=DEVICE) % 2 == 0
+    rows = torch.arange(0, BATCH_TOKENS if boundary else 0, 2, device=DEVICE)
+    every_row = torch.arange(BATCH_TOKENS, device=DEVICE)
 
     def fused() -> None:
         hidden.grad = weight.grad = None
-        token, bounds = token_and_boundary_logprobs(
-            hidden, Head(weight), torch.arange(BATCH_TOKENS), targets, mask, rows
-        )
+        token, bounds = token_and_boundary_logprobs(hidden, Head(weight), every_row, targets, mask, rows)
         (token.sum() + bounds.sum()).backward()
 
     def full() -> None:
@@ -102,7 +102,7 @@ def scoring_ratio(model: LogprobModel, rows) -> float:
     ids.sort(key=len)
     width = BATCH_TOKENS // max(map(len, ids))
     batches = [ids[start : start + width] for start in range(0, len(ids), width)]
-    padded = [torch.nn.utils.rnn.pad_sequence(batch, batch_first=True) for batch in batches]
+    padded = [torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(DEVICE) for batch in batches]
 
     @torch.no_grad()
     def forward() -> None:
@@ -125,7 +125,7 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
     model.train()
     optimizer = make_optimizer(model, options)
     rows = next(micro_batches(shards.student_lengths(), BATCH_TOKENS, 0))
-    read = collate(shards, rows)
+    read = collate(shards, rows).to(DEVICE)
     labels = torch.full_like(read.input_ids.flatten(), -100)
     labels[read.positions] = read.input_ids.flatten()[read.positions]
     labels = labels.view_as(read.input_ids)
@@ -134,12 +134,14 @@ def training_ratio(model: LogprobModel, shards: ShardSet, objective: AnyObjectiv
 
     def ours() -> Batch:
         batch = collate(shards, rows)
-        accumulate_gradients(model, [batch], [weighted])
+        accumulate_gradients(model, [batch.to(DEVICE)], [weighted], autocast=AUTOCAST)
         update(model, optimizer)
         return batch
 
     def plain() -> None:
-        model.model(input_ids=read.input_ids, labels=labels, use_cache=False).loss.backward()
+        with torch.autocast(DEVICE.type, AUTOCAST) if AUTOCAST else nullcontext():
+            loss = model.model(input_ids=read.input_ids, labels=labels, use_cache=False).loss
+        loss.backward()
         update(model, optimizer)
 
     ratio = compare(ours, plain, repeats=3)

@@ -35,7 +35,8 @@ from pipelines.stages.student import ensure_student
 from pipelines.stages.tokenizer import student_tokenizer
 from pipelines.stages.train import train_student
 from tests.benchmarks.measuring import seconds
-from tests.benchmarks.texts import run_without_targets, standard_library_source, train_tokenizers
+from tests.benchmarks.source import standard_library_source
+from tests.benchmarks.texts import run_without_targets, train_tokenizers
 from tests.support.models import llama
 from tests.support.shard_sets import texts as short_texts
 from tests.support.tokenizers import TEXTS, train_tokenizer

@@ -1,11 +1,7 @@
 """Ratios of the text stages: aligning, and preparing a corpus on Ray Data."""
 
-import inspect
 import json
-import pkgutil
-import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 from rich.table import Table
@@ -18,24 +14,11 @@ from pipelines.artifacts.run_plan import RunPlan, plan_run
 from pipelines.cluster.connection import connect
 from pipelines.stages.prepare import prepare
 from tests.benchmarks.measuring import seconds
+from tests.benchmarks.source import standard_library_source
 from tests.support.chat_templates import CHATML
 
 CORPUS_BYTES = 63_000_000
 REPEATS = 3
-
-
-def standard_library_source() -> list[str]:
-    """Source text of the standard library's modules in pieces of 2,000 characters."""
-    texts = []
-    for name in sorted(module.name for module in pkgutil.iter_modules() if module.name in sys.stdlib_module_names):
-        if name in {"this", "antigravity", "idlelib", "__phello__"}:
-            continue
-        try:
-            source = inspect.getsource(import_module(name))
-        except (OSError, TypeError, ImportError):
-            continue
-        texts += [source[at : at + 2000] for at in range(0, len(source), 2000)]
-    return texts
 
 
 def add_rows(table: Table) -> None:

@@ -50,6 +50,7 @@ def test_every_recipe_is_a_run(name):
         ("evaluate={gap_set: x}", "gap_set is 'x', but the sets are"),
         ("evaluate={sets: {h: {kind: held_out}}}", "held_out_fraction is 0"),
         ("prepare.targets=false", "alm, which needs prepare.targets"),
+        ("train.objectives=[{kind: prefix_kl}]", "prefix_kl, which needs prepare.prefix_k above 0, such as 8"),
         ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
         ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),

@@ -6,7 +6,7 @@ import torch
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.models.scorer import TransformersScorer
-from ctd_core.models.scoring import TopTokens, score_rows
+from ctd_core.models.scoring import Stored, TopTokens, score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.text.documents import plain_document
 from tests.support.models import gpt2, llama, logprobs_of
@@ -42,7 +42,7 @@ def test_top_tokens_are_those_of_the_model_that_the_student_has_too():
     student_ids = exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes)
     rows, _ = build_rows(student, teacher, [plain_document(str(n), text) for n, text in enumerate(texts(6))], 400, 400)
     scorer = TransformersScorer(logprobs_of(model, teacher.encoder.token_bytes.begins_pretoken))
-    scored = score_rows(scorer, rows, 256, TopTokens(7, student_ids))
+    scored = score_rows(scorer, rows, 256, Stored(TopTokens(7, student_ids)))
     padded = [*student_ids, *[-1] * (600 - len(student_ids))]
     filled = 0
     for row in scored.to_pylist():
@@ -74,4 +74,7 @@ def test_no_rows_score_to_no_rows():
     rows, _ = build_rows(prepared(STUDENT), teacher, [], 40, 40)
     model = logprobs_of(llama(600), teacher.encoder.token_bytes.begins_pretoken)
     assert score_rows(TransformersScorer(model), rows, 256).num_rows == 0
-    assert score_rows(TransformersScorer(model), rows, 256, TopTokens(3, np.zeros(600, dtype=np.int32))).num_rows == 0
+    assert (
+        score_rows(TransformersScorer(model), rows, 256, Stored(TopTokens(3, np.zeros(600, dtype=np.int32)))).num_rows
+        == 0
+    )

@@ -8,8 +8,9 @@ import torch
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
-from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, Sft
-from ctd_core.models.scoring import TopTokens
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, PrefixKl, Sft
+from ctd_core.models.prefix_positions import prefix_top
+from ctd_core.models.scoring import Stored, TopTokens
 from ctd_core.objectives.divergences import binarised_divergence
 from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums, declared
 from ctd_core.objectives.registry import make_objective
@@ -30,7 +31,8 @@ def batch(tmp_path_factory):
     student, teacher = prepared(STUDENT), prepared(TEACHER)
     model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
     top = TopTokens(5, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
-    write_set(location, student, teacher, texts(12), parts=1, teacher_model=model, top=top)
+    stored = Stored(top, prefix_top(5, student, teacher))
+    write_set(location, student, teacher, texts(12), parts=1, teacher_model=model, stored=stored)
     return collate(ShardSet(location, verify=True), np.arange(5))
 
 
@@ -38,13 +40,13 @@ def plan(options, batch):
     return make_objective(options, None)(batch)
 
 
-def outputs(batch, token=None, boundary=None, asked=None, top=None):
+def outputs(batch, token=None, boundary=None, asked=None, top=None, prefixes=None):
     """What a student would say, zeros where nothing is given."""
     token = torch.zeros(len(batch.target_ids)) if token is None else token
     bounds = torch.zeros(len(batch.chunk_rows)) if boundary is None else at_chunks(batch, asked, boundary)
     nothing = torch.zeros(len(batch.positions), 1)
     head = torch.zeros(1, 1)
-    return StudentOutputs(token, chunk_sums(batch, token), bounds, top, nothing, Head(head), head)
+    return StudentOutputs(token, chunk_sums(batch, token), bounds, top, prefixes, nothing, Head(head), head)
 
 
 def random_student(batch, asked):
@@ -126,6 +128,29 @@ def test_one_to_one_kl_is_the_divergence_over_the_stored_tokens_and_the_rest(bat
         total, groups = total + float((p * (p / q).log()).sum()), groups | {group}
     assert planned.count == len(groups) > 10
     assert planned.loss_sum(student, None).item() == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_prefix_kl_is_the_divergence_over_the_stored_tokens_and_the_rest(batch, direction, temperature):
+    planned = plan(PrefixKl(kind="prefix_kl", direction=direction, temperature=temperature), batch)
+    stored = batch.prefixes
+    random = torch.rand(len(stored.ids), generator=torch.Generator().manual_seed(0))
+    student, total = (stored.teacher_logprobs - 0.1 - random).double(), 0.0
+    for group in range(stored.groups):
+        sides = [side[stored.group == group].double().exp() for side in (stored.teacher_logprobs, student)]
+        sides = [torch.cat([side, (1 - side.sum()).clamp(min=1e-6)[None]]) ** (1 / temperature) for side in sides]
+        p, q = (side / side.sum() for side in (sides if direction == "forward" else sides[::-1]))
+        total += temperature**2 * float((p * (p / q).log()).sum())
+    assert planned.count == stored.groups > 100
+    assert planned.loss_sum(outputs(batch, prefixes=student), None).item() == pytest.approx(total, rel=1e-3)
+
+
+def test_likely_tokens_stand_at_the_targets(batch):
+    stored, targets = batch.prefixes, dict(zip(batch.target_rows.tolist(), batch.target_ids.tolist(), strict=True))
+    rows = [int(stored.rows[stored.group == group][0]) for group in range(stored.groups)]
+    assert set(rows) <= set(targets)
+    assert len(rows) > 0.8 * len(targets)  # the others begin beyond the first teacher token of their chunk
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])

@@ -54,7 +54,7 @@ class Pair:
             batch.input_ids, batch.positions, batch.target_rows, batch.target_ids, batch.positions[:0]
         )
         head = self.student.model.get_output_embeddings()
-        return StudentOutputs(token, token, token, token, hidden, Head(head.weight), head.weight)
+        return StudentOutputs(*[token] * 5, hidden, Head(head.weight), head.weight)
 
     def logits(self, batch):
         """[B, S, V] and [B, T, U], from the models themselves."""
@@ -373,7 +373,7 @@ def test_gradients_are_finite_at_extreme_logits(pair, options):
         hidden = (student.hidden.detach() * scale).requires_grad_()
         teacher = pair.online.outputs(batch)
         planned = make_objective(options, pair.online)(batch)
-        loss = planned.loss_sum(StudentOutputs(*[student.token] * 4, hidden, student.head, student.embeddings), teacher)
+        loss = planned.loss_sum(StudentOutputs(*[student.token] * 5, hidden, student.head, student.embeddings), teacher)
         (grad,) = torch.autograd.grad(loss, hidden)
         assert loss.isfinite()
         assert grad.isfinite().all()

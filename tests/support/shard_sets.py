@@ -3,7 +3,7 @@
 import numpy as np
 
 from ctd_core.models.scorer import TransformersScorer
-from ctd_core.models.scoring import score_rows
+from ctd_core.models.scoring import NOTHING, score_rows
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Origin, build_manifest, tokenizer_fingerprint
@@ -26,7 +26,7 @@ def texts(count, seed=0):
     return [" ".join(random.choice(WORDS, size=int(random.integers(3, 60)))) for _ in range(count)]
 
 
-def write_set(location, student, teacher, documents, parts=2, teacher_model=None, top=None):
+def write_set(location, student, teacher, documents, parts=2, teacher_model=None, stored=NOTHING):
     """Shards of `documents` in `location`; targets of `teacher_model`, random ones where that is None."""
     folder = Folder(location)
     random = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def write_set(location, student, teacher, documents, parts=2, teacher_model=None
             numbers = [-random.exponential(2.0, size).astype(np.float32) for size in sizes]
             rows = with_columns(rows, TARGET_FIELDS, [numbers, numbers])
         else:
-            rows = score_rows(TransformersScorer(teacher_model), rows, 512, top)
+            rows = score_rows(TransformersScorer(teacher_model), rows, 512, stored)
         entries.append(write_shard(folder, part, shard_bytes(rows), counts))
     origin = Origin(
         student_tokenizer=tokenizer_fingerprint(student),

@@ -13,10 +13,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import Finest
-from ctd_core.config.objectives import PUBLISHED_ALM, Alm, Dskd, Gold, HiddenStates, MinEd, OneToOneKl, PKl, Sft, Uld
+from ctd_core.config.objectives import (
+    PUBLISHED_ALM,
+    Alm,
+    Dskd,
+    Gold,
+    HiddenStates,
+    MinEd,
+    OneToOneKl,
+    PKl,
+    PrefixKl,
+    Sft,
+    Uld,
+)
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
-from ctd_core.models.scoring import TopTokens
+from ctd_core.models.prefix_positions import prefix_top
+from ctd_core.models.scoring import Stored, TopTokens
 from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import collate, micro_batches
 from ctd_core.shards.reading import ShardSet
@@ -30,6 +43,7 @@ OBJECTIVES = [
     Alm(kind="alm", divergence="tv", temperature=float("inf"), chunks=Finest(), boundary=False, weight=0.5),
     Sft(kind="sft", weight=0.3),
     OneToOneKl(kind="one_to_one_kl"),
+    PrefixKl(kind="prefix_kl"),
     Uld(kind="uld"),
     MinEd(kind="min_ed"),
     HiddenStates(kind="hidden_states"),
@@ -112,7 +126,15 @@ def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
     models = [logprobs_of(llama(size, seed=seed), tokenizer.encoder.token_bytes.begins_pretoken)
               for size, seed, tokenizer in ((300, 0, student), (600, 1, teacher))]  # fmt: skip
     top = TopTokens(8, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
-    write_set(tmp_path, student, teacher, texts(8), parts=1, teacher_model=models[1], top=top)
+    write_set(
+        tmp_path,
+        student,
+        teacher,
+        texts(8),
+        parts=1,
+        teacher_model=models[1],
+        stored=Stored(top, prefix_top(8, student, teacher)),
+    )
     online = OnlineTeacher(32, HuggingFaceModel(models[1].model), student, teacher, None)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(6))
     planned = make_objective(options, online)(batch)
@@ -154,7 +176,14 @@ def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path, bal
     student, teacher = prepared(STUDENT), prepared(TEACHER)
     model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
     top = TopTokens(8, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
-    write_set(tmp_path / "shards", student, teacher, texts(40), teacher_model=model, top=top)
+    write_set(
+        tmp_path / "shards",
+        student,
+        teacher,
+        texts(40),
+        teacher_model=model,
+        stored=Stored(top, prefix_top(8, student, teacher)),
+    )
     for world in (1, 2, 4):
         mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path, balance), nprocs=world)
     results = [torch.load(tmp_path / f"{world}.pt") for world in (1, 2, 4)]

@@ -1,0 +1,134 @@
+"""Stored distributions over student tokens: what they are for known pairs of tokenizers."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ctd_core.config.objectives import Kd, PrefixKl
+from ctd_core.config.training import Train
+from ctd_core.errors import CtdError
+from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.models.prefix_positions import prefix_top
+from ctd_core.models.scorer import TransformersScorer
+from ctd_core.models.scoring import Stored, score_rows
+from ctd_core.objectives.registry import make_objective
+from ctd_core.shards.batches import collate
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.files import ShardDamaged, check_columns
+from ctd_core.shards.rows import MemoryRows
+from ctd_core.text.documents import plain_document
+from ctd_core.training.loop import Hooks, train
+from ctd_core.training.step import WeightedObjective, accumulate_gradients
+from tests.support.models import llama, logprobs_of
+from tests.support.shard_sets import prepared, texts
+
+TEACHER = "byte-level BPE, 600"
+
+
+def scored_rows(student, teacher, model, k, batch_tokens=256):
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+    rows, counts = build_rows(student, teacher, documents, 400, 400)
+    scorer = TransformersScorer(logprobs_of(model, teacher.encoder.token_bytes.begins_pretoken))
+    stored = Stored(prefix=prefix_top(k, student, teacher))
+    return MemoryRows("rows", [score_rows(scorer, rows, batch_tokens, stored)], counts)
+
+
+def test_with_one_tokenizer_it_is_knowledge_distillation():
+    """Loss and gradients, but for what half precision and the shares that are not stored take away."""
+    teacher = prepared("bytes")
+    models = [llama(len(teacher.encoder.token_bytes.by_id), seed=seed) for seed in (0, 1)]
+    rows = scored_rows(teacher, teacher, models[1], 255)
+    batch = collate(rows, np.arange(len(rows)))
+    online = OnlineTeacher(32, HuggingFaceModel(models[1]), teacher, teacher, None)
+    results = []
+    for options in (Kd(kind="kd"), PrefixKl(kind="prefix_kl")):
+        student = logprobs_of(models[0], teacher.encoder.token_bytes.begins_pretoken)
+        student.zero_grad()
+        metrics = accumulate_gradients(
+            student, [batch], [WeightedObjective(1.0, make_objective(options, online))], online
+        )
+        results.append((metrics, student.model.model.layers[0].mlp.up_proj.weight.grad.clone()))
+    (kd, kd_gradient), (prefix, prefix_gradient) = results
+    assert prefix.counts[0] == len(batch.target_ids)
+    assert prefix.loss == pytest.approx(kd.loss, rel=2e-3)
+    assert torch.nn.functional.cosine_similarity(kd_gradient.flatten(), prefix_gradient.flatten(), 0) > 0.999
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte-level BPE, 300", "SentencePiece BPE with a leading space"])
+def test_every_share_is_a_sum_over_the_teachers_tokens(kind):
+    """The position after student tokens u of a chunk: each next token s by all teacher tokens whose bytes go on so."""
+    student, teacher, model = prepared(kind), prepared(TEACHER), llama(600, seed=3)
+    rows = scored_rows(student, teacher, model, 255)
+    from ctd_core.models.transfer import old_tokens
+
+    spellings = old_tokens(teacher, student)
+    teacher_bytes = teacher.encoder.token_bytes.by_id
+    checked = positions = 0
+    for row in rows.batches[0].to_pylist():
+        with torch.no_grad():
+            probabilities = model(torch.tensor(row["teacher_ids"])[None]).logits[0].double().softmax(1).numpy()
+        stored = iter(zip(row["prefix_ids"], row["prefix_logprobs"], strict=True))
+        expected_positions = set()
+        begins = zip([0, *row["student_chunk_ends"]], [0, *row["teacher_chunk_ends"]], strict=True)
+        for (a, b), end, kind_flags in zip(begins, row["student_chunk_ends"], row["chunk_kinds"], strict=False):
+            if not kind_flags & 1:
+                continue
+            length = len(teacher_bytes[row["teacher_ids"][b]])
+            for token in range(a, end):
+                before = row["student_ids"][a:token]
+                spelled = sum(student.encoder.token_bytes.lengths_bytes[n] for n in before)
+                agreeing = [n for n, s in enumerate(spellings) if s[: len(before)] == before and s]
+                if token > a and (spelled >= length or not agreeing):
+                    break
+                expected_positions.add(token)
+                shares = {}
+                for n in agreeing:
+                    if len(spellings[n]) > len(before):
+                        s = spellings[n][len(before)]
+                        shares[s] = shares.get(s, 0.0) + probabilities[b - 1][n]
+                mass = sum(probabilities[b - 1][agreeing]) if before else 1.0
+                told = [next(stored) for _ in range(row["prefix_counts"][token])]
+                for s, logprob in told:
+                    assert np.exp(logprob) == pytest.approx(shares[s] / mass, rel=0.01)
+                rest = sum(shares.values()) / mass - sum(np.exp(logprob) for _, logprob in told)
+                assert rest < 1e-4 * len(shares) + 0.01
+                checked += len(told)
+        positions += len(expected_positions)
+        assert set(np.flatnonzero(row["prefix_counts"])) <= expected_positions
+        assert not list(stored)
+    assert checked > positions > 100
+
+
+def test_batches_change_no_stored_number():
+    student, teacher, model = prepared("byte-level BPE, 300"), prepared(TEACHER), llama(600, seed=3)
+    one, other = (scored_rows(student, teacher, model, 5, batch_tokens).batches[0] for batch_tokens in (64, 4096))
+    for name in ("prefix_counts", "prefix_ids"):
+        assert one.column(name).equals(other.column(name))
+    both = (rows.column("prefix_logprobs").to_pylist() for rows in (one, other))
+    for first, second in zip(*both, strict=True):
+        np.testing.assert_allclose(first, second, atol=2e-3)
+
+
+def test_shards_without_likely_tokens_are_refused_by_name():
+    student, teacher = prepared("byte-level BPE, 300"), prepared(TEACHER)
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+    batch, counts = build_rows(student, teacher, documents, 96, 96)
+    options = Train(steps=1, batch_tokens=256, objectives=[PrefixKl(kind="prefix_kl")])
+    model = logprobs_of(llama(300), student.encoder.token_bytes.begins_pretoken)
+    hooks = Hooks(lambda metrics: None, lambda metrics, write: None, lambda model: {})
+    with pytest.raises(CtdError, match=r"the rows: prefix_kl needs shards with likely tokens.*prefix_k, such as 8"):
+        train(options, model, MemoryRows("the rows", [batch], counts), hooks)
+
+
+def test_counts_that_do_not_fit_the_stored_tokens_are_damage():
+    student, teacher, model = prepared("byte-level BPE, 300"), prepared(TEACHER), llama(600, seed=3)
+    rows = scored_rows(student, teacher, model, 5)
+    batch, position = rows.batches[0], rows.batches[0].schema.get_field_index("prefix_counts")
+    check_columns(batch, rows.counts, "a shard")
+    counts = [list(values) for values in batch.column("prefix_counts").to_pylist()]
+    counts[1][-2] += 1
+    damaged = batch.set_column(position, batch.schema.field(position), pa.array(counts, pa.list_(pa.uint8())))
+    with pytest.raises(ShardDamaged, match="prefix_ids do not fit prefix_counts"):
+        check_columns(damaged, rows.counts, "a shard")
