@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctd_core.models.language_model import NO_INPUTS, LanguageModel
-from ctd_core.ops.fused_logprobs import token_and_boundary_logprobs
+from ctd_core.ops.fused_logprobs import Watch, token_and_boundary_logprobs
 
 
 class LogprobModel(nn.Module):
@@ -38,6 +38,7 @@ class LogprobModel(nn.Module):
         token_ids: Tensor,
         boundary_rows: Tensor,
         extra_inputs: Mapping[str, Tensor] = NO_INPUTS,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of chosen next tokens and of pretoken boundaries.
 
@@ -48,6 +49,7 @@ class LogprobModel(nn.Module):
             token_ids: [Q], these next tokens.
             boundary_rows: [M], among the N, those at which a boundary is asked for.
             extra_inputs: see LanguageModel.hidden_states.
+            watch: see token_and_boundary_logprobs.
 
         Returns:
             [Q] log-probabilities of the next tokens, [M] of a boundary (see token_and_boundary_logprobs), and the
@@ -55,7 +57,8 @@ class LogprobModel(nn.Module):
         """
         hidden = self.language_model.hidden_states(input_ids, extra_inputs).flatten(0, 1)[positions]
         head = self.language_model.head
-        return *token_and_boundary_logprobs(hidden, head, token_rows, token_ids, self.mask, boundary_rows), hidden
+        asked = (token_rows, token_ids, self.mask, boundary_rows)
+        return *token_and_boundary_logprobs(hidden, head, *asked, watch=watch), hidden
 
 
 def _vocabulary_mask(begins_pretoken: npt.NDArray[np.bool_], model: LanguageModel) -> Tensor:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ctd_core.align.spelling_trie import SpellingTrie
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.ops.fused_logprobs import top_logprobs
-from ctd_core.ops.prefix_marginals import PrefixMarginals
+from ctd_core.ops.prefix_marginals import Marginals, PrefixMarginals
 
 Positions = npt.NDArray[np.int64]
 
@@ -88,7 +88,7 @@ class TransformersScorer:
 
     @torch.no_grad()
     def score(self, requests: Sequence[ScoringRequest], asked: Asked) -> list[Scores]:
-        """One forward pass over all requests; logits exist for the positions that are asked for alone."""
+        """One forward pass over all requests; logits exist for a block of positions at a time, and once."""
         device = self._model.mask.device
         lengths = np.array([len(request.token_ids) for request in requests])
         inside = np.arange(lengths.max()) < lengths[:, None]
@@ -97,41 +97,91 @@ class TransformersScorer:
         input_ids[inside] = flat
         starts = np.cumsum(lengths) - lengths
         predicted = np.setdiff1d(np.arange(len(flat)), starts)  # all but each sequence's first
-        boundaries = [request.boundary_positions + start for request, start in zip(requests, starts, strict=True)]
-        predicted_logprobs, boundary, hidden = self._model(
+        boundaries, top_positions, prefix_positions = (
+            [getattr(request, name) + start for request, start in zip(requests, starts, strict=True)]
+            for name in ("boundary_positions", "top_positions", "prefix_positions")
+        )
+        nodes = [request.prefix_nodes for request in requests]
+        top_rows, prefix_rows, come_to = (
+            torch.from_numpy(np.concatenate(parts)).to(device) for parts in (top_positions, prefix_positions, nodes)
+        )
+        watch = _Watch(top_rows, prefix_rows, come_to, asked.top_k, self._prefix_marginals(asked, device))
+        token, boundary, _ = self._model(
             torch.from_numpy(input_ids).to(device),
             torch.from_numpy(np.flatnonzero(inside)).to(device),
             torch.from_numpy(predicted - 1).to(device),
             torch.from_numpy(flat[predicted]).to(device),
             torch.from_numpy(np.concatenate(boundaries)).to(device),
+            watch=watch,
         )
         token_logprobs = np.zeros(len(flat))
-        token_logprobs[predicted] = predicted_logprobs.double().cpu().numpy()
-        boundary_ends = np.cumsum([len(positions) for positions in boundaries])
-        boundary_logprobs = np.split(boundary.double().cpu().numpy(), boundary_ends[:-1])
-        answers = []
-        for request, start, own_boundaries in zip(requests, starts, boundary_logprobs, strict=True):
-            token = token_logprobs[start : start + len(request.token_ids)]
-            top_ids, top = self._top(hidden, request.top_positions + start, asked.top_k)
-            counts, ids, likely = self._prefixes(hidden, request.prefix_positions + start, request.prefix_nodes, asked)
-            answers.append(Scores(token, own_boundaries, top_ids, top, counts, ids, likely))
-        return answers
+        token_logprobs[predicted] = token.double().cpu().numpy()
+        top_ids, top_logprobs = watch.top()
+        counts, ids, logprobs = watch.prefixes()
+        counts_by_request = _split(counts, prefix_positions)
+        likely = [np.zeros(count.sum()) for count in counts_by_request]
+        answers = zip(
+            _split(token_logprobs, [request.token_ids for request in requests]),
+            _split(boundary.double().cpu().numpy(), boundaries),
+            _split(top_ids, top_positions),
+            _split(top_logprobs, top_positions),
+            counts_by_request,
+            _split(ids, likely),
+            _split(logprobs, likely),
+            strict=True,
+        )
+        return [Scores(*answer) for answer in answers]
 
-    def _prefixes(
-        self, hidden: torch.Tensor, positions: Positions, nodes: Positions, asked: Asked
-    ) -> tuple[Positions, Positions, npt.NDArray[np.float64]]:
-        if asked.trie is None or not len(positions):
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+    def _prefix_marginals(self, asked: Asked, device: torch.device) -> PrefixMarginals | None:
+        if asked.trie is None:
+            return None
         if self._marginals is None or self._marginals[0] is not asked:
-            self._marginals = asked, PrefixMarginals(asked.trie, asked.prefix_k, hidden.device)
-        at, of = np.unique(positions, return_inverse=True)
-        chosen, rows, come_to = (torch.from_numpy(values).to(hidden.device) for values in (at, of, nodes))
-        told = self._marginals[1](hidden[chosen], self._model.language_model.head, rows, come_to)
-        return told.counts.cpu().numpy(), told.tokens.cpu().numpy(), told.logprobs.cpu().numpy()
+            self._marginals = asked, PrefixMarginals(asked.trie, asked.prefix_k, self.vocab_size, device)
+        return self._marginals[1]
 
-    def _top(self, hidden: torch.Tensor, positions: Positions, top_k: int) -> tuple[Positions, npt.NDArray[np.float32]]:
-        if not top_k or not len(positions):
-            return np.zeros((0, top_k), dtype=np.int64), np.zeros((0, top_k), dtype=np.float32)
-        chosen = hidden[torch.from_numpy(positions).to(hidden.device)]
-        ids, logprobs = top_logprobs(chosen, self._model.language_model.head, top_k)
-        return ids.cpu().numpy(), logprobs.cpu().numpy()
+
+class _Watch:
+    """Collects from a batch's distributions what is asked after its tokens at [J] and at [P], ascending."""
+
+    def __init__(
+        self, top_rows: Tensor, prefix_rows: Tensor, nodes: Tensor, top_k: int, marginals: PrefixMarginals | None
+    ) -> None:
+        self._top_rows, self._prefix_rows, self._nodes = top_rows, prefix_rows, nodes
+        self._top_k, self._marginals = top_k, marginals
+        self._top = [(top_rows.new_zeros(0, top_k), torch.zeros(0, top_k, device=top_rows.device))]
+        self._told: list[Marginals] = []
+
+    def __call__(self, rows: slice, exponentials: Tensor, mass: Tensor) -> None:
+        if self._top_k and len(asked := self._inside(rows, self._top_rows)[0]):
+            best = exponentials[asked].topk(self._top_k, 1)
+            self._top.append((best.indices, (best.values / mass[asked][:, None]).log()))
+        asked, begin, end = self._inside(rows, self._prefix_rows)
+        if self._marginals is not None and len(asked):
+            at, row = torch.unique_consecutive(asked, return_inverse=True)
+            self._told.append(self._marginals(exponentials[at] / mass[at][:, None], row, self._nodes[begin:end]))
+
+    @staticmethod
+    def _inside(rows: slice, positions: Tensor) -> tuple[Tensor, int, int]:
+        """Those of `positions` that lie in a block, counted from its start, and the part of all that they are."""
+        edges = torch.tensor([rows.start, rows.stop], device=positions.device)
+        begin, end = torch.searchsorted(positions, edges).tolist()
+        return positions[begin:end] - rows.start, begin, end
+
+    def top(self) -> tuple[Positions, npt.NDArray[np.float32]]:
+        """[J, K] ids and log-probabilities."""
+        ids, logprobs = (torch.cat(parts).cpu().numpy() for parts in zip(*self._top, strict=True))
+        return ids, logprobs.astype(np.float32)
+
+    def prefixes(self) -> tuple[Positions, Positions, npt.NDArray[np.float64]]:
+        """Counts [P], ids [E] and log-probabilities [E]."""
+        none = np.zeros(0, dtype=np.int64)
+        counts, ids, logprobs = (
+            np.concatenate([none, *(getattr(told, name).cpu().numpy() for told in self._told)])
+            for name in ("counts", "tokens", "logprobs")
+        )
+        return counts, ids, logprobs
+
+
+def _split(values: npt.NDArray[Any], like: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """`values` in parts of the lengths of `like`."""
+    return np.split(values, np.cumsum([len(part) for part in like])[:-1])

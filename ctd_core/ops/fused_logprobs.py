@@ -1,6 +1,7 @@
 """Token and boundary log-probabilities straight from hidden states, in bounded memory."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,10 @@ from torch import Tensor
 BLOCK_BYTES = 32 * 2**20
 BLOCK_ROWS = 256  # fewer make thin matrix products
 SAFE_MASS = 1e-20  # above it, a float32 sum of probabilities has lost nothing to underflow
+
+
+# Called with each block of rows, the exponentials [B, V] of its logits and their sums [B]; they are changed afterwards.
+Watch = Callable[[slice, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ def token_and_boundary_logprobs(
     begins_pretoken: Tensor,
     boundary_rows: Tensor,
     keep_bytes: int = 256 * 2**20,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of next tokens, and of the next token beginning with a pretoken boundary.
 
@@ -44,6 +50,7 @@ def token_and_boundary_logprobs(
     boundary is asked.
     keep_bytes: logits of up to this many bytes are kept for the backward pass; those beyond are computed again, so
     memory is bounded by `keep_bytes` and a block, whatever N and V.
+    watch: sees every block's distributions, for what else is asked of them without gradients.
 
     Returns [Q] and [M], natural logarithms in float32 (float64 for float64 input). The boundary term is a masked
     logsumexp: it does not underflow where the boundary's probability does. Raises ValueError for a token outside
@@ -63,19 +70,10 @@ def token_and_boundary_logprobs(
     with torch.autocast(device, enabled=False):
         results = _FusedLogprobs.apply(
             *(hidden, weight, bias, token_rows, token_ids, begins_pretoken, boundary_rows),
-            *(head.scale, head.cap, keep_bytes),
+            *(head.scale, head.cap, keep_bytes, watch),
         )  # type: ignore[no-untyped-call]
     token, boundary = results
     return token.new_empty(len(order)).index_copy(0, order, token), boundary
-
-
-def top_logprobs(hidden: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` most probable next tokens after each row of `hidden` [N, H]: ids [N, k], log-probabilities [N, k]."""
-    found = [
-        torch.nn.functional.log_softmax(logits_of(hidden[rows], head), 1).topk(k, 1)
-        for rows, _, _ in _blocks(len(hidden), head.weight, *[torch.arange(0, device=hidden.device)] * 2)
-    ]
-    return torch.cat([block.indices for block in found]), torch.cat([block.values for block in found])
 
 
 class _FusedLogprobs(torch.autograd.Function):
@@ -92,6 +90,7 @@ class _FusedLogprobs(torch.autograd.Function):
         scale: float,
         cap: float | None,
         keep_bytes: int,
+        watch: Watch | None,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, scale, cap)
         mask = begins_pretoken.to(_wide(hidden))
@@ -110,6 +109,8 @@ class _FusedLogprobs(torch.autograd.Function):
             probabilities = shifted.exp_()
             mass = probabilities.sum(1)
             norm[rows] = largest + mass.log()
+            if watch is not None:
+                watch(rows, probabilities, mass)
             token[tokens] = picked - norm[token_rows[tokens]]
             asked = boundary_rows[edges] - rows.start
             if len(asked):
@@ -168,7 +169,7 @@ class _FusedLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=grad_bias.dtype)
         grad_weight, grad_bias = (None if sums is None else sums.to(weight.dtype) for sums in (grad_weight, grad_bias))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A teacher's next-token distribution as distributions over the student's tokens, in blocks of bounded memory.
+"""A teacher's next-token distribution as distributions over the student's tokens.
 
 Where a text goes on with student tokens u, of which the teacher's next token is spelled, the next student token is s
 with probability M(u·s) / M(u), M the teacher's probability of all its tokens whose spelling in student tokens begins
@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from ctd_core.align.spelling_trie import SpellingTrie
-from ctd_core.ops.fused_logprobs import BLOCK_BYTES, Head, logits_of
 
 LEAST_MASS = 1e-9  # of prefixes that the teacher takes for less probable nothing is told
-LEAST_SHARE = 1e-4  # less probable tokens are not stored: they are part of the rest
+LEAST_SHARE = 1e-4  # less probable tokens are not told: they are part of the rest
 
 
 @dataclass(frozen=True)
 class Marginals:
-    """Distributions over next student tokens at P positions, the most probable first, without what is left out.
+    """Distributions over next student tokens at P positions, without what is left out.
 
     counts: [P] int64, how many tokens of each are told. tokens: [E] int64. logprobs: [E] float64.
     """
@@ -30,75 +29,80 @@ class Marginals:
 
 
 class PrefixMarginals:
-    """The trie of a pair of vocabularies on a device, and how many next tokens are told at most."""
+    """The trie of a pair of vocabularies on a device.
 
-    def __init__(self, trie: SpellingTrie, k: int, device: torch.device) -> None:
-        self.k, self._device = k, device
+    Args:
+        trie: the teacher's vocabulary in student tokens.
+        k: how many next tokens are told at most.
+        width: the teacher's output matrix has this many rows; tokens beyond have no probability.
+        device: where probabilities will be.
+    """
+
+    def __init__(self, trie: SpellingTrie, k: int, width: int, device: torch.device) -> None:
+        self.k = k
         tensors = (trie.order, trie.first, trie.last, trie.tokens, trie.edges)
         self._order, self._first, self._last, self._tokens, self._edges = (
             torch.from_numpy(values).to(device) for values in tensors
         )
+        self._has_row = self._order < width
+        # for each of the teacher's tokens the first token of its spelling, among those of all; one more for no spelling
+        self._first_tokens = int(self._edges[1])
+        self._first_of = torch.full((width,), self._first_tokens, device=device)
+        spans = (self._last - self._first)[1 : self._first_tokens + 1]
+        firsts = torch.arange(self._first_tokens, device=device).repeat_interleave(spans)
+        self._first_of[self._order[self._has_row]] = firsts[self._has_row]
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor, head: Head, rows: Tensor, nodes: Tensor) -> Marginals:
+    def __call__(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> Marginals:
         """The distributions at P positions.
 
         Args:
-            hidden: [J, H], the teacher's last hidden states before its next tokens.
-            head: the teacher's.
-            rows: [P] int64, ascending, the row of `hidden` of each position.
+            probabilities: [B, width], the teacher's of its next token.
+            rows: [P] int64, ascending, the row of `probabilities` of each position.
             nodes: [P] int64, the node of the trie that the student has come to at each.
 
         Returns:
-            The k most probable next student tokens of each that have at least LEAST_SHARE; none where the prefix has
-            less than LEAST_MASS.
+            The k most probable next student tokens of each that have at least LEAST_SHARE, the most probable first;
+            none where the prefix has less than LEAST_MASS.
         """
-        step = max(1, BLOCK_BYTES // (8 * (len(self._order) + 1)))
-        parts = []
-        for start in range(0, len(hidden), step):
-            probabilities = logits_of(hidden[start : start + step], head).softmax(1)
-            masses = torch.nn.functional.pad(probabilities[:, self._order].double().cumsum(1), (1, 0))
-            edges = torch.tensor([start, start + step], device=rows.device)
-            begin, end = torch.searchsorted(rows, edges).tolist()
-            parts.append(self._block(masses, rows[begin:end] - start, nodes[begin:end]))
-        if not parts:
-            none = torch.zeros(0, dtype=torch.int64, device=self._device)
-            return Marginals(none, none, none.double())
-        return Marginals(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-    def _block(self, masses: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `masses` [B, U + 1], the sums of probabilities in the trie's order, and their positions."""
-        found = self._at_root(masses, rows, nodes), self._below(masses, rows, nodes)
+        found = self._at_root(probabilities, rows, nodes), self._below(probabilities, rows, nodes)
         position, token, share = (torch.cat(values) for values in zip(*found, strict=True))
         told = share >= LEAST_SHARE
         position, token, share = position[told], token[told], share[told]
         order = position.argsort(stable=True)
-        counts = torch.bincount(position, minlength=len(rows))
-        return counts, token[order], share[order].log()
+        return Marginals(torch.bincount(position, minlength=len(rows)), token[order], share[order].log())
 
-    def _at_root(self, masses: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Position, token and share of the most probable first tokens, the most probable first."""
+    def _at_root(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Position, token and share of the most probable first tokens."""
         positions = (nodes == 0).nonzero()[:, 0]
-        children = slice(1, 1 + int(self._edges[1]))
-        # a row may be asked at several positions, but at the root once
-        shares = masses[rows[positions]]
-        shares = shares[:, self._last[children]] - shares[:, self._first[children]]
-        best = shares.topk(min(self.k, shares.shape[1]), 1)
-        tokens = self._tokens[best.indices]
-        return positions.repeat_interleave(best.indices.shape[1]), tokens.flatten(), best.values.flatten()
+        sums = probabilities.new_zeros(len(positions), self._first_tokens + 1)
+        sums.index_add_(1, self._first_of, probabilities[rows[positions]])
+        best = sums[:, :-1].topk(min(self.k, self._first_tokens), 1)
+        positions = positions.repeat_interleave(best.indices.shape[1])
+        return positions, self._tokens[best.indices].flatten(), best.values.double().flatten()
 
-    def _below(self, masses: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _below(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same where some tokens are spelled already."""
         positions = (nodes > 0).nonzero()[:, 0]
         row, node = rows[positions], nodes[positions]
-        mass = masses[row, self._last[node]] - masses[row, self._first[node]]
-        probable = mass >= LEAST_MASS
-        positions, row, node, mass = positions[probable], row[probable], node[probable], mass[probable]
-        counts = self._edges[node + 1] - self._edges[node]
-        owner = torch.arange(len(node), device=node.device).repeat_interleave(counts)
-        within = torch.arange(len(owner), device=node.device) - (counts.cumsum(0) - counts)[owner]
-        edge = self._edges[node][owner] + within
-        shares = (masses[row[owner], self._last[edge + 1]] - masses[row[owner], self._first[edge + 1]]) / mass[owner]
-        order = shares.argsort(descending=True, stable=True)
-        order = order[owner[order].argsort(stable=True)]
-        order = order[within < self.k]  # `within` counts up within each owner, and `order` is sorted by owner
-        return positions[owner[order]], self._tokens[edge[order]], shares[order]
+        owner, at = _ranges(self._first[node], self._last[node])  # the teacher's tokens that agree with what is spelled
+        masses = probabilities[row[owner], self._order[at].clamp(max=probabilities.shape[1] - 1)].double()
+        sums = torch.nn.functional.pad((masses * self._has_row[at]).cumsum(0), (1, 0))
+        before = (self._last[node] - self._first[node]).cumsum(0) - self._last[node]  # of a place in the order, in sums
+        mass = sums[before + self._last[node]] - sums[before + self._first[node]]
+        owner, edge = _ranges(self._edges[node], self._edges[node + 1])
+        share = sums[before[owner] + self._last[edge + 1]] - sums[before[owner] + self._first[edge + 1]]
+        share = torch.where(mass >= LEAST_MASS, 1 / mass, 0.0)[owner] * share
+        order = share.argsort(descending=True, stable=True)
+        order = order[owner[order].argsort(stable=True)]  # by position, the most probable first
+        rank = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+        order = order[rank < self.k]
+        return positions[owner[order]], self._tokens[edge[order]], share[order]
+
+
+def _ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers from `first` [N] to `last` [N] one range behind the other, and which range each is of."""
+    lengths = last - first
+    owner = torch.arange(len(first), device=first.device).repeat_interleave(lengths)
+    within = torch.arange(len(owner), device=first.device) - (lengths.cumsum(0) - lengths)[owner]
+    return owner, first[owner] + within

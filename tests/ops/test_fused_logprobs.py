@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctd_core.ops import fused_logprobs
-from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs, top_logprobs
+from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs
 
 
 def plain(hidden, head, token_rows, token_ids, begins_pretoken, boundary_rows):
@@ -83,18 +83,21 @@ def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(token):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_top_tokens_are_the_most_probable_ones(head, monkeypatch):
+def test_every_distribution_is_seen_once(head, monkeypatch):
     monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", 4 * 13 * 4)
     monkeypatch.setattr(fused_logprobs, "BLOCK_ROWS", 1)
-    hidden, head, *_ = inputs(**head)
-    every = torch.stack([
-        plain(hidden, head, torch.full((13,), row), torch.arange(13), torch.ones(13).bool(), torch.arange(0))[0]
-        for row in range(len(hidden))
-    ])  # fmt: skip
-    expected = every.topk(4, 1)
-    ids, values = top_logprobs(hidden, head, 4)
-    torch.testing.assert_close(values, expected.values)
-    assert torch.equal(ids, expected.indices)
+    hidden, head, *rest = inputs(**head)
+    seen = []
+
+    def watch(rows, exponentials, mass):
+        seen.append((rows, exponentials / mass[:, None]))
+
+    with torch.no_grad():
+        token_and_boundary_logprobs(hidden, head, *rest, watch=watch)
+    assert [row for rows, _ in seen for row in range(rows.start, rows.stop)] == list(range(len(hidden)))
+    for row, distribution in enumerate(torch.cat([part for _, part in seen])):
+        every = plain(hidden, head, torch.full((13,), row), torch.arange(13), torch.ones(13).bool(), torch.arange(0))[0]
+        torch.testing.assert_close(distribution, every.exp())
 
 
 def test_gradients_in_bfloat16_are_summed_over_blocks_in_float32(monkeypatch):

@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.align.spelling_trie import spelling_trie
-from ctd_core.ops import prefix_marginals
-from ctd_core.ops.fused_logprobs import Head, logits_of
 from ctd_core.ops.prefix_marginals import LEAST_SHARE, PrefixMarginals
 
-SIZE, WIDTH = 30, 8
+SIZE = 30
 SPELLINGS = st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=SIZE, max_size=SIZE)
 
 
@@ -35,13 +33,12 @@ def all_prefixes(spellings):
 @given(spellings=SPELLINGS, k=st.integers(1, 6), seed=st.integers(0, 100))
 def test_shares_are_those_of_the_definition(spellings, k, seed):
     torch.manual_seed(seed)
-    trie, head = spelling_trie(spellings), Head(torch.randn(SIZE, WIDTH) * 0.5)
-    hidden = torch.randn(3, WIDTH)
+    trie, probabilities = spelling_trie(spellings), torch.randn(3, SIZE).softmax(1)
     prefixes = all_prefixes(spellings)  # in the order of the trie's nodes
     rows = torch.arange(3).repeat_interleave(len(prefixes))
     nodes = torch.arange(len(prefixes)).repeat(3)
-    told = PrefixMarginals(trie, k, hidden.device)(hidden, head, rows, nodes)
-    expected_rows = logits_of(hidden, head).double().softmax(1).tolist()
+    told = PrefixMarginals(trie, k, SIZE, probabilities.device)(probabilities, rows, nodes)
+    expected_rows = probabilities.double().tolist()
     at = 0
     for position, (row, prefix) in enumerate((row, prefix) for row in range(3) for prefix in prefixes):
         count = int(told.counts[position])
@@ -59,28 +56,27 @@ def test_shares_are_those_of_the_definition(spellings, k, seed):
 def test_what_the_tokens_of_a_prefix_have_together_is_conserved(spellings):
     """The shares after a prefix and that of the tokens that end there add up to 1; all others end at the root."""
     torch.manual_seed(0)
-    head, hidden = Head(torch.randn(SIZE, WIDTH) * 0.1), torch.randn(1, WIDTH)
+    probabilities = (torch.randn(1, SIZE) * 0.3).softmax(1)
     prefixes = all_prefixes(spellings)
     nodes = torch.arange(len(prefixes))
-    told = PrefixMarginals(spelling_trie(spellings), SIZE, hidden.device)(hidden, head, torch.zeros_like(nodes), nodes)
-    probabilities = logits_of(hidden, head).double().softmax(1)[0]
+    marginals = PrefixMarginals(spelling_trie(spellings), SIZE, SIZE, probabilities.device)
+    told = marginals(probabilities, torch.zeros_like(nodes), nodes)
     sums = torch.zeros(len(prefixes), dtype=torch.float64)
     sums.index_add_(0, nodes.repeat_interleave(told.counts), told.logprobs.exp())
     for prefix, total in zip(prefixes, sums.tolist(), strict=True):
-        ending = sum(float(probabilities[n]) for n, s in enumerate(spellings) if tuple(s) == prefix)
-        agreeing = sum(float(probabilities[n]) for n, s in enumerate(spellings) if tuple(s[: len(prefix)]) == prefix)
+        ending = sum(float(probabilities[0, n]) for n, s in enumerate(spellings) if tuple(s) == prefix)
+        agreeing = sum(float(probabilities[0, n]) for n, s in enumerate(spellings) if tuple(s[: len(prefix)]) == prefix)
         assert total + ending / agreeing == pytest.approx(1, abs=1e-5)
 
 
-def test_blocks_change_nothing(monkeypatch):
-    torch.manual_seed(1)
-    spellings = [[n % 5, *([n % 3] if n % 2 else [])] for n in range(SIZE)]
-    head, hidden = Head(torch.randn(SIZE, WIDTH)), torch.randn(7, WIDTH)
-    nodes = torch.tensor([0, 1, 0, 0, 2, 3, 0, 1, 0])
-    rows = torch.tensor([0, 0, 1, 2, 2, 2, 4, 4, 6])
-    whole = PrefixMarginals(spelling_trie(spellings), 3, hidden.device)(hidden, head, rows, nodes)
-    monkeypatch.setattr(prefix_marginals, "BLOCK_BYTES", 1)
-    cut = PrefixMarginals(spelling_trie(spellings), 3, hidden.device)(hidden, head, rows, nodes)
-    assert torch.equal(whole.counts, cut.counts)
-    assert torch.equal(whole.tokens, cut.tokens)
-    torch.testing.assert_close(whole.logprobs, cut.logprobs, rtol=1e-5, atol=1e-5)
+def test_tokens_beyond_the_output_matrix_have_no_probability():
+    spellings = [[n % 3, n % 2] for n in range(SIZE)]
+    probabilities = torch.rand(2, SIZE - 5).softmax(1)
+    padded = torch.nn.functional.pad(probabilities, (0, 5))
+    rows, nodes = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2])
+    told = [
+        PrefixMarginals(spelling_trie(spellings), 3, values.shape[1], values.device)(values, rows, nodes)
+        for values in (probabilities, padded)
+    ]
+    assert torch.equal(told[0].tokens, told[1].tokens)
+    torch.testing.assert_close(told[0].logprobs, told[1].logprobs)
