@@ -6,15 +6,16 @@ A token that ends within a header or an end has no place of its own on the axis:
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ctd_core.errors import DocumentError
+from ctd_core.text.chat import with_calls_written
 from ctd_core.text.conversations import EncodedConversation
 from ctd_core.text.documents import Document, Turn
-from ctd_core.text.normalisation import canonical_form
+from ctd_core.text.normalisation import Normaliser, canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.token_bytes import PRETOKEN_STARTS
 
@@ -46,11 +47,12 @@ def align_conversations(
 ) -> list[AlignedConversation | DocumentError]:
     """Each conversation encoded by both templates and aligned, or why it has to be dropped."""
     normalise = [side.encoder.normalise for side in (student, teacher) if side.encoder.normalise is not None]
+    templates = [side.conversations.template for side in (student, teacher)]
     results: list[AlignedConversation | DocumentError | None] = [None] * len(documents)
     turns: dict[int, list[Turn]] = {}
     for number, document in enumerate(documents):
         try:
-            turns[number] = [replace(turn, text=canonical_form(turn.text, normalise)) for turn in document.turns]
+            turns[number] = with_calls_written(templates, [_canonical(turn, normalise) for turn in document.turns])
         except DocumentError as error:
             results[number] = error
     given = list(turns.values())
@@ -63,6 +65,25 @@ def align_conversations(
         else:
             results[number] = _align(turns[number], student_side, teacher_side)
     return [result for result in results if result is not None]
+
+
+def _canonical(turn: Turn, normalise: list[Normaliser]) -> Turn:
+    calls = tuple(_canonical_value(call, normalise) for call in turn.tool_calls)
+    return replace(turn, text=canonical_form(turn.text, normalise), tool_calls=calls)
+
+
+def _canonical_value(value: Any, normalise: list[Normaliser]) -> Any:
+    """A value of JSON with all its strings in the form that both tokenizers leave alone."""
+    match value:
+        case str():
+            return canonical_form(value, normalise)
+        case list():
+            return [_canonical_value(item, normalise) for item in value]
+        case dict():
+            return {
+                canonical_form(str(key), normalise): _canonical_value(item, normalise) for key, item in value.items()
+            }
+    return value
 
 
 def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConversation) -> AlignedConversation:

@@ -4,10 +4,10 @@ import copy
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +18,7 @@ from ctd_core.text.tokenizers import copied_token
 
 # Contents that stand for any other: two sets, under which a template has to write the same around them.
 PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
+INSTEAD_OF_CALLS = "Vxx0xxV"  # a content
 SHOWN_CHARACTERS = 200
 
 
@@ -62,12 +63,12 @@ class ChatTemplate:
                 f"{name}: this tokenizer has no chat template, and the corpus holds conversations. Take a tokenizer "
                 "with one (student.chat: keep gives the student's its teacher's), or the text of the messages alone."
             )
-        self._tokenizer, self._name = tokenizer, name
+        self._tokenizer, self.name = tokenizer, name
         self._special = re.compile(f"({names_of_special_tokens(tokenizer).pattern})")
         self._frame = lru_cache(maxsize=1024)(self._find_frame)
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[PreTrainedTokenizerFast, str]]:
-        return ChatTemplate, (self._tokenizer, self._name)
+        return ChatTemplate, (self._tokenizer, self.name)
 
     def write(self, turns: Sequence[Turn]) -> list[WrittenTurn]:
         """The messages as the template writes them; put together they are its rendering, character for character.
@@ -83,7 +84,7 @@ class ChatTemplate:
                 white space from its ends.
         """
         frame = self._frame(tuple(turn.role for turn in turns), date.today())
-        rendered = self._render([(turn.role, turn.text) for turn in turns])
+        rendered = self._render(turns)
         written, at = [], 0
         for number, turn in enumerate(turns):
             after = frame.ends[number] + (frame.headers[number + 1] if number + 1 < len(turns) else "")
@@ -92,7 +93,7 @@ class ChatTemplate:
             if found is None or rendered[at:begin] != frame.headers[number]:
                 raise DocumentError(
                     "a chat template changes a message",
-                    f"{self._name}: its template does not write message {number} ({turn.role}) as it is: "
+                    f"{self.name}: its template does not write message {number} ({turn.role}) as it is: "
                     f"{turn.text[:SHOWN_CHARACTERS]!r} becomes {rendered[at : begin + SHOWN_CHARACTERS]!r}",
                 )
             start, stop = found
@@ -100,29 +101,78 @@ class ChatTemplate:
             at = begin + stop - start + len(frame.ends[number])
         return written
 
+    def with_calls_written(self, turns: Sequence[Turn]) -> list[Turn]:
+        """The messages with their tool calls as text behind their contents, as the template writes them.
+
+        Args:
+            turns: the messages, in order.
+
+        Returns:
+            The same, without tool calls; the template's rendering of them is the same.
+
+        Raises:
+            DocumentError: the template refuses the conversation, writes special tokens around calls, or leaves no
+                message whose content they could be.
+        """
+        written = list(turns)
+        for number, turn in enumerate(turns):
+            if turn.tool_calls:
+                written[number] = replace(turn, text=self._with_calls(written, number), tool_calls=())
+        if any(turn.tool_calls for turn in turns) and self._render(written) != self._render(turns):
+            raise DocumentError(
+                "a chat template writes tool calls otherwise than a content",
+                f"{self.name}: {self._render(turns)[:SHOWN_CHARACTERS]!r}",
+            )
+        return written
+
+    def _with_calls(self, turns: list[Turn], number: int) -> str:
+        """Content and calls of message `number`: what is written in the place of another content."""
+        rendered = self._render(turns)
+        other = self._render([*turns[:number], Turn(turns[number].role, INSTEAD_OF_CALLS), *turns[number + 1 :]])
+        before, found, after = other.partition(INSTEAD_OF_CALLS)
+        stop = len(rendered) - len(after)
+        if not found or not rendered.startswith(before) or not rendered.endswith(after) or stop <= len(before):
+            raise DocumentError(
+                "a chat template writes tool calls otherwise than a content",
+                f"{self.name}: {rendered[:SHOWN_CHARACTERS]!r}",
+            )
+        text = rendered[len(before) : stop]
+        names = [call["name"] for call in turns[number].tool_calls]
+        if missing := next((name for name in names if name not in text), None):
+            raise DocumentError(
+                "a chat template leaves out a tool call",
+                f"{self.name}: {missing!r} is not in {text[:SHOWN_CHARACTERS]!r}",
+            )
+        if self._special.search(text):
+            raise DocumentError(
+                "tool calls with special tokens", f"{self.name}: its template writes {text[:SHOWN_CHARACTERS]!r}"
+            )
+        return text
+
     def _find_frame(self, roles: tuple[str, ...], today: date) -> _Frame:
         """The frame, which is kept: `today` tells those of templates that write the date."""
         frames = []
         for pattern in PLACEHOLDERS:
             contents = [pattern.format(number) for number in range(len(roles))]
-            messages = list(zip(roles, contents, strict=True))
+            messages = [Turn(role, content) for role, content in zip(roles, contents, strict=True)]
             frames.append(self._cut(self._render(messages), messages))
         if frames[0] != frames[1]:
             raise DocumentError(
                 "a chat template depends on contents",
-                f"{self._name}: around the contents of {', '.join(roles)} its template writes {frames[0]} or "
+                f"{self.name}: around the contents of {', '.join(roles)} its template writes {frames[0]} or "
                 f"{frames[1]}",
             )
         return frames[0]
 
-    def _cut(self, rendered: str, messages: list[tuple[str, str]]) -> _Frame:
+    def _cut(self, rendered: str, messages: list[Turn]) -> _Frame:
         headers, ends, leads, at = [], [], [], 0
-        for number, (role, content) in enumerate(messages):
+        for number, message in enumerate(messages):
+            role, content = message.role, message.text
             begin = rendered.find(content, at)
             if begin < 0 or rendered.count(content) != 1:
                 raise DocumentError(
                     "a chat template leaves out or moves a message",
-                    f"{self._name}: of the roles {', '.join(role for role, _ in messages)} its template writes "
+                    f"{self.name}: of the roles {', '.join(turn.role for turn in messages)} its template writes "
                     f"message {number} ({role}) {rendered.count(content)} times or out of order: "
                     f"{rendered[:SHOWN_CHARACTERS]!r}",
                 )
@@ -137,7 +187,7 @@ class ChatTemplate:
         ends.append(rendered[at:])
         return _Frame(tuple(headers), tuple(ends), tuple(leads))
 
-    def _lead(self, before: str, header: str, role: str, messages: list[tuple[str, str]]) -> int:
+    def _lead(self, before: str, header: str, role: str, messages: list[Turn]) -> int:
         """How much white space at the end of `header`, the last of what is written `before` a content, belongs to it.
 
         Of an assistant's message: what the generation prompt after the `messages` before does not have.
@@ -151,7 +201,7 @@ class ChatTemplate:
             return 0
         return min(lead, len(before) - len(prompt)) if before.startswith(prompt) else 0
 
-    def _end_of_turn(self, between: str, messages: list[tuple[str, str]]) -> int:
+    def _end_of_turn(self, between: str, messages: list[Turn]) -> int:
         """How much of `between`, which is written after the last of `messages`, ends it; the rest is the next header.
 
         The end is what would be written after it if no message followed, as far as both agree: templates may end a
@@ -161,7 +211,7 @@ class ChatTemplate:
             shorter = self._render(messages)
         except DocumentError:
             return 0
-        _, content = messages[-1]
+        content = messages[-1].text
         last = shorter[shorter.rfind(content) + len(content) :]
         if between.startswith(last):
             return len(last)
@@ -172,19 +222,49 @@ class ChatTemplate:
             agreed += len(here)
         return agreed
 
-    def _render(self, messages: list[tuple[str, str]], add_generation_prompt: bool = False) -> str:
-        plain = [{"role": role, "content": content} for role, content in messages]
+    def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+        messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in turns]
+        for turn, message in zip(turns, messages, strict=True):
+            if turn.tool_calls:
+                message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.tool_calls]
         try:
             rendered: str = self._tokenizer.apply_chat_template(
-                plain, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             # A template is a program of its own, which may fail in any of these ways.
             raise DocumentError(
                 "a chat template refuses the conversation",
-                f"{self._name}: {first_line(error)}, for the roles {', '.join(role for role, _ in messages)}",
+                f"{self.name}: {first_line(error)}, for the roles {', '.join(turn.role for turn in turns)}",
             ) from error
         return rendered
+
+
+def with_calls_written(templates: Sequence[ChatTemplate], turns: list[Turn]) -> list[Turn]:
+    """Messages with their tool calls as text behind their contents, as all templates write them.
+
+    Args:
+        templates: one or more.
+        turns: the messages, in order.
+
+    Returns:
+        The messages without tool calls.
+
+    Raises:
+        DocumentError: as ChatTemplate.with_calls_written, or two templates write other texts.
+    """
+    if not any(turn.tool_calls for turn in turns):
+        return turns
+    first, *others = [template.with_calls_written(turns) for template in templates]
+    for template, other in zip(templates[1:], others, strict=True):
+        for here, there in zip(first, other, strict=True):
+            if here != there:
+                raise DocumentError(
+                    "tool calls that the two templates write in two ways",
+                    f"{templates[0].name} writes {here.text[:80]!r}, {template.name} {there.text[:80]!r}. "
+                    "student.chat: keep gives the student its teacher's template",
+                )
+    return first
 
 
 def names_of_special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:

@@ -64,11 +64,13 @@ class ConversationEncoder:
 
     Raises:
         TokenizerError: the tokenizer has no template.
+
+    template: this.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._plain, self._name = encoder, encoder.name
-        self._template = ChatTemplate(encoder.tokenizer, encoder.name)
+        self.template = ChatTemplate(encoder.tokenizer, encoder.name)
         self._special = {
             token_id: token for token_id, token in encoder.tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -115,7 +117,7 @@ class ConversationEncoder:
         written: dict[int, list[WrittenTurn]] = {}
         for number, turns in enumerate(conversations):
             try:
-                written[number] = self._template.write(turns)
+                written[number] = self.template.write(turns)
                 self._refuse(turns)
             except DocumentError as error:
                 results[number] = error

@@ -1,6 +1,8 @@
 """Documents as sequences of text and markers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 BEGIN, END = "begin", "end"
 
@@ -23,11 +25,15 @@ class Marker:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of a conversation: its content. Each tokenizer's chat template writes markers of its own around it."""
+    """A message of a conversation: its content. Each tokenizer's chat template writes markers of its own around it.
+
+    tool_calls: what its model calls, each with a `name` and `arguments`, which a template writes behind the content.
+    """
 
     role: str
     text: str
     scored: bool = True
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

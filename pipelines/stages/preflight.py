@@ -15,7 +15,7 @@ from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
-from ctd_core.text.chat import ChatTemplate
+from ctd_core.text.chat import ChatTemplate, with_calls_written
 from ctd_core.text.corpora import read_documents
 from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
@@ -169,8 +169,9 @@ def _why_dropped(document: Document | DocumentError, templates: list[ChatTemplat
         return document
     try:
         if document.turns:
+            turns = with_calls_written(templates, list(document.turns))
             for template in templates:
-                template.write(document.turns)
+                template.write(turns)
     except DocumentError as error:
         return DocumentError(error.reason, f"{document.id}: {error}")
     return None

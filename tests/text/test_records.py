@@ -99,7 +99,8 @@ def test_a_text_may_lie_within_another_field():
         ([{"role": "usr", "content": "Hi"}], "a role that is not known"),
         ([{"role": "user", "content": "Hi"}], "a conversation without an assistant's message"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a message with tool_calls"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a tool call without a name"),
+        ([{"role": "assistant", "content": "", "function_call": {"name": "f"}}], "a message with function_call"),
         ([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}], "a message with reasoning_content"),
     ],
 )
@@ -108,6 +109,20 @@ def test_what_is_no_conversation_is_dropped_with_its_reason(messages, reason):
     assert isinstance(found, DocumentError)
     assert found.reason == reason
     assert "here" in str(found)
+
+
+def test_tool_calls_are_read_with_their_arguments_as_json_or_not():
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"name": "g", "arguments": {"y": [2]}},
+        {"name": "h", "arguments": "no JSON"},
+    ]
+    record = {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]}
+    (turn,) = document_of(record, lines(messages="messages"), "here").turns
+    assert turn.text == ""
+    assert [(call["name"], call["arguments"]) for call in turn.tool_calls] == [
+        ("f", {"x": 1}), ("g", {"y": [2]}), ("h", "no JSON")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

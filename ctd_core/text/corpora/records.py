@@ -1,6 +1,8 @@
 """The document in a record: its text, or its conversation."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ctd_core.config.text import Records
@@ -11,7 +13,7 @@ from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, pl
 ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool", "function", "ipython")}
 ROLES |= {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 # What some templates write beside the content: a student that learned without it would not see what the model sees.
-WRITTEN_BY_SOME = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+WRITTEN_BY_SOME = ("function_call", "reasoning_content", "reasoning", "thinking")
 
 
 def document_of(record: object, corpus: Records, path: str) -> Document | DocumentError:
@@ -125,7 +127,10 @@ def _turn(message: Any, corpus: Records) -> Turn:
         raise _Unreadable("a role that is not known", f"{written!r:.40} is none of {', '.join(ROLES)}")
     if unread := next((name for name in WRITTEN_BY_SOME if message.get(name)), None):
         raise _Unreadable(f"a message with {unread}", f"some chat templates write {unread}, and here it is not read")
+    calls = tuple(_tool_call(call) for call in message.get("tool_calls") or ())
     content = message.get("content", message.get("value"))
+    if content is None and calls:
+        content = ""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         texts = [part for part in parts if isinstance(part, str)]
@@ -135,4 +140,16 @@ def _turn(message: Any, corpus: Records) -> Turn:
     if not isinstance(content, str):
         raise _Unreadable("a message without a content", f"{message!r:.80}")
     is_learned = (corpus.train_on == "all" or role == "assistant") and message.get("weight") != 0
-    return Turn(role, content, is_learned)
+    return Turn(role, content, is_learned, calls)
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    """The name and the arguments of a call; these may be written as JSON."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _Unreadable("a tool call without a name", f"{call!r:.80}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError):  # then a template writes it as it is
+            arguments = json.loads(arguments)
+    return {"name": function["name"], "arguments": arguments}
