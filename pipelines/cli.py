@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from ctd_core.config.secrets import redact
 from ctd_core.config.yaml_files import read_config, read_text
 from ctd_core.errors import CtdError, UsageError
+from pipelines.__main__ import STOPPED
 from pipelines.cli_lookups import lookups
 from pipelines.display.progress import show_log
 from pipelines.display.tables import print_table
@@ -22,8 +22,6 @@ from pipelines.recipes import read_recipe, recipe_names
 
 if TYPE_CHECKING:
     from pipelines.artifacts.run_plan import RunPlan
-
-STOPPED = 130  # the exit status that typer gives to KeyboardInterrupt
 
 app = typer.Typer(
     name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -246,11 +244,10 @@ def submit(
 app.add_typer(lookups)
 
 
-def main() -> None:
+def run_command_line() -> None:
     """Run the command line; errors that a user can act on are printed without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin cost a busy machine several times the work
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a command as Ctrl-C does
     try:
         app()
     except SystemExit as end:

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -44,6 +46,15 @@ class MetricsLog:
             self._events.flush()
             self._flushed = now
         return step_words(line)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside is no part of a step's time."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._last += time.monotonic() - begin
 
     def close(self) -> None:
         """Write what TensorBoard has not seen yet."""

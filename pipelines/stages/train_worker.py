@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ class Recorder:
         if time.monotonic() - self._shared > SHARE_SECONDS:  # who watches from another machine reads the store
             self.share()
 
+    def pause(self) -> AbstractContextManager[None]:
+        """What is done inside is no part of a step's time."""
+        return self._log.pause()
+
     def share(self) -> None:
         """Copy what was recorded to the store, where there is one."""
         self._shared = time.monotonic()
@@ -96,13 +101,18 @@ def run_worker(
         if recorder is not None:
             recorder.add(metrics)
 
+    def pause() -> AbstractContextManager[None]:
+        return nullcontext() if recorder is None else recorder.pause()
+
     def evaluate(model: LogprobModel) -> Metrics:
-        return measure_sets(plan, model)
+        with pause():
+            return measure_sets(plan, model)
 
     def on_checkpoint(metrics: Metrics, write: Callable[[str | Path], None]) -> None:
-        if recorder is not None:
-            recorder.share()
-        write_checkpoint(metrics, write)
+        with pause():
+            if recorder is not None:
+                recorder.share()
+            write_checkpoint(metrics, write)
 
     online = online_teacher(plan, tokenizer, student, worker.device)
     try:

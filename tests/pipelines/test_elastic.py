@@ -16,7 +16,9 @@ from tests.support.ray_heads import machine_of, ray_head
 
 PATIENCE_SECONDS = 110
 # As `ctd train`, but for a look at the machines every few seconds.
-COMMAND = "import pipelines.stages.train as train; train.RESIZE_SECONDS = 2.0; from pipelines.cli import main; main()"
+COMMAND = (
+    "import pipelines.stages.train as train; train.RESIZE_SECONDS = 2.0; from pipelines.__main__ import main; main()"
+)
 
 
 def workers_of(folder):

@@ -1,6 +1,7 @@
 """What a training's steps measured, as JSON lines and for TensorBoard."""
 
 import struct
+import time
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -35,6 +36,17 @@ def test_every_figure_of_a_step_is_a_line_and_an_event_under_the_same_name(tmp_p
         (2, 1.0),
         (3, 1.5),
     ]
+
+
+def test_what_is_done_between_steps_is_no_part_of_their_time(tmp_path):
+    log = MetricsLog(tmp_path / METRICS_FILE, 0)
+    with log.pause():
+        time.sleep(0.5)
+    log.add({"step": 1, "loss": 1.0, "tokens": 10})
+    log.close()
+    (line,) = read_metrics(tmp_path / METRICS_FILE)
+    assert 0 < line["seconds"] < 0.4
+    assert line["tokens_per_second"] == 10 / line["seconds"]
 
 
 def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_path):
