@@ -1,0 +1,60 @@
+"""What is asked of a model that writes, and the Hugging Face one as the first that does."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. max_new_tokens: of each text. top_p: from the likeliest that have this share together."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+class Sampler(Protocol):
+    """A model that writes. Another engine (a server, say) implements this and no more."""
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], stops: Collection[int], options: Sampling, seed: int
+    ) -> list[list[int]]:
+        """What is written after each of the prompts (token ids), up to a token of `stops`, which comes along.
+
+        The same for the same arguments on the same machine.
+        """
+
+
+class TransformersSampler:
+    """A model in this process, which writes a batch of texts at once."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def write(
+        self, prompts: Sequence[Sequence[int]], stops: Collection[int], options: Sampling, seed: int
+    ) -> list[list[int]]:
+        """Prompts are padded on the left."""
+        device = self._model.device
+        width = max(map(len, prompts))
+        padding = min(stops, default=0)
+        ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        config = GenerationConfig(
+            do_sample=True, temperature=options.temperature, top_p=options.top_p, top_k=0,
+            max_new_tokens=options.max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=padding,
+        )  # fmt: skip
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            written = self._model.generate(ids, attention_mask=mask, generation_config=config)
+        return [_up_to(row, stops) for row in written[:, width:].tolist()]
+
+
+def _up_to(ids: list[int], stops: Collection[int]) -> list[int]:
+    end = next((number + 1 for number, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]

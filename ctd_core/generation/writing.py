@@ -1,0 +1,81 @@
+"""A corpus that a model writes itself: conversations where it has a chat template, texts where it has none.
+
+An instruction-tuned model that is given nothing but the header of a user's message writes the message, and then answers
+it (Magpie, arXiv 2406.08464).
+"""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.errors import UsageError
+from ctd_core.generation.sampler import Sampler, Sampling
+from ctd_core.text.chat import ChatTemplate
+from ctd_core.text.documents import Turn
+from ctd_core.text.encoding import complete_backend, encode_ids
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+
+Record = dict[str, Any]
+
+
+class Writer:
+    """Writes documents by a sampler's tokenizer.
+
+    Args:
+        sampler: the model.
+        tokenizer: its tokenizer.
+        name: what messages call it.
+        options: how it draws.
+
+    Raises:
+        UsageError: it has neither a chat template nor a token that begins a text.
+    """
+
+    def __init__(self, sampler: Sampler, tokenizer: PreTrainedTokenizerFast, name: str, options: Sampling) -> None:
+        self._sampler, self._tokenizer, self._options = sampler, tokenizer, options
+        self._backend = complete_backend(tokenizer)
+        markers = prepare_tokenizer(tokenizer, name, None, None).markers
+        self._begin, self._stops = list(markers["begin"]), set(markers["end"])
+        self.is_chat = tokenizer.chat_template is not None
+        if self.is_chat:
+            user, assistant = ChatTemplate(tokenizer, name).write([Turn("user", "Hello"), Turn("assistant", "Hello")])
+            self._begin = self._encode(user.header)
+            # a special token ends a message; without one, only the end of the text does
+            ends = [self._encode(part.end) for part in (user, assistant)]
+            self._stops |= {ids[0] for ids in ends if ids and self._is_special(ids[0])}
+        if not self._begin:
+            raise UsageError(f"{name}: no token begins a text, so there is nothing to write after. Take another model.")
+
+    def write(self, count: int, seed: int) -> list[Record]:
+        """`count` documents, as records with `messages`, or with `text`; less where nothing was written.
+
+        Args:
+            count: how many are written at once.
+            seed: of what is drawn.
+
+        Returns:
+            A record each.
+        """
+        first = self._texts([self._begin] * count, 2 * seed)
+        if not self.is_chat:
+            return [{"text": text} for text in first if text]
+        asked = [[{"role": "user", "content": text}] for text in first if text]
+        if not asked:
+            return []
+        prompts = [
+            self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] for messages in asked
+        ]
+        answers = self._texts(prompts, 2 * seed + 1)
+        pairs = zip(asked, answers, strict=True)
+        return [{"messages": [*messages, {"role": "assistant", "content": text}]} for messages, text in pairs if text]
+
+    def _texts(self, prompts: list[list[int]], seed: int) -> list[str]:
+        written = self._sampler.write(prompts, self._stops, self._options, seed)
+        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+
+    def _encode(self, text: str) -> list[int]:
+        return [int(token) for token in encode_ids(self._backend, [text])[0]]
+
+    def _is_special(self, token: int) -> bool:
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return added is not None and added.special

@@ -1,0 +1,57 @@
+"""What a model writes: where it stops, what padding changes, and what a corpus of it looks like."""
+
+import torch
+
+from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.generation.writing import Writer
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.models import llama
+from tests.support.tokenizers import TOTAL
+
+GREEDY = Sampling(12, temperature=0.001)
+
+
+def test_prompts_of_other_lengths_in_a_batch_change_nothing():
+    sampler = TransformersSampler(llama(300))
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    together = sampler.write(prompts, set(), GREEDY, seed=0)
+    alone = [sampler.write([prompt], set(), GREEDY, seed=1)[0] for prompt in prompts]
+    assert together == alone
+    assert all(len(ids) == 12 for ids in together)
+
+
+def test_a_text_ends_with_the_first_stop():
+    sampler = TransformersSampler(llama(300))
+    (free,) = sampler.write([[5, 6]], set(), GREEDY, seed=0)
+    stop = free[4]
+    (stopped,) = sampler.write([[5, 6]], {stop}, GREEDY, seed=0)
+    assert stopped == free[: free.index(stop) + 1]
+
+
+def test_draws_depend_on_the_seed_and_leave_other_random_numbers_alone():
+    sampler, options = TransformersSampler(llama(300)), Sampling(20)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    results = [sampler.write([[5, 6]] * 4, set(), options, seed) for seed in (0, 0, 1)]
+    assert torch.rand(1) == expected
+    assert results[0] == results[1] != results[2]
+    assert len({tuple(ids) for ids in results[0]}) == 4
+
+
+def test_a_model_with_a_template_writes_conversations():
+    for family in TEMPLATES:
+        tokenizer = chat_tokenizer(family)
+        model = llama(len(tokenizer))
+        records = Writer(TransformersSampler(model), tokenizer, family, Sampling(10)).write(6, 0)
+        assert len(records) > 2, family
+        for record in records:
+            assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+            assert all(message["content"].strip() for message in record["messages"])
+
+
+def test_a_model_without_one_writes_texts():
+    tokenizer = TOTAL["byte-level BPE, 300"]()
+    records = Writer(TransformersSampler(llama(len(tokenizer))), tokenizer, "a model", Sampling(10)).write(6, 0)
+    assert len(records) > 2
+    assert all(set(record) == {"text"} and record["text"] for record in records)
