@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+
+CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. max_new_tokens: of each text. top_p: from the likeliest that have this share together."""
+    """How tokens are drawn. max_new_tokens: of each text. top_p: from the likeliest that have this share together, and
+    below 1 from no more than CANDIDATES.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -46,13 +51,32 @@ class TransformersSampler:
         ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         config = GenerationConfig(
-            do_sample=True, temperature=options.temperature, top_p=options.top_p, top_k=0,
+            do_sample=True, temperature=options.temperature, top_k=0,
             max_new_tokens=options.max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=padding,
         )  # fmt: skip
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            written = self._model.generate(ids, attention_mask=mask, generation_config=config)
+            written = self._model.generate(
+                ids, attention_mask=mask, generation_config=config, logits_processor=[_TopP(options)]
+            )
         return [_up_to(row, stops) for row in written[:, width:].tolist()]
+
+
+class _TopP:
+    """As the one of transformers, without sorting whole vocabularies, which takes a CPU as long as a small model."""
+
+    def __init__(self, options: Sampling) -> None:
+        self._options = options
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits [B, V] with those of other tokens than the likeliest at minus infinity."""
+        if self._options.top_p >= 1:
+            return scores
+        logprobs = (scores.float() / self._options.temperature).log_softmax(1)
+        best = logprobs.topk(min(CANDIDATES, logprobs.shape[1]), 1)
+        share_before = best.values.exp().cumsum(1) - best.values.exp()
+        kept = scores.gather(1, best.indices).masked_fill(share_before >= self._options.top_p, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(1, best.indices, kept)
 
 
 def _up_to(ids: list[int], stops: Collection[int]) -> list[int]:

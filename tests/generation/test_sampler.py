@@ -39,6 +39,21 @@ def test_draws_depend_on_the_seed_and_leave_other_random_numbers_alone():
     assert len({tuple(ids) for ids in results[0]}) == 4
 
 
+def test_draws_are_of_the_likeliest_tokens_that_have_the_share_together():
+    model = llama(300)
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([[5, 6]])).logits[0, -1] / 0.7).softmax(0)
+    order = probabilities.argsort(descending=True)
+    count = int((probabilities[order].cumsum(0) < 0.6).sum()) + 1
+    options = Sampling(1, temperature=0.7, top_p=0.6)
+    drawn = torch.tensor(TransformersSampler(model).write([[5, 6]] * 4000, set(), options, 0))[:, 0]
+    often = torch.bincount(drawn, minlength=300) / len(drawn)
+    expected = torch.zeros(300)
+    expected[order[:count]] = probabilities[order[:count]] / probabilities[order[:count]].sum()
+    assert set(drawn.tolist()) <= set(order[:count].tolist())
+    torch.testing.assert_close(often, expected, rtol=0, atol=0.04)
+
+
 def test_a_model_with_a_template_writes_conversations():
     for family in TEMPLATES:
         tokenizer = chat_tokenizer(family)
