@@ -46,6 +46,11 @@ class Corpus(Options):
         """The corpora that it consists of: itself, or the sources of a mixture."""
         return [self]
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it holds conversations."""
+        return False
+
     def content_values(self) -> dict[str, Any]:
         """The values that decide which documents there are, as JSON has them."""
         return self.model_dump(mode="json")
@@ -80,7 +85,7 @@ class Records(Corpus):
 
     @property
     def is_chat(self) -> bool:
-        """Whether its records hold conversations."""
+        """Whether it holds conversations."""
         return self.messages is not None or (self.prompt is not None and not self.as_text)
 
     @property
@@ -170,12 +175,25 @@ class GeneralText(Corpus):
     kind: Literal["general"]
 
 
+class WrittenConversations(Corpus):
+    """Packaged conversations that SmolLM2-135M-Instruct wrote with itself: what they say need not be true."""
+
+    kind: Literal["conversations"]
+    train_on: Literal["assistant", "all"] = Field(default="all", description="which messages are learned")
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it holds conversations."""
+        return True
+
+
+Part = JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText | WrittenConversations
+
+
 class Source(Options):
     """A corpus in a mixture. `{kind: jsonl, paths: [a.jsonl], weight: 2}` is short for `{corpus: {…}, weight: 2}`."""
 
-    corpus: JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText = Field(
-        discriminator="kind", description="the corpus, without fractions of its own"
-    )
+    corpus: Part = Field(discriminator="kind", description="the corpus, without fractions of its own")
     weight: float = Field(
         default=1.0, gt=0, description="its share of the bytes that are learned, of the sum of all weights"
     )
@@ -241,7 +259,7 @@ class Mixture(Corpus):
 
 
 AnyCorpus = Annotated[
-    JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText | Mixture,
+    Part | Mixture,
     Field(discriminator="kind"),
 ]
 

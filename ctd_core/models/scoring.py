@@ -99,10 +99,14 @@ def score_rows(
     fields = [
         *schema.TARGET_FIELDS,
         *(schema.TOP_FIELDS if stored.top else []),
-        *(schema.PREFIX_FIELDS if stored.prefix else []),
+        *(_prefix_fields(stored.prefix) if stored.prefix else []),
     ]
     added = [[targets[row][number] for row in range(len(ids))] for number in range(len(fields))]
     return schema.with_columns(rows, fields, added)
+
+
+def _prefix_fields(prefix: PrefixTop) -> list[pa.Field]:
+    return schema.NARROW_PREFIX_FIELDS if prefix.trie.tokens.max(initial=0) < 2**16 else schema.PREFIX_FIELDS
 
 
 def _lists(rows: pa.RecordBatch, column: str) -> Lists:

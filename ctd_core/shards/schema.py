@@ -47,6 +47,9 @@ PREFIX_FIELDS = [
     pa.field(PREFIX_IDS, pa.list_(pa.int32())),
     pa.field(PREFIX_LOGPROBS, pa.list_(pa.float16())),
 ]
+NARROW_PREFIX_FIELDS = [  # of a student with at most 65,536 tokens
+    pa.field(field.name, pa.list_(pa.uint16())) if field.name == PREFIX_IDS else field for field in PREFIX_FIELDS
+]
 ALIGNMENT_SCHEMA = pa.schema(ALIGNMENT_FIELDS)
 
 

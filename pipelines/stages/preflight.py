@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
-from ctd_core.config.text import Corpus, HeldOut, Mixture, Records, TrainedTokenizer
+from ctd_core.config.text import Corpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
@@ -77,7 +77,7 @@ def _check(config: RunConfig) -> Iterator[str]:
 
 
 def _holds_conversations(config: RunConfig) -> bool:
-    return any(isinstance(corpus, Records) and corpus.is_chat for corpus in _corpora(config).values())
+    return any(corpus.is_chat for corpus in _corpora(config).values())
 
 
 def _corpora(config: RunConfig) -> dict[str, Corpus]:

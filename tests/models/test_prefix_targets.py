@@ -98,6 +98,7 @@ def test_every_share_is_a_sum_over_the_teachers_tokens(kind):
         positions += len(expected_positions)
         assert set(np.flatnonzero(row["prefix_counts"])) <= expected_positions
         assert not list(stored)
+    assert rows.batches[0].schema.field("prefix_ids").type == pa.list_(pa.uint16())
     assert checked > positions > 100
 
 

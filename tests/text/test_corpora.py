@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctd_core.config.text import GeneralText, HubDataset, JsonLines, Parquet, StdlibDocs, TextFiles
+from ctd_core.config.text import (
+    GeneralText,
+    HubDataset,
+    JsonLines,
+    Parquet,
+    StdlibDocs,
+    TextFiles,
+    WrittenConversations,
+)
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.text.corpora import corpus_files, plan_slices, read_slice
 from ctd_core.text.corpora.slices import hash_fraction, held_out_documents, training_documents
@@ -75,6 +83,17 @@ def test_texts_that_are_everywhere():
     assert len(set(docs)) == len(docs) > 3000
     assert len(parts) > 5
     assert any("regular expression" in text for text in docs)
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+def test_packaged_conversations_are_of_a_user_and_an_assistant(train_on):
+    corpus = WrittenConversations(kind="conversations", train_on=train_on)
+    documents = [document for part in plan_slices(corpus, 50_000) for document in read_slice(corpus, part)]
+    assert len({document.id for document in documents}) == len(documents) > 80
+    for document in documents:
+        assert [turn.role for turn in document.turns] == ["user", "assistant"]
+        assert [turn.scored for turn in document.turns] == [train_on == "all", True]
+        assert all(turn.text == turn.text.strip() != "" for turn in document.turns)
 
 
 @given(st.sets(st.text(max_size=20), max_size=40), st.floats(0, 0.9), st.floats(0.01, 1))

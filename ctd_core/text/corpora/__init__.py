@@ -20,9 +20,19 @@ from ctd_core.config.text import (
     Parquet,
     StdlibDocs,
     TextFiles,
+    WrittenConversations,
 )
 from ctd_core.errors import DocumentError, UsageError
-from ctd_core.text.corpora import general_text, hub_dataset, json_lines, parquet, stdlib_docs, tables, text_files
+from ctd_core.text.corpora import (
+    general_text,
+    hub_dataset,
+    json_lines,
+    parquet,
+    stdlib_docs,
+    tables,
+    text_files,
+    written_conversations,
+)
 from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
@@ -38,6 +48,7 @@ FORMATS: dict[type[Corpus], ModuleType] = {
     Parquet: parquet,
     StdlibDocs: stdlib_docs,
     TextFiles: text_files,
+    WrittenConversations: written_conversations,
 }
 
 
