@@ -46,7 +46,7 @@ def test_the_machines_that_each_stage_asks_for_come_and_go(head, config, tmp_pat
     came = worker_nodes(head)
     kinds = {kind for _, resources in came for kind in ("teacher", "train", "GPU") if kind in resources}
     assert kinds == {"teacher", "train"}  # nothing asked for a GPU
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while any(state != "DEAD" for state, _ in worker_nodes(head)):
         assert time.monotonic() < deadline
         time.sleep(1)

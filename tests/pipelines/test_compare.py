@@ -87,7 +87,7 @@ def test_of_two_comparisons_at_once_neither_takes_the_others_training_away(compa
     while first.poll() is None and not any(read_metrics(file) for file in runs.glob("train-*/metrics.jsonl")):
         time.sleep(0.1)
     second = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    said = [result.communicate(timeout=200)[1] for result in (first, second)]
+    said = [result.communicate(timeout=400)[1] for result in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], said
     (file,) = runs.glob("train-*/metrics.jsonl")
     assert [line["step"] for line in read_metrics(file)] == [*range(1, 151)]

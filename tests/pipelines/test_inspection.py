@@ -27,7 +27,7 @@ def tokenizer_dir(tmp_path_factory):
 
 def ctd(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, timeout=400, check=False
     )
 
 

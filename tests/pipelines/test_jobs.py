@@ -22,7 +22,7 @@ def head(tmp_path_factory):
 
 def submit(head, *arguments):
     command = [sys.executable, "-m", "pipelines", "submit", *map(str, arguments)]
-    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 def test_a_job_prepares_on_the_cluster_and_is_followed_again(head, config, tmp_path):  # noqa: F811
@@ -57,7 +57,7 @@ def test_a_job_of_wrong_usage_ends_with_its_own_exit_status(head, config, tmp_pa
         "runs",
         str(tmp_path),
     ]
-    done = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0
     assert "last change" in done.stdout
 
@@ -75,7 +75,7 @@ def test_an_interrupt_leaves_the_job_alone_unless_asked(head, config, tmp_path):
         try:
             assert any("of 1000000" in line for line in following.stdout)
             following.send_signal(signal.SIGINT)
-            said = following.communicate(timeout=180)[1]
+            said = following.communicate(timeout=400)[1]
         finally:
             following.kill()
         assert following.returncode == 130

@@ -26,7 +26,7 @@ def test_of_two_trainings_of_one_run_the_second_waits_and_finds_it_done(config, 
     ctd("prepare", "--config", file)
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(file)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [done.communicate(timeout=200)[1] for done in both]
+    said = [done.communicate(timeout=400)[1] for done in both]
     assert [done.returncode for done in both] == [0, 0], said
     metrics = only(tmp_path / "runs" / "tiny", "train-*") / "metrics.jsonl"
     assert [line["step"] for line in read_metrics(metrics)] == [*range(1, 151)]

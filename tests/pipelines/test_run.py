@@ -247,9 +247,9 @@ def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change,
 
 def test_sigterm_ends_any_command_as_ctrl_c_does():
     code = (
-        "import os, signal; from pipelines import cli\n"
+        "import os, signal; from pipelines import __main__, cli\n"
         "cli.app.command('die')(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
-        "cli.main()"
+        "__main__.main()"
     )
     done = subprocess.run([sys.executable, "-c", code, "die"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "ctd: stopped\n")

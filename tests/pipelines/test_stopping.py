@@ -40,7 +40,7 @@ def test_a_training_that_is_asked_to_end_goes_on_from_there(config, tmp_path, wo
     while process.poll() is None and not any(read_metrics(file) for file in run.glob("train-*/metrics.jsonl")):
         time.sleep(0.1)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopping after this step, with a checkpoint; again to stop at once" in said
     training = only(run, "train-*")

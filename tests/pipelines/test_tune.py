@@ -215,7 +215,7 @@ def test_an_interrupted_search_goes_on_and_remembers_what_it_has_seen(searched, 
     while process.poll() is None and not list((tmp_path / "runs" / "tiny").glob(done)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=180)
+    _, said = process.communicate(timeout=400)
     assert process.returncode == 130
     assert "the search was interrupted" in said
     assert f"ctd tune --config {file} --resume" in said

@@ -18,9 +18,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that Ray gives to its workers."""
+    """Ports that nobody listens on, below those that Ray gives to its workers; another process finds others."""
     found: list[int] = []
-    for port in range(7000 + os.getpid() % 1000, 9900):
+    for port in range(7000 + os.getpid() * 16 % 2600, 9900):
         if not _listens(port):
             found.append(port)
         if len(found) == count:
@@ -85,7 +85,7 @@ def ray_head(
         *(f"--dashboard-agent-listen-port={ports[3]}", f"--temp-dir=/tmp/ctd-{os.getpid()}", *options),
     ]
     with (folder / "head.log").open("w") as log, _running(command, environment, log) as head:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         address, gcs = f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}"
         takes_jobs = [RAY, "job", "list", "--address", address]
         while not _listens(ports[0]) or (
