@@ -41,6 +41,9 @@ class PrefixPositions:
     nodes: Ids
 
 
+NO_POSITIONS = PrefixPositions(*[np.zeros(0, dtype=np.int64)] * 3)
+
+
 def prefix_positions(
     asked: PrefixTop,
     student_ids: npt.NDArray[np.int32],
@@ -81,8 +84,7 @@ def prefix_positions(
             values[inside] for values in (token, end, first, nodes, reached, spelled)
         )
     if not found:
-        none = np.zeros(0, dtype=np.int64)
-        return PrefixPositions(none, none, none)
+        return NO_POSITIONS
     students, teachers, at = (np.concatenate(values) for values in zip(*found, strict=True))
     order = np.argsort(students)
     return PrefixPositions(students[order], teachers[order], at[order])

@@ -149,7 +149,7 @@ class _Watch:
         self._top_rows, self._prefix_rows, self._nodes = top_rows, prefix_rows, nodes
         self._top_k, self._marginals = top_k, marginals
         self._top = [(top_rows.new_zeros(0, top_k), torch.zeros(0, top_k, device=top_rows.device))]
-        self._told: list[Marginals] = []
+        self._kept: list[Marginals] = []
 
     def __call__(self, rows: slice, exponentials: Tensor, mass: Tensor) -> None:
         if self._top_k and len(asked := self._inside(rows, self._top_rows)[0]):
@@ -158,7 +158,7 @@ class _Watch:
         asked, begin, end = self._inside(rows, self._prefix_rows)
         if self._marginals is not None and len(asked):
             at, row = torch.unique_consecutive(asked, return_inverse=True)
-            self._told.append(self._marginals(exponentials[at] / mass[at][:, None], row, self._nodes[begin:end]))
+            self._kept.append(self._marginals(exponentials[at] / mass[at][:, None], row, self._nodes[begin:end]))
 
     @staticmethod
     def _inside(rows: slice, positions: Tensor) -> tuple[Tensor, int, int]:
@@ -176,7 +176,7 @@ class _Watch:
         """Counts [P], ids [E] and log-probabilities [E]."""
         none = np.zeros(0, dtype=np.int64)
         counts, ids, logprobs = (
-            np.concatenate([none, *(getattr(told, name).cpu().numpy() for told in self._told)])
+            np.concatenate([none, *(getattr(kept, name).cpu().numpy() for kept in self._kept)])
             for name in ("counts", "tokens", "logprobs")
         )
         return counts, ids, logprobs

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ctd_core.align.documents import ONE_TO_ONE, SCORED
 from ctd_core.errors import CtdError
-from ctd_core.models.prefix_positions import PrefixPositions, PrefixTop, prefix_positions
+from ctd_core.models.prefix_positions import NO_POSITIONS, PrefixPositions, PrefixTop, prefix_positions
 from ctd_core.models.scorer import Asked, Scorer, Scores, ScoringRequest
 from ctd_core.shards import schema
 from ctd_core.shards.batches import ordered_batches
@@ -116,8 +116,7 @@ def _lists(rows: pa.RecordBatch, column: str) -> Lists:
 
 def _prefixes(prefix: PrefixTop | None, columns: dict[str, Lists], row: int) -> PrefixPositions:
     if prefix is None:
-        none = np.zeros(0, dtype=np.int64)
-        return PrefixPositions(none, none, none)
+        return NO_POSITIONS
     names = (
         schema.STUDENT_IDS,
         schema.TEACHER_IDS,

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ctd_core.align.spelling_trie import SpellingTrie
 
-LEAST_MASS = 1e-9  # of prefixes that the teacher takes for less probable nothing is told
-LEAST_SHARE = 1e-4  # less probable tokens are not told: they are part of the rest
+LEAST_MASS = 1e-9  # of prefixes that the teacher takes for less probable nothing is kept
+LEAST_SHARE = 1e-4  # less probable tokens are not kept: they are part of the rest
 
 
 @dataclass(frozen=True)
 class Marginals:
     """Distributions over next student tokens at P positions, without what is left out.
 
-    counts: [P] int64, how many tokens of each are told. tokens: [E] int64. logprobs: [E] float64.
+    counts: [P] int64, how many tokens of each are kept. tokens: [E] int64. logprobs: [E] float64.
     """
 
     counts: Tensor
@@ -33,7 +33,7 @@ class PrefixMarginals:
 
     Args:
         trie: the teacher's vocabulary in student tokens.
-        k: how many next tokens are told at most.
+        k: how many next tokens are kept at most.
         width: the teacher's output matrix has this many rows; tokens beyond have no probability.
         device: where probabilities will be.
     """
@@ -67,8 +67,8 @@ class PrefixMarginals:
         """
         found = self._at_root(probabilities, rows, nodes), self._below(probabilities, rows, nodes)
         position, token, share = (torch.cat(values) for values in zip(*found, strict=True))
-        told = share >= LEAST_SHARE
-        position, token, share = position[told], token[told], share[told]
+        kept = share >= LEAST_SHARE
+        position, token, share = position[kept], token[kept], share[kept]
         order = position.argsort(stable=True)
         return Marginals(torch.bincount(position, minlength=len(rows)), token[order], share[order].log())
 

@@ -12,6 +12,7 @@ from ctd_core.errors import UsageError
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from ctd_core.models.loading import load_model
+from ctd_core.storage.atomic import write_atomic
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.display.progress import progress
 
@@ -44,6 +45,10 @@ def _generate(model: str, output: Path, documents: int, batch: int, options: Sam
     settings = {"model": model, "batch": batch, "seed": seed, **vars(options)}
     settings_file = output.with_name(f"{output.name}.settings.json")
     done = _done(output, settings_file, settings)
+
+    def record(written: int, num_bytes: int) -> None:
+        write_atomic(settings_file, json.dumps(settings | {"done": written, "bytes": num_bytes}))
+
     if done >= documents:
         logger.info("generate: %s has its %d documents already", output, documents)
         return
@@ -53,14 +58,14 @@ def _generate(model: str, output: Path, documents: int, batch: int, options: Sam
     )
     writer = Writer(sampler, load_tokenizer(model), model, options)
     begin = time.monotonic()
+    if not done:
+        record(0, 0)  # whoever is stopped in the first batch goes on too
     with progress("generate", documents) as reporter, output.open("a") as stream:
         for start in range(done, documents, batch):
             records = writer.write(min(batch, documents - start), seed * 1_000_003 + start)
             stream.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
             stream.flush()
-            settings_file.write_text(
-                json.dumps(settings | {"done": min(start + batch, documents), "bytes": output.stat().st_size})
-            )
+            record(min(start + batch, documents), output.stat().st_size)
             reporter.update(min(start + batch, documents), f"documents, {time.monotonic() - begin:.0f} s")
     field = "messages: messages" if writer.is_chat else "field: text"
     logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)

@@ -29,13 +29,14 @@ def generate(model, output, documents=10, *options):
     return CliRunner().invoke(app, [*command, "--batch", "4", "--max-new-tokens", "8", *options])
 
 
-def test_a_stopped_corpus_goes_on_to_the_same_file(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", [1, 2, 4])  # in the first batch, and in the second
+def test_a_stopped_corpus_goes_on_to_the_same_file(model, tmp_path, monkeypatch, call):
     assert generate(model, tmp_path / "whole.jsonl").exit_code == 0
     write, calls = sampling.TransformersSampler.write, []
 
     def until_stopped(self, *arguments):
         calls.append(1)
-        if len(calls) == 4:  # in the middle of the second batch
+        if len(calls) == call:
             raise KeyboardInterrupt
         return write(self, *arguments)
 
