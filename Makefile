@@ -18,14 +18,14 @@ install: .venv/installed  ## .venv in the checkout, with everything in it
 	if test -d .git; then git config core.hooksPath .githooks; fi
 	touch $@
 
-demo: install $(TEACHER)  ## the main job on a real model: SmolLM2 moved to a tokenizer of 8,192 entries
+demo: install $(TEACHER) $(TOKENIZERS)  ## the main job on a real model: SmolLM2-135M moved to Mistral's tokenizer
 	$(BIN)/ctd run --recipe demo
 
 $(TEACHER): | install
 	$(BIN)/python -m pipelines.teachers.demo $@
 
 $(TOKENIZERS): | install
-	$(BIN)/python -m tests.support.real_tokenizers $@
+	$(BIN)/python -m pipelines.teachers.tokenizers $@
 
 check: install  ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.config.models import Teacher
+from ctd_core.config.shards import PREFIX_K, Prepare
 from ctd_core.config.training import Train
-from ctd_core.errors import CtdError, DocumentError
+from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
-from ctd_core.models.building import build_scorer, logprob_model
+from ctd_core.models.building import build_scorer, logprob_model, stored_targets
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
@@ -27,6 +28,7 @@ from ctd_core.models.transfer import transfer_model
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.rows import MemoryRows, RowSource
 from ctd_core.text import prepared_tokenizer
+from ctd_core.text.chat import with_chat_of
 from ctd_core.text.documents import BEGIN, plain_document
 from ctd_core.text.encoding import encode_pairs
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -47,11 +49,12 @@ class AlignedChunk:
     teacher_ids: tuple[int, ...]
 
 
-def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> PreparedTokenizer:
+def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast, chat_of: str | None = None) -> PreparedTokenizer:
     """A tokenizer with the exact bytes of every token.
 
     Args:
         tokenizer: a directory, a hub id, a tokenizer.json file, `bytes`, or a loaded one.
+        chat_of: a model whose chat template and special tokens join it, as `student.chat: keep` has it in a run.
 
     Returns:
         The tokenizer made ready for aligning, with the tokens that begin and end a text.
@@ -59,9 +62,11 @@ def prepare_tokenizer(tokenizer: str | PreTrainedTokenizerFast) -> PreparedToken
     Raises:
         TokenizerError: it cannot be loaded, or cannot spell its input.
     """
-    if isinstance(tokenizer, str):
-        return prepared_tokenizer.prepare_tokenizer(load_tokenizer(tokenizer), tokenizer, None, None)
-    return prepared_tokenizer.prepare_tokenizer(tokenizer, tokenizer.name_or_path or "the tokenizer", None, None)
+    name = tokenizer if isinstance(tokenizer, str) else tokenizer.name_or_path or "the tokenizer"
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    if chat_of is not None and (given := load_tokenizer(chat_of)).chat_template:
+        loaded = with_chat_of(loaded, given)
+    return prepared_tokenizer.prepare_tokenizer(loaded, name, None, None)
 
 
 def align_texts(
@@ -116,7 +121,14 @@ def make_rows(
 
     Raises:
         CtdError: no text makes a row.
+        UsageError: they are no strings, or one string.
     """
+    if isinstance(texts, str):
+        raise UsageError("texts is one string: give a list of documents, such as [text]")
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UsageError(f"texts[{number}] is no string but {type(text).__name__}: {text!r:.80}")
     documents = (plain_document(f"text {number}", text) for number, text in enumerate(texts))
     batch, counts = build_rows(student, teacher, documents, window_tokens, window_tokens)
     if not batch.num_rows:
@@ -142,12 +154,23 @@ def load_teacher(name: str, tokenizer: PreparedTokenizer, dtype: Any = "float32"
     return build_scorer(Teacher(model=name, dtype=dtype), tokenizer, torch.device(device))
 
 
-def score(teacher: Scorer, rows: MemoryRows, batch_tokens: int = 4096) -> MemoryRows:
-    """The rows with the teacher's two numbers for each finest chunk (its log-likelihood, and that of a boundary).
+def score(
+    teacher: Scorer,
+    rows: MemoryRows,
+    student_tokenizer: PreparedTokenizer,
+    teacher_tokenizer: PreparedTokenizer,
+    prefix_k: int = PREFIX_K,
+    batch_tokens: int = 4096,
+) -> MemoryRows:
+    """The rows with the teacher's targets: two numbers for each finest chunk (its log-likelihood, and that of a
+    boundary), and the likely tokens of the student at each of its tokens.
 
     Args:
         teacher: from `load_teacher`.
         rows: from `make_rows`.
+        student_tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's own.
+        prefix_k: how many likely tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
         batch_tokens: padded teacher tokens in a forward pass.
 
     Returns:
@@ -156,7 +179,9 @@ def score(teacher: Scorer, rows: MemoryRows, batch_tokens: int = 4096) -> Memory
     Raises:
         CtdError: a number is not finite, or the tokenizer is not the teacher's.
     """
-    return MemoryRows(rows.name, [score_rows(teacher, batch, batch_tokens) for batch in rows.batches], rows.counts)
+    stored = stored_targets(Prepare(prefix_k=prefix_k), student_tokenizer, teacher_tokenizer)
+    scored = [score_rows(teacher, batch, batch_tokens, stored) for batch in rows.batches]
+    return MemoryRows(rows.name, scored, rows.counts)
 
 
 def make_student(

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,8 +43,19 @@ Estimated = Annotated[
 ]
 
 
+def _print_versions(is_asked: bool) -> None:
+    if is_asked:
+        print(", ".join(f"{name} {version(name)}" for name in ("ctd-ray", "ray", "torch", "transformers")))
+        print(f"Python {platform.python_version()}, {platform.platform()}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    versions: Annotated[
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Print versions, for a report.")
+    ] = False,
+) -> None:
     """Distil language models across tokenizers.
 
     A run is one YAML file: student, teacher, corpus, and how to prepare, train and evaluate. The stages write into
@@ -194,7 +207,8 @@ def _stage(
 
         warnings = check_inputs(chosen)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
-        found = f"{len(warnings)} warnings, see above" if warnings else "nothing is wrong with this run"
+        count = f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"
+        found = f"{count}, see above" if warnings else "nothing is wrong with this run"
         print(f"checked: {found}. It writes into {run_files(chosen).directory}.", file=sys.stderr)
         if estimated:
             from pipelines.stages.estimate import estimate

@@ -32,6 +32,9 @@ def inspect(
         Path | None, typer.Option("--config", help="In place of all others: a run, whose first documents are shown.")
     ] = None,
     documents: Annotated[int, typer.Option(help="How many of a run's documents to show.")] = 3,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="With --config: put another value into the run.")
+    ] = None,
     as_json_lines: Annotated[bool, typer.Option("--json", help="One JSON object, and nothing else.")] = False,
 ) -> None:
     """Show the chunks of a text on which two tokenizers agree; with a rule, merged, with the teacher's numbers.
@@ -47,7 +50,7 @@ def inspect(
     if config is not None:
         if any(option is not None for option in (student, teacher, text, text_file, shards, rule)):
             raise UsageError("--config names the models and the corpus: give it alone, with --documents")
-        _inspect_run(config, documents, as_json_lines)
+        _inspect_run(config, overrides or [], documents, as_json_lines)
         return
     if student is None:
         raise UsageError("give --student, or --config")
@@ -77,14 +80,14 @@ def inspect(
         console.print(shown.as_rich(inspection, console.is_terminal), soft_wrap=True)
 
 
-def _inspect_run(file: Path, count: int, as_json_lines: bool) -> None:
+def _inspect_run(file: Path, overrides: list[str], count: int, as_json_lines: bool) -> None:
     from ctd_core.config.text import TrainedTokenizer
     from ctd_core.config.yaml_files import read_config
     from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
     from pipelines.artifacts.run_plan import plan_run
     from pipelines.display.document_view import as_rich, show_documents
 
-    run = read_config(read_text(file), str(file), [])
+    run = read_config(read_text(file), str(file), overrides)
     plan = plan_run(run) if isinstance(run.student.tokenizer, TrainedTokenizer) else None
     trained = plan.tokenizer if plan is not None else None
     if trained is not None and not trained.exists():

@@ -9,6 +9,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ctd_core
+from ctd_core.errors import UsageError
+from tests.support.chat_templates import chat_tokenizer
 from tests.support.models import llama
 from tests.support.shard_sets import texts
 from tests.support.tokenizers import TEXTS, train_tokenizer
@@ -25,7 +27,8 @@ def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher,
     student_tokenizer = ctd_core.prepare_tokenizer(train_tokenizer(TEXTS, 300))
     teacher_tokenizer = ctd_core.prepare_tokenizer(teacher)
     rows = ctd_core.make_rows(student_tokenizer, teacher_tokenizer, texts(60), window_tokens=96)
-    rows = ctd_core.score(ctd_core.load_teacher(teacher, teacher_tokenizer), rows)
+    scorer = ctd_core.load_teacher(teacher, teacher_tokenizer)
+    rows = ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer)
     student = ctd_core.make_student(teacher, student_tokenizer, teacher_tokenizer)
     before = ctd_core.measure(student, rows)
     steps = ctd_core.train(student, rows, 30, batch_tokens=400, learning_rate=1e-2)
@@ -40,7 +43,8 @@ def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher,
 
 def test_under_its_own_tokenizer_the_student_is_the_teacher(teacher):
     tokenizer = ctd_core.prepare_tokenizer(teacher)
-    rows = ctd_core.score(ctd_core.load_teacher(teacher, tokenizer), ctd_core.make_rows(tokenizer, tokenizer, texts(9)))
+    rows = ctd_core.make_rows(tokenizer, tokenizer, texts(9))
+    rows = ctd_core.score(ctd_core.load_teacher(teacher, tokenizer), rows, tokenizer, tokenizer)
     student = ctd_core.make_student(teacher, tokenizer, tokenizer)
     assert ctd_core.measure(student, rows)["teacher_distance_bits_per_byte"] == pytest.approx(0, abs=1e-5)
 
@@ -51,6 +55,27 @@ def test_chunks_of_an_alignment_spell_the_text():
         assert b"".join(chunk.text_bytes for chunk in chunks) == text.encode()
         for chunk in chunks:
             assert len(chunk.student_ids) == len(chunk.text_bytes)  # a byte a token
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("one string", "texts is one string: give a list of documents"),
+        (["a text", None], r"texts\[1\] is no string but NoneType"),
+        ([b"bytes"], r"texts\[0\] is no string but bytes: b'bytes'"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(given, message):
+    tokenizer = ctd_core.prepare_tokenizer("bytes")
+    with pytest.raises(UsageError, match=message):
+        ctd_core.make_rows(tokenizer, tokenizer, given)
+
+
+def test_a_tokenizer_takes_over_the_template_of_a_model(tmp_path):
+    chat_tokenizer("ChatML").save_pretrained(tmp_path)
+    kept = ctd_core.prepare_tokenizer("bytes", chat_of=str(tmp_path)).encoder.tokenizer
+    assert kept.chat_template == chat_tokenizer("ChatML").chat_template
+    assert ctd_core.prepare_tokenizer("bytes").encoder.tokenizer.chat_template is None
 
 
 def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):

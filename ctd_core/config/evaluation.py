@@ -31,7 +31,9 @@ class Evaluate(Options):
 
 
 class Sample(Options):
-    """Texts that teacher and student continue at the end of a run, greedily."""
+    """What teacher and student write at the end of a run, greedily: an answer, where a model has a chat template."""
 
-    prompts: list[str] = Field(default=[], description="texts to continue")
+    prompts: list[str] = Field(
+        default=[], description="a user's messages to a model with a chat template, texts to continue for another"
+    )
     max_new_tokens: int = Field(default=40, gt=0, description="tokens after each prompt")

@@ -22,6 +22,14 @@ class Adapters(Options):
     )
 
 
+class ByteExpansion(Options):
+    """What a student of bytes reads beside each byte (arXiv 2503.20083): an embedding of its teacher's, which stays."""
+
+    max_bytes: int = Field(
+        default=16, ge=1, description="at each byte the longest token of the teacher that ends there, of at most these"
+    )
+
+
 class Student(Options):
     """The model that learns: a pretrained one, or (without `model`) the teacher under a new tokenizer."""
 
@@ -33,8 +41,12 @@ class Student(Options):
     )
     revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
-    head: Literal["as_teacher", "untied"] = Field(
-        default="as_teacher", description="whether a tied output matrix stays tied"
+    head: Literal["as_teacher", "untied"] | None = Field(
+        default=None,
+        description="whether a tied output matrix stays tied; untied is the default for bytes, as_teacher for others",
+    )
+    byte_expansion: ByteExpansion | None = Field(
+        default=None, description="for a tokenizer of bytes: read the embeddings of the teacher's tokens too"
     )
     pad_to_multiple_of: int = Field(default=1, ge=1, description="the vocabulary is padded to a multiple of this")
     adapters: Adapters | None = Field(
@@ -56,6 +68,11 @@ class Student(Options):
     def chat_of(self) -> Literal["keep", "adopt", "none"]:
         """`chat`, or its default."""
         return self.chat or ("keep" if self.model is None else "adopt")
+
+    @property
+    def unties(self) -> bool:
+        """Whether a tied output matrix becomes one of its own."""
+        return self.head == "untied" or (self.head is None and self.tokenizer.kind == "bytes")
 
     @property
     def is_its_own_teacher(self) -> bool:

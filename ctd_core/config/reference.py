@@ -37,7 +37,7 @@ train:
   num_workers: 0               # Ray Train workers; 0 trains in the command's own process
   use_gpu: false
   objectives:
-    - {kind: alm}              # approximate likelihood matching, as measured best
+    - {kind: prefix_kl}        # the teacher's next-token distribution in the student's tokens
   evaluate_every: 500
 evaluate:
   gap_set: held-out
@@ -45,7 +45,7 @@ evaluate:
     held-out: {kind: held_out}
     general: {kind: general}   # text of other domains
 sample:
-  prompts: [The capital of France is]
+  prompts: ["What is the capital of France?"]
 """
 
 

@@ -10,7 +10,7 @@ from ctd_core.config.evaluation import Evaluate, Sample
 from ctd_core.config.models import Student, Teacher
 from ctd_core.config.objectives import extra_teacher_of
 from ctd_core.config.secrets import fields_with_secrets
-from ctd_core.config.shards import Prepare
+from ctd_core.config.shards import PREFIX_K, Prepare
 from ctd_core.config.text import AnyCorpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
 
@@ -33,6 +33,9 @@ class RunConfig(Options):
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "RunConfig":
+        if self.prepare.prefix_k is None:
+            asks = any("prefixes" in objective.needs for objective in self.train.objectives)
+            self.__dict__["prepare"] = self.prepare.model_copy(update={"prefix_k": PREFIX_K if asks else 0})
         checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)
         if wrong := [message for check in checks for message in check(self)]:
             raise ValueError("; ".join(wrong))
@@ -53,8 +56,14 @@ def _evaluation(run: RunConfig) -> Iterator[str]:
 
 def _student(run: RunConfig) -> Iterator[str]:
     student = run.student
-    if student.model is not None and (student.head != "as_teacher" or student.pad_to_multiple_of != 1):
-        yield "student.head and student.pad_to_multiple_of are for a student made from its teacher"
+    made = student.head is not None or student.pad_to_multiple_of != 1 or student.byte_expansion is not None
+    if student.model is not None and made:
+        yield (
+            "student.head, student.pad_to_multiple_of and student.byte_expansion are for a student made from its "
+            "teacher: leave them or student.model out"
+        )
+    if student.byte_expansion is not None and isinstance(student.tokenizer, TrainedTokenizer):
+        yield "student.byte_expansion is for a tokenizer of single bytes, such as student.tokenizer: {kind: bytes}"
     if student.model is not None and isinstance(student.tokenizer, TrainedTokenizer):
         yield (
             "student.model has embeddings for a tokenizer of its own, not for one that is trained here: name it in "

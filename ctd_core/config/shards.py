@@ -6,6 +6,8 @@ from pydantic import Field
 
 from ctd_core.config.base import Options, resource
 
+PREFIX_K = 8  # tokens, where an objective asks for some and nothing else is said
+
 
 class Prepare(Options):
     """From documents to Arrow shards."""
@@ -40,11 +42,12 @@ class Prepare(Options):
         le=255,
         description="how many of the teacher's top tokens are stored where a chunk is one token of both sides",
     )
-    prefix_k: int = Field(
-        default=0,
+    prefix_k: int | None = Field(
+        default=None,
         ge=0,
         le=255,
-        description="how many likely tokens of the student are stored at each of its tokens, by the teacher's next one",
+        description="how many likely tokens of the student are stored at each of its tokens, by the teacher's next "
+        "one; by default 8 where an objective asks for them, else none",
     )
     scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")
     scoring_actors: int = resource(default=1, ge=1, description="copies of the teacher that score at once")

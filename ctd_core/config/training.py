@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ctd_core.config.base import Fraction, Options, resource
-from ctd_core.config.objectives import Alm, AnyObjective
+from ctd_core.config.objectives import AnyObjective, PrefixKl
 
 
 class Train(Options):
@@ -15,7 +15,7 @@ class Train(Options):
     steps: int = Field(gt=0, description="optimizer steps")
     seed: int = Field(default=0, ge=0, description="of the order of rows and of new weights")
     objectives: list[AnyObjective] = Field(
-        default=[Alm(kind="alm")], min_length=1, description="what is minimised: a weighted sum"
+        default=[PrefixKl(kind="prefix_kl")], min_length=1, description="what is minimised: a weighted sum"
     )
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a micro-batch")
     gradient_accumulation: int = Field(

@@ -10,6 +10,7 @@ from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.models import Student, Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.models.adapters import add_adapters
+from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
@@ -51,13 +52,12 @@ def build_student(
     """The student before training: a model of its own, or the teacher under the student's tokenizer."""
     if student.model is not None:
         return load_model(student.model, student.revision, trust_remote_code=student.trust_remote_code)
-    return transfer_model(
-        load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code),
-        student_tokenizer,
-        teacher_tokenizer,
-        untie=student.head == "untied",
-        pad_to_multiple_of=student.pad_to_multiple_of,
-    )
+    original = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    tokenizers = student_tokenizer, teacher_tokenizer
+    model = transfer_model(original, *tokenizers, student.unties, student.pad_to_multiple_of)
+    if student.byte_expansion is not None:
+        model = with_byte_expansion(model, original, *tokenizers, student.byte_expansion.max_bytes)
+    return model
 
 
 def with_adapters(student: Student, model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -12,6 +12,8 @@ from ctd_core.storage.locations import is_missing_path
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+EXPANSION_BASE = "expansion_base"  # in the config of a student that models.byte_expansion has the code of
+
 
 def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
     """The config of the model in a directory or of a hub id.
@@ -29,7 +31,11 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     """
     from transformers import AutoConfig  # takes seconds, as it brings torch
 
-    _config_values(name, revision, trust_remote_code)
+    values = _config_values(name, revision, trust_remote_code)
+    if EXPANSION_BASE in values:
+        from ctd_core.models.byte_students import registered_classes
+
+        registered_classes(values[EXPANSION_BASE])
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
@@ -81,7 +87,7 @@ def _config_values(name: str, revision: str | None, trust_remote_code: bool) -> 
         values: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: no model is there ({first_line(error)}).") from error
-    if "auto_map" in values and not trust_remote_code:
+    if "auto_map" in values and EXPANSION_BASE not in values and not trust_remote_code:
         from transformers import CONFIG_MAPPING
 
         if values.get("model_type") not in CONFIG_MAPPING:

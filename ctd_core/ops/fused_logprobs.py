@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # of logits; smaller ones leave a GPU waiting for the host
 BLOCK_ROWS = 256  # fewer make thin matrix products
 SAFE_MASS = 1e-20  # above it, a float32 sum of probabilities has lost nothing to underflow
 
@@ -202,7 +202,7 @@ def logits_of(hidden: Tensor, head: Head) -> Tensor:
 
 def _blocks(length: int, weight: Tensor, token_rows: Tensor, boundary_rows: Tensor) -> list[tuple[slice, slice, slice]]:
     """Blocks of BLOCK_ROWS rows, or of more whose logits fill BLOCK_BYTES, each with its parts of the other two."""
-    step = max(BLOCK_ROWS, BLOCK_BYTES // (weight.shape[0] * 4))
+    step = max(BLOCK_ROWS, BLOCK_BYTES.get(weight.device.type, BLOCK_BYTES["cpu"]) // (weight.shape[0] * 4))
     edges = torch.tensor([*range(0, length, step), length], device=token_rows.device)
     cuts = (edges.tolist(), *(torch.searchsorted(rows, edges).tolist() for rows in (token_rows, boundary_rows)))
     rows, tokens, boundaries = ([slice(*pair) for pair in pairwise(cut)] for cut in cuts)

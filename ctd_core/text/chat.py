@@ -115,6 +115,13 @@ class ChatTemplate:
                 message whose content they could be.
         """
         written = list(turns)
+        without = [replace(turn, tool_calls=()) for turn in turns]
+        if without != written and self._render(without) == self._render(turns):
+            raise DocumentError(
+                "a chat template that writes no tool calls",
+                f"{self.name}: its template leaves them out. Write them into the messages' contents, or take models "
+                "whose templates write them",
+            )
         for number, turn in enumerate(turns):
             if turn.tool_calls:
                 written[number] = replace(turn, text=self._with_calls(written, number), tool_calls=())

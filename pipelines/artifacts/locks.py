@@ -7,19 +7,20 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from ctd_core.errors import CtdError
-from ctd_core.storage.locations import delete_file, open_to_read, write_text
+from ctd_core.storage.locations import below, delete_file, is_uri, open_to_read, write_text
 from pipelines.artifacts.background import repeating
 from pipelines.artifacts.remote_copy import RunFiles
 
 logger = logging.getLogger(__name__)
 
+LOCK = ".lock-"  # the beginning of the locks' names, in a run's directory
 RENEW_SECONDS = 30.0  # between signs of life in a store
 LEASE_SECONDS = 150.0  # without one, after which a holder counts as killed
 POLL_SECONDS = 1.0
@@ -33,7 +34,7 @@ def stage_lock(files: RunFiles, stage: str) -> Iterator[None]:
     Another command logs who holds it and since when, and waits. A killed holder's lock is free at once on its
     machine; in a store, once it has given no sign of life for LEASE_SECONDS.
     """
-    path = files.directory / f".lock-{stage}"
+    path = files.directory / f"{LOCK}{stage}"
     with _opened(path) as file:
         _wait_for_machine(file, path, stage)
         file.truncate(0)
@@ -44,6 +45,22 @@ def stage_lock(files: RunFiles, stage: str) -> Iterator[None]:
             return
         with _lease(files.within(path), stage):
             yield
+
+
+def is_held(storage: str, locks: Iterable[str]) -> bool:
+    """Whether a command holds any of the `locks`, files below `storage`, a directory of this machine or a URI."""
+    for lock in locks:
+        if is_uri(storage):
+            held = _read(below(storage, lock))
+            if held and time.time() - held.get("alive", 0.0) < LEASE_SECONDS:
+                return True
+            continue
+        with suppress(FileNotFoundError), (Path(storage) / lock).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 def _opened(path: Path) -> TextIO:

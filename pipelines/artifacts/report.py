@@ -35,6 +35,9 @@ class Continuation(Record):
     prompt: str
     teacher: str
     student: str
+    answered: dict[str, bool] = Field(
+        default={}, description="whether the prompt was a user's message to each, and not a text to continue"
+    )
     max_new_tokens: int | None = Field(default=None, description="that were asked for")
 
 
@@ -147,8 +150,10 @@ def print_report(plan: RunPlan, report: Report) -> None:
     print_table(metrics_table(report))
     console = wide_console(sys.stdout)
     for sample in report.samples:
+        console.print(f"\n[bold]{escape(sample.prompt)}[/bold]", highlight=False)
         for who, text in (("teacher", sample.teacher), ("student", sample.student)):
-            console.print(f"{who}: {escape(sample.prompt)}[bold]{escape(text)}[/bold]", highlight=False)
+            verb = "answers" if sample.answered.get(who) else "continues"
+            console.print(f"  {who} {verb}: {escape(text.strip())}", highlight=False)
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in report.seconds.items())
     console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
     console.print(f"seconds: {seconds}")

@@ -11,6 +11,7 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import TEACHER_DISTANCE
 from ctd_core.shards import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
+from pipelines.artifacts.locks import LOCK, is_held
 from pipelines.artifacts.metrics_file import METRICS_FILE, parse_metrics
 from pipelines.display.tables import TextTable
 
@@ -19,11 +20,13 @@ from pipelines.display.tables import TextTable
 class RunState:
     """One run: `state` is preparing, prepared, training or measured; `last` its last figures; `age_seconds` since then.
 
-    step: the last step of the training that changed last, None where there is none.
+    working: whether a command is at work on it. step: the last step of the training that changed last, None where there
+    is none.
     """
 
     name: str
     state: str
+    working: bool
     step: int | None
     last: dict[str, float]
     age_seconds: float
@@ -49,7 +52,10 @@ def as_table(runs: list[RunState]) -> TextTable:
     for run in runs:
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in run.last.items())
         step = "" if run.step is None else str(run.step)
-        rows.append([run.name, run.state, step, figures, _age(run.age_seconds)])
+        is_stopped = run.state in ("preparing", "training") and not run.working
+        rows.append(
+            [run.name, f"{run.state}, stopped" if is_stopped else run.state, step, figures, _age(run.age_seconds)]
+        )
     return TextTable(["run", "state", "step", "last metrics", "last change"], rows, text_columns=5)
 
 
@@ -82,7 +88,8 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
         distances = (step for step in reversed(steps) if any(TEACHER_DISTANCE.name in figure for figure in step))
         measured = {figure: value for figure, value in next(distances, {}).items() if TEACHER_DISTANCE.name in figure}
         last = {"loss": steps[-1]["loss"], **measured}
-    return RunState(name, state, step, last, time.time() - files[file])
+    working = is_held(storage, (f"{name}/{file}" for file in files if file.startswith(LOCK)))
+    return RunState(name, state, working, step, last, time.time() - files[file])
 
 
 def _gap_closed(report: str) -> dict[str, float]:

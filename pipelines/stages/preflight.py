@@ -159,6 +159,12 @@ def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterat
             raise UsageError(
                 f"{where}: none of the first {len(documents)} documents can be used: {errors[0].reason}. {errors[0]}"
             )
+        if len(errors) > config.prepare.max_dropped_fraction * len(documents):
+            yield (
+                f"{where}: {len(errors)} of the first {len(documents)} documents will be dropped, and `ctd prepare` "
+                f"fails where more than {config.prepare.max_dropped_fraction:.0%} of all are: mend or take out those "
+                "named below, or raise prepare.max_dropped_fraction"
+            )
         for reason, count in Counter(error.reason for error in errors).items():
             example = next(error for error in errors if error.reason == reason)
             yield f"{where}: {count} of the first {len(documents)} documents will be dropped: {reason}: {example}"

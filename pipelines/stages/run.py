@@ -78,15 +78,24 @@ def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
     if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == asked:
         return earlier
     trust = teacher.trust_remote_code, plan.config.student.trust_remote_code or teacher.trust_remote_code
-    teacher_texts = _continuations(teacher.model, teacher.revision, trust[0], options)
-    student_texts = _continuations(str(plan.model), None, trust[1], options)
+    teacher_texts, teacher_answers = _continuations(teacher.model, teacher.revision, trust[0], options)
+    student_texts, student_answers = _continuations(str(plan.model), None, trust[1], options)
     texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
     return [
-        Continuation(prompt=prompt, teacher=teacher, student=student, max_new_tokens=options.max_new_tokens)
+        Continuation(
+            prompt=prompt,
+            teacher=teacher,
+            student=student,
+            answered={"teacher": teacher_answers, "student": student_answers},
+            max_new_tokens=options.max_new_tokens,
+        )
         for prompt, teacher, student in texts
     ]
 
 
-def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> list[str]:
+def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> tuple[list[str], bool]:
+    """What the model writes after each prompt, and whether prompts were messages to it."""
     model = load_model(name, revision, trust_remote_code=trust_remote_code)
-    return continue_text(model, load_tokenizer(name, revision), options.prompts, options.max_new_tokens)
+    tokenizer = load_tokenizer(name, revision)
+    texts = continue_text(model, tokenizer, options.prompts, options.max_new_tokens)
+    return texts, bool(tokenizer.chat_template)

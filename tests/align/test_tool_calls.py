@@ -28,7 +28,7 @@ AS_PARAMETERS = WITH_TAGS.replace(
 )
 # As Mistral's: special tokens.
 WITH_SPECIAL = WITH_TAGS.replace("<tool_call>", "<|im_start|>")
-LEFT_OUT = "a chat template leaves out a tool call"
+LEFT_OUT = "a chat template that writes no tool calls"
 OTHERWISE = "a chat template writes tool calls otherwise than a content"
 WEATHER = {"name": "weather", "arguments": {"place": "Zürich ☀", "days": 3}}
 CONVERSATION = [

@@ -22,4 +22,4 @@ def test_every_field_has_a_meaning_in_the_reference():
 def test_the_file_to_begin_with_is_a_run():
     run = read_config(NEW_RUN, "the new run", [])
     assert isinstance(run, RunConfig)
-    assert run.train.objectives[0].kind == "alm"
+    assert run.train.objectives[0].kind == "prefix_kl"

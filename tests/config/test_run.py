@@ -50,7 +50,6 @@ def test_every_recipe_is_a_run(name):
         ("evaluate={gap_set: x}", "gap_set is 'x', but the sets are"),
         ("evaluate={sets: {h: {kind: held_out}}}", "held_out_fraction is 0"),
         ("prepare.targets=false", "alm, which needs prepare.targets"),
-        ("train.objectives=[{kind: prefix_kl}]", "prefix_kl, which needs prepare.prefix_k above 0, such as 8"),
         ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
         ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
@@ -70,7 +69,25 @@ def test_options_that_do_not_fit_together_are_refused(override, message):
 def test_what_is_set_may_lie_in_a_default():
     without = RUN.replace(", objectives: [{kind: alm, temperature: .inf}]", "")
     (objective,) = read_config(without, "here", ["train.objectives.0.temperature=2"]).train.objectives
-    assert (objective.kind, objective.temperature) == ("alm", 2.0)
+    assert (objective.kind, objective.temperature) == ("prefix_kl", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stored"),
+    [
+        (["train.objectives=[{kind: alm}]"], 0),
+        (["train.objectives=[{kind: alm}, {kind: prefix_kl, weight: 0.5}]"], 8),
+        (["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=4"], 4),
+        (["train.objectives=[{kind: alm}]", "prepare.prefix_k=4"], 4),
+    ],
+)
+def test_likely_tokens_are_stored_where_an_objective_asks_for_them(overrides, stored):
+    assert read_config(RUN, "here", overrides).prepare.prefix_k == stored
+
+
+def test_an_objective_that_asks_for_likely_tokens_is_refused_where_none_are_to_be_stored():
+    with pytest.raises(UsageError, match=r"prefix_kl, which needs prepare\.prefix_k above 0, such as 8"):
+        read_config(RUN, "here", ["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=0"])
 
 
 def test_the_run_in_the_readme_is_a_run():

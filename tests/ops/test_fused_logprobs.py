@@ -32,7 +32,7 @@ HEADS = [{}, {"bias": False}, {"scale": 0.25}, {"cap": 2.0}, {"scale": 3.0, "cap
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("keep_bytes", [0, 500, 10**9])
 def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_bytes, monkeypatch):
-    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", 4 * 13 * 4)  # four rows a block
+    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", {"cpu": 4 * 13 * 4})  # four rows a block
     monkeypatch.setattr(fused_logprobs, "BLOCK_ROWS", 1)
     arguments = inputs(**head)
     leaves = [leaf for leaf in (arguments[0], arguments[1].weight, arguments[1].bias) if leaf is not None]
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_plain_computation(head, keep_byte
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_backward_is_the_derivative_of_the_forward(head, monkeypatch):
-    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", 4 * 13 * 4)
+    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", {"cpu": 4 * 13 * 4})
     monkeypatch.setattr(fused_logprobs, "BLOCK_ROWS", 1)
     hidden, head, *rest = inputs(**head)
     leaves = (hidden, head.weight) if head.bias is None else (hidden, head.weight, head.bias)
@@ -84,7 +84,7 @@ def test_a_token_outside_the_vocabulary_is_an_error_with_both_numbers(token):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_distribution_is_seen_once(head, monkeypatch):
-    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", 4 * 13 * 4)
+    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", {"cpu": 4 * 13 * 4})
     monkeypatch.setattr(fused_logprobs, "BLOCK_ROWS", 1)
     hidden, head, *rest = inputs(**head)
     seen = []
@@ -101,7 +101,7 @@ def test_every_distribution_is_seen_once(head, monkeypatch):
 
 
 def test_gradients_in_bfloat16_are_summed_over_blocks_in_float32(monkeypatch):
-    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(fused_logprobs, "BLOCK_BYTES", {"cpu": 1})
     hidden, head, tokens, ids, mask, edges = inputs(rows=512, dtype=torch.bfloat16)
     wide = hidden.detach().double(), head.weight.detach().double().requires_grad_()
     bias = head.bias.detach().double().requires_grad_()

@@ -95,7 +95,8 @@ def test_what_is_no_conversation_is_told_before_anything_starts(chat_config, tmp
     told = CliRunner().invoke(app, ["run", "--config", str(run), "--dry-run"]).stderr
     assert f"corpus: 1 of the first 5 documents will be dropped: a message without a role: {file}:line 4" in told
     assert f"a message without a content: {file}:line 5" in told
-    assert "checked: 2 warnings, see above" in told
+    assert "2 of the first 5 documents will be dropped, and `ctd prepare` fails where more than 1% of all are" in told
+    assert "checked: 3 warnings, see above" in told
     message = rf"none of the first 5 documents can be used: no messages in the field 'chats'.*{file}:line 1: there is "
     with pytest.raises(UsageError, match=message + r"messages\. Which .* is read, corpus\.messages says"):
         ctd("run", "--config", written(chat_config | {"corpus": corpus | {"messages": "chats"}}, tmp_path), "--dry-run")
@@ -119,3 +120,4 @@ def test_a_chat_model_keeps_its_template_under_a_new_tokenizer(chat_config, tmp_
     assert model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] <= prompt["input_ids"].shape[1] + 3
     sample = json.loads((run / "report.json").read_text())["samples"][0]
     assert "<|im_start|>" not in sample["student"]
+    assert sample["answered"] == {"teacher": True, "student": True}

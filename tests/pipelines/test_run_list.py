@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ctd_core.errors import UsageError
+from pipelines.artifacts.locks import stage_lock
+from pipelines.artifacts.remote_copy import RunFiles
 from pipelines.cli import app
 
 
@@ -36,23 +38,27 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
     put(tmp_path / "e/report.json", "{}", 20_000)  # of another version
     put(tmp_path / "tokenizers/tokenizer.json", "", 0)  # no run
 
-    result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
+    with stage_lock(RunFiles(tmp_path / "c", None), "train-2"):
+        result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
     found = [json.loads(line) for line in result.output.splitlines()]
     assert [run.pop("age_seconds") for run in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
     assert found == [
-        {"name": "d", "state": "measured", "step": 2, "last": {"gap_closed": 0.25}},
+        {"name": "d", "state": "measured", "working": False, "step": 2, "last": {"gap_closed": 0.25}},
         {
             "name": "c",
             "state": "training",
+            "working": True,
             "step": 3,
             "last": {"loss": 1 / 3, "general_teacher_distance_bits_per_byte": 0.5},
         },
-        {"name": "b", "state": "prepared", "step": None, "last": {}},
-        {"name": "a", "state": "preparing", "step": None, "last": {}},
-        {"name": "e", "state": "measured", "step": None, "last": {}},
+        {"name": "b", "state": "prepared", "working": False, "step": None, "last": {}},
+        {"name": "a", "state": "preparing", "working": False, "step": None, "last": {}},
+        {"name": "e", "state": "measured", "working": False, "step": None, "last": {}},
     ]
     table = CliRunner().invoke(app, ["runs", str(tmp_path)]).output
     assert "3 hours ago" in table
+    assert "preparing, stopped" in table
+    assert "training, stopped" in table
     assert "gap closed 0.25" in table
 
 

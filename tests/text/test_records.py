@@ -100,6 +100,7 @@ def test_a_text_may_lie_within_another_field():
         ([{"role": "user", "content": "Hi"}], "a conversation without an assistant's message"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
         ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a tool call without a name"),
+        ([{"role": "assistant", "content": "", "tool_calls": "f"}], "tool calls that are no list"),
         ([{"role": "assistant", "content": "", "function_call": {"name": "f"}}], "a message with function_call"),
         ([{"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}], "a message with reasoning_content"),
     ],
@@ -109,6 +110,20 @@ def test_what_is_no_conversation_is_dropped_with_its_reason(messages, reason):
     assert isinstance(found, DocumentError)
     assert found.reason == reason
     assert "here" in str(found)
+
+
+def test_a_conversation_with_definitions_of_tools_is_dropped_and_an_empty_list_is_none(tmp_path):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    records = [{"messages": messages, "tools": tools} for tools in ([{"name": "f"}], [], None)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    parquet.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet")
+    for corpus in (
+        JsonLines(kind="jsonl", paths=[str(tmp_path / "c.jsonl")], messages="messages"),
+        Parquet(kind="parquet", paths=[str(tmp_path / "c.parquet")], messages="messages"),
+    ):
+        found = [document for part in plan_slices(corpus, 1000) for document in read_slice(corpus, part)]
+        assert [isinstance(document, DocumentError) for document in found] == [True, False, False]
+        assert found[0].reason == "definitions of tools"
 
 
 def test_tool_calls_are_read_with_their_arguments_as_json_or_not():

@@ -13,6 +13,7 @@ from ctd_core.config.objectives import PUBLISHED_ALM, Dskd, Gold, HiddenStates, 
 from ctd_core.config.training import Train
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
+from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
@@ -66,11 +67,18 @@ def trained(worker, options, location, out, start=None, student=None):
     return student
 
 
-def processes(rank, world, port, trainings, location, folder):
+def byte_student():
+    """A student of bytes that reads its teacher's tokens too."""
+    student, teacher = llama(257, tied=False, dtype=torch.float64), llama(600, dtype=torch.float64)
+    model = with_byte_expansion(student, teacher, prepared("bytes"), prepared(TEACHER), 16)
+    return logprobs_of(model, prepared("bytes").encoder.token_bytes.begins_pretoken)
+
+
+def processes(rank, world, port, trainings, location, folder, make=new_student):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     torch.set_num_threads(1)
     for name, (chosen, start) in trainings.items():
-        student = trained(Worker(rank, world), chosen, location, folder / name, start and folder / start)
+        student = trained(Worker(rank, world), chosen, location, folder / name, start and folder / start, make())
         if chosen.strategy == "fsdp":
             assert all(isinstance(parameter, DTensor) for parameter in student.parameters())
             held = sum(parameter.to_local().numel() for parameter in student.parameters())
@@ -126,6 +134,26 @@ def folder(shards, tmp_path_factory):
     for name, (chosen, start) in alone.items():
         trained(ALONE, chosen, shards, folder / name, start and folder / start)
     return folder
+
+
+def test_a_student_with_byte_expansion_has_the_same_losses_on_every_kind_of_workers_and_resumed(tmp_path):
+    teacher = prepared(TEACHER)
+    model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
+    write_set(tmp_path / "shards", prepared("bytes"), teacher, texts(40), teacher_model=model)
+    together = {"ddp": (options(2, "ddp"), None), "fsdp": (options(2, "fsdp"), None)}
+    together["ddp, resumed"] = (options(2, "ddp"), "fsdp/step_00000004")
+    for name in ("alone", "alone, resumed", *together):
+        (tmp_path / name).mkdir()
+    mp.spawn(processes, (2, free_port(), together, tmp_path / "shards", tmp_path, byte_student), nprocs=2)
+    whole, resumed = (
+        trained(ALONE, options(0, "ddp"), tmp_path / "shards", tmp_path / name, start, byte_student())
+        for name, start in (("alone", None), ("alone, resumed", tmp_path / "alone/step_00000004"))
+    )
+    assert torch.equal(whole.model.lm_head.weight, resumed.model.lm_head.weight)
+    assert metrics(tmp_path, "alone, resumed") == metrics(tmp_path, "alone")[4:]
+    for name in ("ddp", "fsdp"):
+        assert_close(metrics(tmp_path, "alone"), metrics(tmp_path, name))
+    assert_close(metrics(tmp_path, "alone")[4:], metrics(tmp_path, "ddp, resumed"))
 
 
 def metrics(folder, name):

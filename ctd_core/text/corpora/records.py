@@ -38,6 +38,11 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
             )
     try:
         if corpus.messages is not None:
+            if _value(record, TOOLS):
+                raise _Unreadable(
+                    "definitions of tools",
+                    f"{TOOLS!r} is not read, and calls would be learned without it. Take it out to have that",
+                )
             turns = _turns(values[0], corpus)
         elif corpus.as_text:
             prompt, response = (_text(value, name) for name, value in zip(corpus.columns, values, strict=True))
@@ -51,6 +56,9 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     except _Unreadable as error:
         return DocumentError(error.reason, f"{path}: {error}")
     return Document(path, tuple(turns))
+
+
+TOOLS = "tools"  # the field of a conversation's record that some templates write
 
 
 def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "") -> list[str]:
@@ -74,7 +82,7 @@ def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "
             raise UsageError(f"{corpus.columns_option}: {source} has several columns {column!r}. Name another.")
         if column not in known:
             raise UsageError(f"{corpus.columns_option}: {source} has no {column!r}; there is {', '.join(known)}.{hint}")
-    return columns
+    return [*columns, TOOLS] if corpus.messages is not None and TOOLS in known else columns
 
 
 class _Unreadable(Exception):
@@ -127,7 +135,10 @@ def _turn(message: Any, corpus: Records) -> Turn:
         raise _Unreadable("a role that is not known", f"{written!r:.40} is none of {', '.join(ROLES)}")
     if unread := next((name for name in WRITTEN_BY_SOME if message.get(name)), None):
         raise _Unreadable(f"a message with {unread}", f"some chat templates write {unread}, and here it is not read")
-    calls = tuple(_tool_call(call) for call in message.get("tool_calls") or ())
+    listed = message.get("tool_calls") or []
+    if not isinstance(listed, list | tuple):
+        raise _Unreadable("tool calls that are no list", f"{listed!r:.80}")
+    calls = tuple(_tool_call(call) for call in listed)
     content = message.get("content", message.get("value"))
     if content is None and calls:
         content = ""
