@@ -19,6 +19,7 @@ from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.models.building import build_scorer, logprob_model, stored_targets
+from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
@@ -185,22 +186,33 @@ def score(
 
 
 def make_student(
-    teacher: str, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
+    teacher: str,
+    student_tokenizer: PreparedTokenizer,
+    teacher_tokenizer: PreparedTokenizer,
+    expansion_bytes: int | None = None,
 ) -> LogprobModel:
     """The teacher under another tokenizer: each new token begins as the mean of the old tokens that spell it.
+
+    A student of bytes has an output matrix of its own.
 
     Args:
         teacher: a directory or a hub id.
         student_tokenizer: the new tokenizer.
         teacher_tokenizer: the teacher's own.
+        expansion_bytes: a student of bytes also reads the teacher's tokens of at most so many, see `byte_expansion` in
+            a run's file; None for bytes alone.
 
     Returns:
         A student to train; under the teacher's own tokenizer it is the teacher.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or the expansion is for another tokenizer than one of bytes.
     """
-    model = transfer_model(load_model(teacher), student_tokenizer, teacher_tokenizer)
+    original, tokenizers = load_model(teacher), (student_tokenizer, teacher_tokenizer)
+    untie = bool(student_tokenizer.encoder.token_bytes.lengths_bytes.max() <= 1)
+    model = transfer_model(original, *tokenizers, untie)
+    if expansion_bytes is not None:
+        model = with_byte_expansion(model, original, *tokenizers, expansion_bytes)
     return logprob_model(model, student_tokenizer)
 
 

@@ -20,7 +20,7 @@ from pipelines.__main__ import STOPPED
 from pipelines.cli_lookups import lookups
 from pipelines.display.progress import show_log
 from pipelines.display.tables import print_table
-from pipelines.recipes import read_recipe, recipe_names
+from pipelines.recipes import check_made, read_recipe, recipe_names
 
 if TYPE_CHECKING:
     from pipelines.artifacts.run_plan import RunPlan
@@ -164,7 +164,9 @@ def generate(
     model: Annotated[str, typer.Option(help="The model that writes: a directory or a hub id.")],
     output: Annotated[Path, typer.Option(help="The file of JSON lines. One that is there is gone on with.")],
     documents: Annotated[int, typer.Option(min=1, help="How many documents.")] = 256,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each message, or of each text.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Of each message, or of each text. Conversations that are longer are left out.")
+    ] = 256,
     temperature: Annotated[float, typer.Option(min=0.01, help="Below 1: likelier tokens more often.")] = 0.8,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Draw from the likeliest tokens that have this share.")
@@ -199,17 +201,23 @@ def _stage(
         raise UsageError("--estimate belongs to --dry-run: give both")
     text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
     chosen = read_config(text, source, overrides or [])
+    if recipe is not None:
+        check_made(recipe, chosen)
     from pipelines.artifacts.run_plan import plan_run, resolve_locations, run_files
 
     chosen = resolve_locations(chosen)
     if dry_run:
-        from pipelines.stages.preflight import check_inputs
+        from pipelines.stages.preflight import FIRST_DOCUMENTS, check_inputs
 
         warnings = check_inputs(chosen)
         print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
         count = f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"
         found = f"{count}, see above" if warnings else "nothing is wrong with this run"
-        print(f"checked: {found}. It writes into {run_files(chosen).directory}.", file=sys.stderr)
+        print(
+            f"checked options, files, tokenizers and the first {FIRST_DOCUMENTS} documents of each corpus: {found}. "
+            f"It writes into {run_files(chosen).directory}.",
+            file=sys.stderr,
+        )
         if estimated:
             from pipelines.stages.estimate import estimate
 

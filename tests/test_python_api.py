@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ctd_core
@@ -69,6 +70,18 @@ def test_what_is_no_list_of_texts_is_refused(given, message):
     tokenizer = ctd_core.prepare_tokenizer("bytes")
     with pytest.raises(UsageError, match=message):
         ctd_core.make_rows(tokenizer, tokenizer, given)
+
+
+def test_a_student_of_bytes_may_read_its_teachers_tokens(teacher, tmp_path):
+    bytes_alone, old = ctd_core.prepare_tokenizer("bytes"), ctd_core.prepare_tokenizer(teacher)
+    rows = ctd_core.make_rows(bytes_alone, old, texts(20), window_tokens=200)
+    rows = ctd_core.score(ctd_core.load_teacher(teacher, old), rows, bytes_alone, old)
+    student = ctd_core.make_student(teacher, bytes_alone, old, expansion_bytes=16)
+    ctd_core.train(student, rows, 3, batch_tokens=400)
+    ctd_core.export(student, bytes_alone, tmp_path / "student")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    ids = torch.tensor([list(b"the men")])
+    assert torch.equal(loaded(ids).logits, student.model(ids).logits)
 
 
 def test_a_tokenizer_takes_over_the_template_of_a_model(tmp_path):

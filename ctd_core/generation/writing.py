@@ -47,7 +47,9 @@ class Writer:
             raise UsageError(f"{name}: no token begins a text, so there is nothing to write after. Take another model.")
 
     def write(self, count: int, seed: int) -> list[Record]:
-        """`count` documents, as records with `messages`, or with `text`; less where nothing was written.
+        """`count` documents, as records with `messages`, or with `text`.
+
+        Less where nothing was written, and where a message did not end: learned from, it would teach to stop anywhere.
 
         Args:
             count: how many are written at once.
@@ -71,7 +73,8 @@ class Writer:
 
     def _texts(self, prompts: list[list[int]], seed: int) -> list[str]:
         written = self._sampler.write(prompts, self._stops, self._options, seed)
-        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+        ended = [ids if ids and (ids[-1] in self._stops or not self.is_chat) else [] for ids in written]
+        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ended]
 
     def _encode(self, text: str) -> list[int]:
         return [int(token) for token in encode_ids(self._backend, [text])[0]]

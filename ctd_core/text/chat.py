@@ -20,6 +20,8 @@ from ctd_core.text.tokenizers import copied_token
 PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
 INSTEAD_OF_CALLS = "Vxx0xxV"  # a content
 SHOWN_CHARACTERS = 200
+# A template is a program of its own, which may fail in any of these ways.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 class WrittenTurn(NamedTuple):
@@ -83,8 +85,29 @@ class ChatTemplate:
             DocumentError: the template refuses the conversation, or changes a content in other ways than by stripping
                 white space from its ends.
         """
+        return self._written(turns, self._render(turns))
+
+    def write_batch(self, conversations: Sequence[Sequence[Turn]]) -> list[list[WrittenTurn] | DocumentError]:
+        """`write` for each conversation, with the error where there is one; rendered in one call, which takes less."""
+        rendered: list[str | DocumentError] = []
+        try:
+            rendered += self._apply([_messages(turns) for turns in conversations])
+        except TEMPLATE_ERRORS:  # one of them fails: which one, each by itself tells
+            for turns in conversations:
+                try:
+                    rendered.append(self._render(turns))
+                except DocumentError as error:
+                    rendered.append(error)
+        results: list[list[WrittenTurn] | DocumentError] = []
+        for turns, text in zip(conversations, rendered, strict=True):
+            try:
+                results.append(text if isinstance(text, DocumentError) else self._written(turns, text))
+            except DocumentError as error:
+                results.append(error)
+        return results
+
+    def _written(self, turns: Sequence[Turn], rendered: str) -> list[WrittenTurn]:
         frame = self._frame(tuple(turn.role for turn in turns), date.today())
-        rendered = self._render(turns)
         written, at = [], 0
         for number, turn in enumerate(turns):
             after = frame.ends[number] + (frame.headers[number + 1] if number + 1 < len(turns) else "")
@@ -230,21 +253,29 @@ class ChatTemplate:
         return agreed
 
     def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
-        messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in turns]
-        for turn, message in zip(turns, messages, strict=True):
-            if turn.tool_calls:
-                message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.tool_calls]
         try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            # A template is a program of its own, which may fail in any of these ways.
+            (rendered,) = self._apply([_messages(turns)], add_generation_prompt)
+        except TEMPLATE_ERRORS as error:
             raise DocumentError(
                 "a chat template refuses the conversation",
                 f"{self.name}: {first_line(error)}, for the roles {', '.join(turn.role for turn in turns)}",
             ) from error
         return rendered
+
+    def _apply(self, conversations: list[list[dict[str, Any]]], add_generation_prompt: bool = False) -> list[str]:
+        rendered: list[str] = self._tokenizer.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return rendered
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The messages as chat templates take them."""
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in turns]
+    for turn, message in zip(turns, messages, strict=True):
+        if turn.tool_calls:
+            message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.tool_calls]
+    return messages
 
 
 def with_calls_written(templates: Sequence[ChatTemplate], turns: list[Turn]) -> list[Turn]:

@@ -115,13 +115,18 @@ class ConversationEncoder:
         as_written: list[int] = []
         with_aliases: list[int] = []
         written: dict[int, list[WrittenTurn]] = {}
-        for number, turns in enumerate(conversations):
+        for number, (turns, parts) in enumerate(
+            zip(conversations, self.template.write_batch(conversations), strict=True)
+        ):
+            if isinstance(parts, DocumentError):
+                results[number] = parts
+                continue
             try:
-                written[number] = self.template.write(turns)
                 self._refuse(turns)
             except DocumentError as error:
                 results[number] = error
                 continue
+            written[number] = parts
             is_named = any(self._names.search(turn.text) for turn in turns)
             (with_aliases if is_named else as_written).append(number)
         for numbers, is_aliased in ((as_written, False), (with_aliases, True)):

@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctd_core.config.run import RunConfig
+from ctd_core.config.text import PretrainedTokenizer
 from ctd_core.config.yaml_files import read_config, read_text
 from ctd_core.errors import UsageError
 
@@ -19,6 +20,17 @@ def read_recipe(name: str) -> str:
     if name not in recipe_names():
         raise UsageError(f"{name}: there is no such recipe; there is {', '.join(recipe_names())}.")
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def check_made(name: str, config: RunConfig) -> None:
+    """Raises UsageError, with the command that makes it, where what a recipe is made of is not there."""
+    recipe = read_recipe(name)
+    targets = {config.teacher.model: config.teacher.model}
+    if isinstance(config.student.tokenizer, PretrainedTokenizer):
+        targets[config.student.tokenizer.name] = str(Path(config.student.tokenizer.name).parent)
+    for path, target in targets.items():
+        if path in recipe and path.startswith("runs/") and not Path(path).exists():
+            raise UsageError(f"{path} is not there yet. In a checkout of the project, `make {target}` downloads it.")
 
 
 def read_run(name: str, source: str, overrides: list[str]) -> RunConfig:

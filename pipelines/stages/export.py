@@ -50,6 +50,7 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     config = plan.config
     table = metrics_table(report) if report else None
     measured = as_markdown(table) if table is not None and table.rows else "Nothing was measured.\n"
+    trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -69,8 +70,8 @@ cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083)
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL")
-model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL")
+tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL"{trust})
+model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL"{trust})
 inputs = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```

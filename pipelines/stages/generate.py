@@ -68,6 +68,12 @@ def _generate(model: str, output: Path, documents: int, batch: int, options: Sam
             record(min(start + batch, documents), output.stat().st_size)
             reporter.update(min(start + batch, documents), f"documents, {time.monotonic() - begin:.0f} s")
     field = "messages: messages" if writer.is_chat else "field: text"
+    with output.open() as stream:
+        kept = sum(1 for _ in stream)
+    logger.info(
+        "generate: %d of %d are in %s; the others were empty, or longer than %d tokens",
+        kept, documents, output, options.max_new_tokens,
+    )  # fmt: skip
     logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)
 
 

@@ -13,7 +13,7 @@ from ctd_core.config.run import RunConfig
 from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.yaml_files import read_config, read_options, with_values
 from ctd_core.errors import UsageError
-from pipelines.recipes import read_recipe, read_run, recipe_names
+from pipelines.recipes import check_made, read_recipe, read_run, recipe_names
 from pipelines.search.options import Search
 
 RUN = """
@@ -70,6 +70,17 @@ def test_what_is_set_may_lie_in_a_default():
     without = RUN.replace(", objectives: [{kind: alm, temperature: .inf}]", "")
     (objective,) = read_config(without, "here", ["train.objectives.0.temperature=2"]).train.objectives
     assert (objective.kind, objective.temperature) == ("prefix_kl", 2.0)
+
+
+def test_a_recipe_tells_which_command_makes_its_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo = read_recipe("demo")
+    with pytest.raises(UsageError, match=r"`make runs/teachers/SmolLM2-135M-Instruct` downloads it"):
+        check_made("demo", read_config(demo, "demo", []))
+    (tmp_path / "runs/teachers/SmolLM2-135M-Instruct").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"mistral-v1 is not there yet.*`make runs/tokenizers` downloads it"):
+        check_made("demo", read_config(demo, "demo", []))
+    check_made("demo", read_config(demo, "demo", ["student.tokenizer={kind: bytes}", "teacher.model=runs/other"]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
-from tests.support.models import llama
+from tests.support.models import EndingSampler, llama
 from tests.support.tokenizers import TOTAL
 
 GREEDY = Sampling(12, temperature=0.001)
@@ -58,11 +58,23 @@ def test_a_model_with_a_template_writes_conversations():
     for family in TEMPLATES:
         tokenizer = chat_tokenizer(family)
         model = llama(len(tokenizer))
-        records = Writer(TransformersSampler(model), tokenizer, family, Sampling(10)).write(6, 0)
+        records = Writer(EndingSampler(model), tokenizer, family, Sampling(10)).write(6, 0)
         assert len(records) > 2, family
         for record in records:
             assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
             assert all(message["content"].strip() for message in record["messages"])
+
+
+def test_a_conversation_with_a_message_that_does_not_end_is_left_out():
+    tokenizer = chat_tokenizer("ChatML")
+
+    class EndingAtTimes(EndingSampler):
+        def write(self, prompts, stops, options, seed):
+            written = super().write(prompts, stops, options, seed)
+            return [ids if number % 2 else ids[:-1] for number, ids in enumerate(written)]
+
+    records = Writer(EndingAtTimes(llama(len(tokenizer))), tokenizer, "a model", Sampling(10)).write(8, 0)
+    assert 0 < len(records) <= 2  # of 8 messages 4 end, and of their answers 2
 
 
 def test_a_model_without_one_writes_texts():

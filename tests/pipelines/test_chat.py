@@ -96,7 +96,7 @@ def test_what_is_no_conversation_is_told_before_anything_starts(chat_config, tmp
     assert f"corpus: 1 of the first 5 documents will be dropped: a message without a role: {file}:line 4" in told
     assert f"a message without a content: {file}:line 5" in told
     assert "2 of the first 5 documents will be dropped, and `ctd prepare` fails where more than 1% of all are" in told
-    assert "checked: 3 warnings, see above" in told
+    assert "documents of each corpus: 3 warnings, see above" in told
     message = rf"none of the first 5 documents can be used: no messages in the field 'chats'.*{file}:line 1: there is "
     with pytest.raises(UsageError, match=message + r"messages\. Which .* is read, corpus\.messages says"):
         ctd("run", "--config", written(chat_config | {"corpus": corpus | {"messages": "chats"}}, tmp_path), "--dry-run")

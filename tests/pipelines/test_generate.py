@@ -13,11 +13,12 @@ from ctd_core.text.corpora import read_documents
 from ctd_core.text.documents import Document
 from pipelines.cli import app
 from tests.support.chat_templates import chat_tokenizer
-from tests.support.models import llama
+from tests.support.models import EndingSampler, llama
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.stages.generate.TransformersSampler", EndingSampler)
     tokenizer = chat_tokenizer("ChatML")
     llama(len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -81,6 +81,26 @@ def only(folder, pattern):
     return found
 
 
+def test_a_student_of_bytes_with_expansion_is_trained_measured_exported_and_writes_elsewhere(config, tmp_path):
+    student = {"tokenizer": {"kind": "bytes"}, "byte_expansion": {"max_bytes": 8}}
+    changes = {"student": student, "train": config["train"] | {"objectives": [{"kind": "prefix_kl"}]}}
+    ctd("run", "--config", written(config, tmp_path, **changes))
+    model = tmp_path / "runs" / "tiny" / "model"
+    assert "trust_remote_code=True" in (model / "README.md").read_text()
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "ids = t('the quick', return_tensors='pt')\n"
+        "outs = [m.generate(**ids, max_new_tokens=20, do_sample=False, use_cache=cached) for cached in (True, False)]\n"
+        "print((outs[0] == outs[1]).all().item(), ids['input_ids'].shape[1], repr(t.decode(outs[0][0])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=True)
+    same, length, text = done.stdout.split(" ", 2)
+    assert (same, int(length)) == ("True", len(b"the quick") + 1)
+    assert "the quick" in text
+
+
 def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     file = written(config, tmp_path)
     output = ctd("run", "--config", file)

@@ -3,6 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from ctd_core.generation.sampler import TransformersSampler
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.logprob_model import LogprobModel
 
@@ -23,6 +24,13 @@ def gpt2(vocabulary, seed=0):
         vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
     )
     return GPT2LMHeadModel(config).eval()
+
+
+class EndingSampler(TransformersSampler):
+    """Writes texts that all end, which those of random models hardly ever do."""
+
+    def write(self, prompts, stops, options, seed):
+        return [[*ids[:-1], min(stops)] for ids in super().write(prompts, stops, options, seed)]
 
 
 def logprobs_of(model, begins_pretoken):

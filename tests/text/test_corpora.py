@@ -89,7 +89,7 @@ def test_texts_that_are_everywhere():
 def test_packaged_conversations_are_of_a_user_and_an_assistant(train_on):
     corpus = WrittenConversations(kind="conversations", train_on=train_on)
     documents = [document for part in plan_slices(corpus, 50_000) for document in read_slice(corpus, part)]
-    assert len({document.id for document in documents}) == len(documents) > 80
+    assert len({document.id for document in documents}) == len(documents) > 400
     for document in documents:
         assert [turn.role for turn in document.turns] == ["user", "assistant"]
         assert [turn.scored for turn in document.turns] == [train_on == "all", True]

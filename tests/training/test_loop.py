@@ -22,6 +22,8 @@ from ctd_core.errors import CtdError, Recurring, UsageError
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
+from ctd_core.models.prefix_positions import prefix_top
+from ctd_core.models.scoring import Stored
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.interface import Plan
 from ctd_core.shards.reading import ShardSet
@@ -43,7 +45,8 @@ def shards(tmp_path_factory):
     location = tmp_path_factory.mktemp("shards")
     student, teacher = prepared(STUDENT), prepared(TEACHER)
     model = logprobs_of(llama(600), teacher.encoder.token_bytes.begins_pretoken)
-    write_set(location, student, teacher, texts(40), teacher_model=model)
+    stored = Stored(None, prefix_top(8, student, teacher))
+    write_set(location, student, teacher, texts(40), teacher_model=model, stored=stored)
     return ShardSet(location, verify=True)
 
 
