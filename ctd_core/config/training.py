@@ -9,6 +9,22 @@ from ctd_core.config.base import Fraction, Options, resource
 from ctd_core.config.objectives import AnyObjective, PrefixKl
 
 
+class Stage(Options):
+    """The next steps of a training with settings of their own; what is left out is as in the rest of it."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    freeze: list[str] | None = Field(default=None, description="as train.freeze")
+    learning_rate: float | None = Field(default=None, gt=0, description="the highest, after warm-up")
+    embedding_learning_rate: float | None = Field(default=None, gt=0, description="for embeddings and head")
+    warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the stage's steps by default")
+    min_lr_ratio: float | None = Field(default=None, ge=0, le=1, description="the decay ends at this fraction")
+
+    @field_validator("freeze")
+    @classmethod
+    def _patterns(cls, patterns: list[str] | None) -> list[str] | None:
+        return patterns if patterns is None else _regular(patterns)
+
+
 class Train(Options):
     """One training run on stored targets."""
 
@@ -59,6 +75,11 @@ class Train(Options):
     freeze: list[str] = Field(
         default=[], description="regular expressions; parameters with a match in their name stay fixed"
     )
+    stages: list[Stage] = Field(
+        default=[],
+        description="the first of the steps with other settings, such as [{steps: 64, freeze: [layers], learning_rate: "
+        "1e-3}]: each stage has an optimizer and a schedule of its own, and all have one order of rows",
+    )
     autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
     evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = resource(
@@ -77,6 +98,16 @@ class Train(Options):
         return self.steps // 12 if self.warmup_steps is None else self.warmup_steps
 
     @property
+    def phases(self) -> list[tuple[int, "Train"]]:
+        """The stages and the rest of the training: the step before which each begins, and its options."""
+        found, begin = [], 0
+        for stage in self.stages:
+            given = {name: value for name, value in stage if value is not None}
+            found.append((begin, self.model_copy(update=given | {"warmup_steps": stage.warmup_steps, "stages": []})))
+            begin += stage.steps
+        return [*found, (begin, self.model_copy(update={"steps": self.steps - begin, "stages": []}))]
+
+    @property
     def online_objectives(self) -> list[str]:
         """The kinds of those objectives that ask the teacher at every step."""
         return [objective.kind for objective in self.objectives if "teacher" in objective.needs]
@@ -90,12 +121,15 @@ class Train(Options):
     @field_validator("freeze")
     @classmethod
     def _patterns(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
-        return patterns
+        return _regular(patterns)
+
+    @model_validator(mode="after")
+    def _stages_leave_steps(self) -> "Train":
+        if self.stages and (total := sum(stage.steps for stage in self.stages)) >= self.steps:
+            raise ValueError(f"the stages have {total} steps, and steps, which counts theirs too, is {self.steps}")
+        if self.stages and self.strategy == "fsdp":
+            raise ValueError("stages are not supported with strategy: fsdp; use ddp")
+        return self
 
     @model_validator(mode="after")
     def _workers_share_a_step(self) -> "Train":
@@ -130,3 +164,12 @@ class Train(Options):
                 + (f", so the weight of {weighted[0]} would be ignored: leave it out" if weighted else ": name several")
             )
         return self
+
+
+def _regular(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+    return patterns

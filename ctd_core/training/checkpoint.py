@@ -57,6 +57,13 @@ def load_checkpoint(location: str | Path, student: LogprobModel, optimizer: torc
     return int(progress["steps_done"])
 
 
+def read_steps_done(location: str | Path) -> int:
+    """The steps that a checkpoint was written after; raises CtdError where it cannot be read or is damaged."""
+    progress = {"steps_done": torch.tensor(0)}
+    _read(str(location), {"progress": progress})
+    return int(progress["steps_done"])
+
+
 def load_weights(location: str | Path, student: LogprobModel) -> None:
     """The weights of the model alone, into this one process, for evaluation and export."""
     _read(str(location), {"student": _tensors(student)})

@@ -17,10 +17,10 @@ from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.registry import make_objective
 from ctd_core.shards.batches import Batch, MixedRows, Rows, collate, micro_batches, mixed_micro_batches
 from ctd_core.shards.rows import RowSource
-from ctd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from ctd_core.training.checkpoint import load_checkpoint, read_steps_done, save_checkpoint
 from ctd_core.training.optimizer import clip, freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
-from ctd_core.training.workers import ALONE, Worker, distribute
+from ctd_core.training.workers import ALONE, Worker, distribute, replicated
 
 EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
 Metrics = dict[str, float]  # of a step, by name
@@ -89,15 +89,28 @@ def train(
     _check_targets(options, sources)
     objectives = _ready(options, student, online, worker.device)
     autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(worker.device) else None
-    wrapped = distribute(student, options, worker.device, autocast)
-    optimizer = make_optimizer(student, options)
-    done = load_checkpoint(start, student, optimizer) if start is not None else 0
+    learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    done = read_steps_done(start) if start is not None else 0
+    phases = options.phases  # of the last checkpoint, and those that follow
+    while len(phases) > 1 and done > phases[1][0]:
+        phases.pop(0)
+    begin, phase = phases.pop(0)
+    _learn(student, learned, phase)
+    distribute(student, options, worker.device, autocast)
+    wrapped, optimizer = replicated(student, options), make_optimizer(student, phase)
+    if start is not None:
+        load_checkpoint(start, student, optimizer)
     streams = _streams(options, sources, shares, done)
     compared = 0.0
     for step in range(done, options.steps):
+        if phases and step == phases[0][0]:
+            begin, phase = phases.pop(0)
+            _learn(student, learned, phase)
+            del wrapped  # with its hooks
+            wrapped, optimizer = replicated(student, options), make_optimizer(student, phase)
         batches = _next_batches(options, streams, sources, worker)
         optimizer.zero_grad(set_to_none=True)
-        fraction = rate_fraction(step, options)
+        fraction = rate_fraction(step - begin, phase)
         set_rate(optimizer, fraction)
         try:
             measured = accumulate_gradients(
@@ -114,7 +127,7 @@ def train(
             raise _norm_not_finite(step, float(norm), batches, sources)
         optimizer.step()
         metrics: Metrics = {"step": step + 1, "workers": worker.world_size}
-        metrics["learning_rate"] = options.learning_rate * fraction
+        metrics["learning_rate"] = phase.learning_rate * fraction
         metrics |= _step_metrics(options, measured) | {"gradient_norm": float(norm)}
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
@@ -131,7 +144,7 @@ def train(
 def _ready(
     options: Train, student: LogprobModel, online: OnlineTeacher | None, device: torch.device
 ) -> list[WeightedObjective]:
-    """The objectives, and `student` made ready for them: their projections, what is frozen, no dropout."""
+    """The objectives, and `student` made ready for them: their projections, no dropout."""
     if options.strategy == "ddp":
         student.to(device)  # an online teacher may be the student itself, and objectives ask where it is
     torch.manual_seed(options.seed)
@@ -141,9 +154,16 @@ def _ready(
     ]
     modules = [objective.plan for objective in objectives if isinstance(objective.plan, torch.nn.Module)]
     student.projections = torch.nn.ModuleList(modules).to(dtype=student.language_model.embeddings.dtype)
-    freeze(student.model, options.freeze)
     student.model.eval()  # no dropout: outputs must not depend on how a step was split
     return objectives
+
+
+def _learn(student: LogprobModel, learned: set[str], phase: Train) -> None:
+    """Let the parameters that are `learned` at all learn, but for those that the phase freezes."""
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name in learned)
+        parameter.grad = None  # of what is frozen now, it would count in the gradient's norm
+    freeze(student.model, phase.freeze)
 
 
 def _streams(

@@ -29,23 +29,25 @@ class Worker:
 ALONE = Worker()
 
 
-def distribute(
-    student: LogprobModel, options: Train, device: torch.device, autocast: torch.dtype | None
-) -> LogprobModel | DistributedDataParallel:
-    """`student` wrapped for distributed training on `device`. Its parameters are changed in place.
+def distribute(student: LogprobModel, options: Train, device: torch.device, autocast: torch.dtype | None) -> None:
+    """Make `student` ready for training on `device`, in place.
 
     ddp: each worker has a replica. fsdp (FSDP2, `torch.distributed.fsdp.fully_shard`): each has a shard of every
     parameter, gradient and optimizer state, and gathers a layer when it calculates it, in the type `autocast` where
-    that is given; gradients are summed in float32. In one process it is returned unchanged.
+    that is given; gradients are summed in float32.
     """
     if options.activation_checkpointing:
         for layer in student.language_model.layers:
             _compute_twice(layer)
     if options.strategy == "fsdp" and dist.is_initialized():
         _shard(student, device, autocast)
-        return student
-    student.to(device)
-    if not dist.is_initialized():
+    else:
+        student.to(device)
+
+
+def replicated(student: LogprobModel, options: Train) -> LogprobModel | DistributedDataParallel:
+    """A student that `distribute` has made ready, such that replicas add up the gradients of what is learned now."""
+    if options.strategy == "fsdp" or not dist.is_initialized():
         return student
     # Gradients lie in what is sent, and not beside it; buffers are the same everywhere, and no worker waits for them.
     return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,6 +31,7 @@ from ctd_core.config.shards import Prepare
 from ctd_core.config.training import Train
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.building import stored_targets
+from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
@@ -91,6 +92,7 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
     both = [Alm(kind="alm", **LIMIT), Sft(kind="sft")]
     steps = [make_step(crossing, both, balance) for balance in (True, False)]
     _add_ratio(table, "g", "alm + sft by gradient magnitude : fixed", compare(*steps, repeats=2), "")
+    _add_ratio(table, "g", "a student of bytes with byte_expansion : without", expansion_ratio(teacher), "≤ 1.05")
     held = one_copy_share(teacher, crossing)
     table.add_row("h", "one copy with adapters : two copies, weights and optimizer state", f"{held[0]:.2f}", "≤ 0.6")
     table.add_row("", "the same, with adapters in both", f"{held[1]:.2f}", "")
@@ -159,6 +161,16 @@ def compare_to_sft(pair: Pair, options: list[AnyObjective]):
     """A step of `options` against one of sft."""
     baseline = make_step(pair, [Sft(kind="sft")])
     return compare(make_step(pair, options), baseline, repeats=4)
+
+
+def expansion_ratio(teacher: str):
+    """A step of sft of a student of bytes that reads its teacher's tokens too, against one that does not."""
+    plain = make_pair(teacher, "bytes")
+    online = plain.online
+    expanded = with_byte_expansion(plain.student.model, online.model.module, online.student, online.teacher, 16)
+    begins_pretoken = online.student.encoder.token_bytes.begins_pretoken
+    both = replace(plain, student=logprobs_of(expanded.to(DEVICE), begins_pretoken)), plain
+    return compare(*(make_step(pair, [Sft(kind="sft")]) for pair in both), repeats=4)
 
 
 def one_copy_share(teacher: str, pair: Pair) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.interface import Plan
 from ctd_core.shards.reading import ShardSet
 from ctd_core.training import loop
-from ctd_core.training.checkpoint import save_checkpoint
+from ctd_core.training.checkpoint import load_weights, save_checkpoint
 from ctd_core.training.loop import Hooks, Stopped, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
 from pipelines.artifacts.checkpoints import checkpoint_writer
@@ -106,6 +106,66 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_s
     whole = run(options, shards, checkpoints=tmp_path, student=student(), online=online)
     resumed = run(options, shards, start=tmp_path / "3", student=student(), online=online)
     assert resumed == {step: loss for step, loss in whole.items() if step > 3}
+
+
+STAGED = Train(
+    steps=7,
+    batch_tokens=300,
+    learning_rate=1e-3,
+    checkpoint_every=1,
+    warmup_steps=0,
+    stages=[
+        {"steps": 2, "freeze": ["layers"], "learning_rate": 4e-3, "warmup_steps": 1},
+        {"steps": 2, "freeze": ["embed_tokens"], "min_lr_ratio": 1.0, "warmup_steps": 0},
+    ],
+)
+
+
+def weights_at(checkpoint):
+    student = new_student()
+    load_weights(checkpoint, student)
+    return {name: tensor.clone() for name, tensor in student.model.named_parameters()}
+
+
+def test_a_stage_has_settings_of_its_own_and_the_rest_those_of_the_training(shards, tmp_path):
+    rates = {}
+    hooks = Hooks(
+        on_step=lambda metrics: rates.update({metrics["step"]: metrics["learning_rate"]}),
+        on_checkpoint=lambda metrics, write: write(new_directory(tmp_path / str(metrics["step"]))),
+        evaluate=lambda model: {},
+    )
+    start = dict(new_student().model.named_parameters())
+    train(STAGED, new_student(), shards, hooks)
+    first, second, last = (weights_at(tmp_path / str(step)) for step in (2, 4, 7))
+    embeddings, layer = "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(first[layer], start[layer])
+    assert not torch.equal(first[embeddings], start[embeddings])
+    assert torch.equal(second[embeddings], first[embeddings])
+    assert not torch.equal(second[layer], first[layer])
+    assert not torch.equal(last[embeddings], second[embeddings])
+    assert not torch.equal(last[layer], second[layer])
+    assert list(rates.values()) == pytest.approx([2e-3, 4e-3, 1e-3, 1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
+
+
+def new_directory(path):
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("done", [1, 2, 3, 4, 5])
+def test_a_training_in_stages_that_goes_on_has_the_losses_of_one_that_never_stopped(shards, tmp_path, done):
+    whole = run(STAGED, shards, checkpoints=tmp_path)
+    resumed = run(STAGED, shards, start=tmp_path / str(done))
+    assert resumed == {step: loss for step, loss in whole.items() if step > done}
+
+
+def test_stages_that_leave_no_step_or_come_with_shares_are_refused():
+    with pytest.raises(ValidationError, match="the stages have 3 steps, and steps, which counts theirs too, is 3"):
+        Train(steps=3, stages=[{"steps": 1}, {"steps": 2}])
+    with pytest.raises(ValidationError, match="stages are not supported with strategy: fsdp"):
+        Train(steps=3, stages=[{"steps": 1}], strategy="fsdp", num_workers=2, gradient_accumulation=2)
+    with pytest.raises(ValidationError, match="is no regular expression"):
+        Train(steps=3, stages=[{"steps": 1, "freeze": ["("]}])
 
 
 def test_each_of_two_teachers_teaches_by_its_own_shards_and_weight(shards, tmp_path):

@@ -26,6 +26,7 @@ from tests.support.shard_sets import prepared, texts, write_set
 from tests.training.test_splits import free_port
 
 pytestmark = pytest.mark.slow
+STAGES = [{"steps": 2, "freeze": ["layers"], "learning_rate": 4e-3}, {"steps": 2, "freeze": ["embed"]}]
 STUDENT, TEACHER = "byte-level BPE, 300", "byte-level BPE, 600"
 
 
@@ -121,11 +122,14 @@ def folder(shards, tmp_path_factory):
         "fsdp": (options(2, "fsdp"), None),
         "fsdp, resumed": (options(2, "fsdp"), "fsdp/step_00000004"),
         "ddp, resumed": (options(2, "ddp"), "fsdp/step_00000004"),
+        "ddp, in stages": (options(2, "ddp", stages=STAGES), None),
+        "ddp, in stages, resumed": (options(2, "ddp", stages=STAGES), "ddp, in stages/step_00000004"),
         "fsdp, online": (options(2, "fsdp", activation_checkpointing=True).model_copy(update=with_online), None),
     }
     alone = {
         "alone": (options(0, "ddp"), None),
         "alone, resumed": (options(0, "ddp"), "fsdp/step_00000004"),
+        "alone, in stages": (options(0, "ddp", stages=STAGES), None),
         "alone, online": (options(0, "ddp").model_copy(update=with_online), None),
     }
     for name in together | alone:
@@ -134,6 +138,13 @@ def folder(shards, tmp_path_factory):
     for name, (chosen, start) in alone.items():
         trained(ALONE, chosen, shards, folder / name, start and folder / start)
     return folder
+
+
+def test_workers_in_stages_have_the_metrics_of_one_process(folder):
+    alone = metrics(folder, "alone, in stages")
+    assert alone[3]["learning_rate"] != metrics(folder, "alone")[3]["learning_rate"]
+    assert_close(alone, metrics(folder, "ddp, in stages"))
+    assert_close(alone[4:], metrics(folder, "ddp, in stages, resumed"))
 
 
 def test_a_student_with_byte_expansion_has_the_same_losses_on_every_kind_of_workers_and_resumed(tmp_path):
