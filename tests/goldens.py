@@ -69,7 +69,7 @@ def _pairs(folder: Path) -> Iterator[tuple[str, Any]]:
             "student": {"tokenizer": {"kind": "pretrained", "name": str(REAL[student])}},
             "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")]},
             "prepare": {"student_window_tokens": 64, "teacher_window_tokens": 64, "slice_bytes": 8000, "top_k": 4},
-            "train": {"steps": STEPS},
+            "train": {"steps": STEPS, "objectives": [{"kind": "alm"}]},
         }
         ctd("prepare", "--config", _written(folder / "run.yaml", run))
         (prepared,) = (folder / "runs" / run["name"] / "prepared").glob("train-*")
@@ -90,7 +90,13 @@ def _trainings(folder: Path) -> Iterator[tuple[str, Any]]:
         "student": {"tokenizer": {"kind": "train", "vocab_size": 300}},
         "corpus": {"kind": "jsonl", "paths": [str(folder / "corpus.jsonl")], "held_out_fraction": 0.2},
         "prepare": {"student_window_tokens": 96, "teacher_window_tokens": 96, "slice_bytes": 8000, "top_k": 4},
-        "train": {"steps": STEPS, "batch_tokens": 400, "gradient_accumulation": 2, "learning_rate": 1e-3},
+        "train": {
+            "steps": STEPS,
+            "batch_tokens": 400,
+            "gradient_accumulation": 2,
+            "learning_rate": 1e-3,
+            "objectives": [{"kind": "alm"}],
+        },
         "evaluate": {"sets": {"held-out": {"kind": "held_out"}}, "gap_set": "held-out"},
     }
     for name, objectives in OBJECTIVES.items():
