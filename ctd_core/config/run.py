@@ -34,7 +34,7 @@ class RunConfig(Options):
     @model_validator(mode="after")
     def _options_fit_together(self) -> "RunConfig":
         if self.prepare.prefix_k is None:
-            # pydantic's own assignment is for values that may change later
+            # past pydantic, whose options are frozen
             asks = any("prefixes" in objective.needs for objective in self.train.objectives)
             self.__dict__["prepare"] = self.prepare.model_copy(update={"prefix_k": PREFIX_K if asks else 0})
         checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)

@@ -89,19 +89,13 @@ class ChatTemplate:
 
     def write_batch(self, conversations: Sequence[Sequence[Turn]]) -> list[list[WrittenTurn] | DocumentError]:
         """`write` for each conversation, with the error where there is one; rendered in one call, which takes less."""
-        rendered: list[str | DocumentError] = []
-        try:
-            rendered += self._apply([_messages(turns) for turns in conversations])
-        except TEMPLATE_ERRORS:  # one of them fails: which one, each by itself tells
-            for turns in conversations:
-                try:
-                    rendered.append(self._render(turns))
-                except DocumentError as error:
-                    rendered.append(error)
+        rendered: list[str | None] = [None] * len(conversations)
+        with suppress(*TEMPLATE_ERRORS):  # where one of them fails, each is rendered by itself
+            rendered = list(self._apply([_messages(turns) for turns in conversations]))
         results: list[list[WrittenTurn] | DocumentError] = []
         for turns, text in zip(conversations, rendered, strict=True):
             try:
-                results.append(text if isinstance(text, DocumentError) else self._written(turns, text))
+                results.append(self._written(turns, self._render(turns) if text is None else text))
             except DocumentError as error:
                 results.append(error)
         return results

@@ -51,8 +51,7 @@ def is_held(storage: str, locks: Iterable[str]) -> bool:
     """Whether a command holds any of the `locks`, files below `storage`, a directory of this machine or a URI."""
     for lock in locks:
         if is_uri(storage):
-            held = _read(below(storage, lock))
-            if held and time.time() - held.get("alive", 0.0) < LEASE_SECONDS:
+            if _is_alive(_read(below(storage, lock))):
                 return True
             continue
         with suppress(FileNotFoundError), (Path(storage) / lock).open() as file:
@@ -88,7 +87,7 @@ def _wait_for_machine(file: Any, path: Path, stage: str) -> None:
 def _lease(location: str, stage: str) -> Iterator[None]:
     """Hold a file in a store that is written again as long as this process lives."""
     is_logged = False
-    while (held := _read(location)) and time.time() - held.get("alive", 0.0) < LEASE_SECONDS:
+    while _is_alive(held := _read(location)):
         if not is_logged:
             _log_holder(stage, json.dumps(held))
             is_logged = True
@@ -121,6 +120,11 @@ def _holder() -> dict[str, Any]:
     return {
         "machine": platform.node(), "process": os.getpid(), "id": identity, "since": since, "alive": time.time(),
     }  # fmt: skip
+
+
+def _is_alive(held: dict[str, Any] | None) -> bool:
+    """Whether the holder of a lease has given a sign of life of late."""
+    return held is not None and time.time() - held.get("alive", 0.0) < LEASE_SECONDS
 
 
 def _is_own(held: dict[str, Any] | None, own: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
+from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
 from pipelines.display.progress import show_log
 from pipelines.teachers.demo import download
@@ -63,4 +64,7 @@ def sentencepiece_bpe(file: Path) -> PreTrainedTokenizerFast:
 
 if __name__ == "__main__":
     show_log()
-    fetch(Path(sys.argv[1]))
+    try:
+        fetch(Path(sys.argv[1]))
+    except CtdError as error:
+        sys.exit(f"tokenizers: {error}")
