@@ -35,8 +35,8 @@ check: install  ## formatting, lint, types, import rules
 	$(BIN)/pydoclint --quiet ctd_core pipelines
 	.githooks/commit-msg
 
-test-fast: install  ## the tests without Ray, downloads and long trainings: a minute and a half
-	$(PYTEST) -m "not chaos and not slow" --ignore tests/pipelines
+test-fast: install  ## the tests without Ray, downloads and long trainings: a minute
+	$(PYTEST) --dist worksteal --hypothesis-profile fast -m "not chaos and not slow" --ignore tests/pipelines
 
 coverage: install  ## the same tests, and which part of ctd_core they run: 94% at least
 	$(PYTEST) -m "not chaos and not slow" --ignore tests/pipelines --cov=ctd_core --cov-report=term-missing:skip-covered --cov-fail-under=94

@@ -11,6 +11,7 @@ os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4  # Ray reads it once a pro
 os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of tests.support.stores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault
+settings.register_profile("fast", deadline=None, max_examples=25)  # `make test-fast`
 settings.load_profile("no deadline")
 
 

@@ -100,6 +100,7 @@ def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):
     assert (tmp_path / "byte-student" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_import_is_light_and_names_are_there():
     code = (
         "import sys, ctd_core; assert 'torch' not in sys.modules; ctd_core.align_texts; assert 'ray' not in sys.modules"

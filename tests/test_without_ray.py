@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys
 sys.modules["ray"] = None  # an import of it now fails
@@ -16,6 +18,7 @@ print(len(names))
 """
 
 
+@pytest.mark.slow
 def test_every_module_of_ctd_core_imports_without_ray():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

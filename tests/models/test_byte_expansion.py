@@ -113,6 +113,7 @@ def test_a_cache_without_the_bytes_before_is_refused():
         student(ids[:, -1:], past_key_values=cache)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_here_without_its_code_and_elsewhere_with_it(tmp_path):
     student, _ = student_of()
     student.save_pretrained(tmp_path)

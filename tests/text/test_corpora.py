@@ -76,6 +76,7 @@ def test_parquet_text_files_and_saved_datasets(tmp_path, slice_bytes):
     assert read(HubDataset(kind="dataset", name=str(tmp_path / "saved"), field="body"), slice_bytes)[1] == TEXTS
 
 
+@pytest.mark.slow
 def test_texts_that_are_everywhere():
     _, general = read(GeneralText(kind="general"), 10**6)
     assert 25_000 < sum(len(text.encode()) for text in general) < 35_000
