@@ -5,19 +5,19 @@ A token that ends within a header or an end has no place of its own on the axis:
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ctd_core.errors import DocumentError
-from ctd_core.text.chat import with_calls_written
 from ctd_core.text.conversations import EncodedConversation
 from ctd_core.text.documents import Document, Turn
 from ctd_core.text.normalisation import Normaliser, canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.token_bytes import PRETOKEN_STARTS
+from ctd_core.text.tool_calls import with_calls_written
 
 IS_WHITESPACE = np.isin(np.arange(256), np.frombuffer(b"".join(PRETOKEN_STARTS), dtype=np.uint8))  # by byte
 
@@ -57,13 +57,16 @@ def align_conversations(
             results[number] = error
     given = list(turns.values())
     encoded = student.conversations.encode_batch(given), teacher.conversations.encode_batch(given)
+    accepted: dict[int, tuple[list[Turn], EncodedConversation, EncodedConversation]] = {}
     for number, student_side, teacher_side in zip(turns, *encoded, strict=True):
         if isinstance(student_side, DocumentError):
             results[number] = student_side
         elif isinstance(teacher_side, DocumentError):
             results[number] = teacher_side
         else:
-            results[number] = _align(turns[number], student_side, teacher_side)
+            accepted[number] = turns[number], student_side, teacher_side
+    for number, aligned in zip(accepted, _align(list(accepted.values())), strict=True):
+        results[number] = aligned
     return [result for result in results if result is not None]
 
 
@@ -86,83 +89,158 @@ def _canonical_value(value: Any, normalise: list[Normaliser]) -> Any:
     return value
 
 
-def _align(turns: list[Turn], student: EncodedConversation, teacher: EncodedConversation) -> AlignedConversation:
+@dataclass(frozen=True)
+class _Axis:
+    """The axis of K conversations of N messages in all: 3 N + K segments, made of cells.
+
+    A conversation begins with a segment in which no token ends, so that its beginning is no other's end; then come
+    header, content and end of each message. cell_starts: [3 N + K + 1], the cell with which each segment begins, and
+    the end. kinds: [3 N + K]. messages: [3 N + K], the message that each is of, −1 for beginnings. headers: [N], the
+    segment of each message's header. beginnings: [K], the segment of each conversation's beginning.
+    """
+
+    cell_starts: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    messages: npt.NDArray[np.int64]
+    headers: npt.NDArray[np.int64]
+    beginnings: npt.NDArray[np.int64]
+
+
+BEGINNING, HEADER, CONTENT, END = range(4)
+
+
+def _axis(message_counts: npt.NDArray[np.int64], content_bytes: npt.NDArray[np.int64]) -> _Axis:
+    """For conversations with so many messages each [K], whose contents have so many cells [N]."""
+    total = int(message_counts.sum())
+    conversation = np.repeat(np.arange(len(message_counts)), message_counts)
+    headers = 3 * np.arange(total) + conversation + 1
+    segments = 3 * total + len(message_counts)
+    kinds, messages = np.full(segments, BEGINNING), np.full(segments, -1)
+    widths = np.ones(segments, dtype=np.int64)
+    for offset, kind in enumerate((HEADER, CONTENT, END)):
+        kinds[headers + offset], messages[headers + offset] = kind, np.arange(total)
+    widths[headers + 1] = content_bytes
+    return _Axis(np.cumsum([0, *widths]), kinds, messages, headers, np.flatnonzero(kinds == BEGINNING))
+
+
+def _align(
+    given: Sequence[tuple[Sequence[Turn], EncodedConversation, EncodedConversation]],
+) -> list[AlignedConversation]:
+    """All at once, on one axis."""
+    if not given:
+        return []
+    conversations, students, teachers = zip(*given, strict=True)
+    turns = [turn for conversation in conversations for turn in conversation]
+    student, teacher = _Side.of(students), _Side.of(teachers)
     starts = np.maximum(student.contents[:, 0], teacher.contents[:, 0])
     stops = np.maximum(np.minimum(student.contents[:, 1], teacher.contents[:, 1]), starts)
-    widths = np.ones(3 * len(turns), dtype=np.int64)
-    widths[1::3] = stops - starts
-    cell_starts = np.cumsum([0, *widths])
-    size = int(cell_starts[-1])
-    counts = [_tokens_by_cell(side, starts, stops, cell_starts) for side in (student, teacher)]
-    ends = np.flatnonzero((counts[0] >= 0) & (counts[1] >= 0))[1:]  # all but the beginning
-    is_content = np.zeros(size, dtype=np.bool_)
-    is_scored = np.zeros(size, dtype=np.bool_)
-    following = np.ones(size + 1, dtype=np.bool_)  # white space or no content
-    message = np.full(size, -1)  # of which message's content or end a cell is
-    for number, turn in enumerate(turns):
-        begin, stop = cell_starts[3 * number + 1], cell_starts[3 * number + 2]
-        is_content[begin:stop] = True
-        message[begin : stop + 1] = number
-        is_scored[begin : stop + 1] = turn.scored  # with its end
-        raw = np.frombuffer(turn.text.encode(), dtype=np.uint8)[starts[number] : stops[number]]
-        following[begin:stop] = IS_WHITESPACE[raw]
-    begins = np.concatenate([[0], ends])[: len(ends)]
-    bytes_before = np.concatenate([[0], np.cumsum(is_content)])
-    has_content = bytes_before[ends] > bytes_before[begins]
-    scored_before = np.concatenate([[0], np.cumsum(is_scored)])
-    student_ends, teacher_ends = counts[0][ends], counts[1][ends]
-    invented = [
-        np.diff(np.concatenate([[0], np.cumsum(side.invented)])[side_ends], prepend=0)
-        for side, side_ends in ((student, student_ends), (teacher, teacher_ends))
-    ]
-    contents_begin = cell_starts[1::3][: len(turns)]
+    axis = _axis(np.array([len(conversation) for conversation in conversations]), stops - starts)
+    cell_starts, origins = axis.cell_starts, axis.cell_starts[axis.beginnings + 1]
+    counts = [_tokens_by_cell(side, starts, stops, axis) for side in (student, teacher)]
+    ends_both = (counts[0] >= 0) & (counts[1] >= 0)
+    ends_both[origins] = False
+    ends = np.flatnonzero(ends_both)
+    of = np.searchsorted(origins, ends, side="left") - 1  # the conversation of each chunk
+    is_first = np.diff(of, prepend=-1) > 0
+    begins = np.where(is_first, origins[of], np.concatenate([[0], ends[:-1]]))
+
+    segment = np.repeat(np.arange(len(axis.kinds)), np.diff(cell_starts))
+    is_content = axis.kinds[segment] == CONTENT
+    message = np.where(axis.kinds[segment] >= CONTENT, axis.messages[segment], -1)
+    is_scored = np.array([*(turn.scored for turn in turns), False])[message]  # a content with its end
+    following = np.ones(len(segment) + 1, dtype=np.bool_)  # white space or no content
+    raw = b"".join(turn.text.encode()[start:stop] for turn, start, stop in zip(turns, starts, stops, strict=True))
+    following[:-1][is_content] = IS_WHITESPACE[np.frombuffer(raw, dtype=np.uint8)]
+    bytes_before, scored_before = (np.concatenate([[0], np.cumsum(cells)]) for cells in (is_content, is_scored))
+    num_bytes = bytes_before[ends] - bytes_before[begins]
+
+    token_ends, invented = [], []
+    for side, side_counts in ((student, counts[0]), (teacher, counts[1])):
+        token_ends.append(side_counts[ends])
+        token_begins = np.where(is_first, side.token_starts[of], np.concatenate([[0], token_ends[-1][:-1]]))
+        invented_before = np.concatenate([[0], np.cumsum(side.invented)])
+        invented.append(invented_before[token_ends[-1]] - invented_before[token_begins])
+    contents_begin = cell_starts[axis.headers + 1]
     header = np.searchsorted(ends, contents_begin)  # the chunk that ends there, if one does
     is_header = (header < len(ends)) & (ends[np.minimum(header, len(ends) - 1)] == contents_begin)
     of_message = message[begins]
-    headers = np.where((of_message >= 0) & is_header[of_message], header[of_message], -1)
+    first = np.flatnonzero(is_first)
+    headers = np.where((of_message >= 0) & is_header[of_message], header[of_message] - first[of], -1)
     with_lead = contents_begin[(student.leads > 0) | (teacher.leads > 0)]
-    differs = (invented[0] != invented[1]) | np.isin(begins, with_lead)
-    return AlignedConversation(
-        student_ids=student.ids,
-        teacher_ids=teacher.ids,
-        student_ends=student_ends,
-        teacher_ends=teacher_ends,
-        byte_ends=bytes_before[ends],
-        is_marker=~has_content,
-        is_scored=scored_before[ends] - scored_before[begins] == ends - begins,
-        before_whitespace=following[ends],
-        differs=differs | (bytes_before[ends] - bytes_before[begins] != ends - begins),
-        headers=headers,
-    )
+    arrays = {
+        "student_ends": token_ends[0] - student.token_starts[of],
+        "teacher_ends": token_ends[1] - teacher.token_starts[of],
+        "byte_ends": bytes_before[ends] - bytes_before[origins][of],
+        "is_marker": num_bytes == 0,
+        "is_scored": scored_before[ends] - scored_before[begins] == ends - begins,
+        "before_whitespace": following[ends],
+        "differs": (invented[0] != invented[1]) | np.isin(begins, with_lead) | (num_bytes != ends - begins),
+        "headers": headers,
+    }
+    bounds = [*first, len(ends)]
+    return [
+        AlignedConversation(
+            student_side.ids, teacher_side.ids, **{name: array[start:stop] for name, array in arrays.items()}
+        )
+        for student_side, teacher_side, start, stop in zip(students, teachers, bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One tokenizer's side of K conversations, of N messages and S tokens, on one axis of bytes.
+
+    A byte stands before each conversation. byte_ends: [S]. invented: [S]. token_starts: [K]. cuts: [3 N + K + 1], the
+    bytes with which the segments of the axis begin, and the end. contents: [N, 2]. leads: [N].
+    """
+
+    byte_ends: npt.NDArray[np.int64]
+    invented: npt.NDArray[np.bool_]
+    token_starts: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    contents: npt.NDArray[np.int64]
+    leads: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, encoded: Sequence[EncodedConversation]) -> "_Side":
+        offsets = np.cumsum([1, *(side.cuts[-1] + 1 for side in encoded)])
+        cuts = [
+            piece
+            for side, offset in zip(encoded, offsets, strict=False)
+            for piece in ([offset - 1], side.cuts[:-1] + offset)
+        ]
+        return cls(
+            byte_ends=np.concatenate([side.byte_ends + offset for side, offset in zip(encoded, offsets, strict=False)]),
+            invented=np.concatenate([side.invented for side in encoded]),
+            token_starts=np.cumsum([0, *(len(side.ids) for side in encoded[:-1])]),
+            cuts=np.concatenate([*cuts, offsets[-1:] - 1]),
+            contents=np.concatenate([side.contents for side in encoded]),
+            leads=np.concatenate([side.leads for side in encoded]),
+        )
 
 
 def _tokens_by_cell(
-    side: EncodedConversation,
-    starts: npt.NDArray[np.int64],
-    stops: npt.NDArray[np.int64],
-    cell_starts: npt.NDArray[np.int64],
+    side: _Side, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], axis: _Axis
 ) -> npt.NDArray[np.int64]:
     """For each position on the axis how many tokens end by then, −1 where a token reaches over it."""
-    cuts = side.cuts.copy()
+    cuts, content = side.cuts.copy(), axis.headers + 1
     # What this side alone writes of a content belongs to the markers around it.
-    written = cuts[1::3][: len(starts)] - side.contents[:, 0]
-    cuts[1::3][: len(starts)] = written + starts
-    cuts[2::3][: len(starts)] = written + stops
-    contents = cuts[1::3][: len(starts)].copy()
-    cuts[1::3][: len(starts)] -= side.leads  # a token may begin there and end in the content
+    written = cuts[content] - side.contents[:, 0]
+    contents_begin = written + starts
+    cuts[content] = contents_begin - side.leads  # a token may begin there and end in the content
+    cuts[content + 1] = written + stops
     segment = np.searchsorted(cuts, side.byte_ends, side="left") - 1  # the segment that holds a token's last byte
-    segment = np.maximum(segment, 0)
-    is_content = segment % 3 == 1
+    is_content = axis.kinds[segment] == CONTENT
     at_end = side.byte_ends == cuts[segment + 1]
-    within = side.byte_ends - contents[np.minimum(segment // 3, len(contents) - 1)]
-    position = np.where(is_content, cell_starts[segment] + within, cell_starts[segment + 1])
-    position[side.byte_ends == 0] = 0  # an invented space alone
-    counts = np.full(int(cell_starts[-1]) + 1, -1, dtype=np.int64)
-    counts[0] = 0
-    placed = (is_content & (within >= 0)) | (~is_content & at_end) | (side.byte_ends == 0)
+    within = side.byte_ends - contents_begin[axis.messages[segment]]
+    position = np.where(is_content, axis.cell_starts[segment] + within, axis.cell_starts[segment + 1])
+    counts = np.full(int(axis.cell_starts[-1]) + 1, -1, dtype=np.int64)
+    counts[axis.cell_starts[axis.beginnings + 1]] = side.token_starts
+    placed = np.where(is_content, within >= 0, at_end)
     counts[position[placed]] = np.flatnonzero(placed) + 1  # of several the last
-    for number in np.flatnonzero(np.diff(cuts) == 0):  # nothing is written there: its end is where it begins
-        begin, end = cell_starts[number], cell_starts[number + 1]
-        if end > begin and counts[end] < 0:
+    is_unwritten = (np.diff(cuts) == 0) & (np.diff(axis.cell_starts) > 0)
+    for number in np.flatnonzero(is_unwritten).tolist():  # its end is where it begins
+        begin, end = axis.cell_starts[number], axis.cell_starts[number + 1]
+        if counts[end] < 0:
             counts[end] = counts[begin]
     return counts

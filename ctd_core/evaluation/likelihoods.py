@@ -12,7 +12,8 @@ from ctd_core.errors import CtdError
 from ctd_core.evaluation.metrics import Likelihoods
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.objectives.interface import chunk_sums
-from ctd_core.shards.batches import collate, ordered_batches
+from ctd_core.shards.batches import collate
+from ctd_core.shards.row_order import ordered_batches
 from ctd_core.shards.rows import RowSource
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from ctd_core.errors import CtdError
 from ctd_core.models.prefix_positions import NO_POSITIONS, PrefixPositions, PrefixTop, prefix_positions
 from ctd_core.models.scorer import Asked, Scorer, Scores, ScoringRequest
 from ctd_core.shards import schema
-from ctd_core.shards.batches import ordered_batches
+from ctd_core.shards.row_order import ordered_batches
 
 Lists = list[npt.NDArray[Any]]
 

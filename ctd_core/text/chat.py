@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ from ctd_core.text.tokenizers import copied_token
 
 # Contents that stand for any other: two sets, under which a template has to write the same around them.
 PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
-INSTEAD_OF_CALLS = "Vxx0xxV"  # a content
 SHOWN_CHARACTERS = 200
 # A template is a program of its own, which may fail in any of these ways.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -51,6 +50,8 @@ class _Frame:
 class ChatTemplate:
     """The chat template of a tokenizer.
 
+    name: what messages call it. special: finds the names of its special tokens.
+
     Args:
         tokenizer: a tokenizer with a chat template.
         name: what messages call it.
@@ -66,7 +67,7 @@ class ChatTemplate:
                 "with one (student.chat: keep gives the student's its teacher's), or the text of the messages alone."
             )
         self._tokenizer, self.name = tokenizer, name
-        self._special = re.compile(f"({names_of_special_tokens(tokenizer).pattern})")
+        self.special = re.compile(f"({names_of_special_tokens(tokenizer).pattern})")
         self._frame = lru_cache(maxsize=1024)(self._find_frame)
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[PreTrainedTokenizerFast, str]]:
@@ -85,7 +86,7 @@ class ChatTemplate:
             DocumentError: the template refuses the conversation, or changes a content in other ways than by stripping
                 white space from its ends.
         """
-        return self._written(turns, self._render(turns))
+        return self._written(turns, self.render(turns))
 
     def write_batch(self, conversations: Sequence[Sequence[Turn]]) -> list[list[WrittenTurn] | DocumentError]:
         """`write` for each conversation, with the error where there is one; rendered in one call, which takes less."""
@@ -95,7 +96,7 @@ class ChatTemplate:
         results: list[list[WrittenTurn] | DocumentError] = []
         for turns, text in zip(conversations, rendered, strict=True):
             try:
-                results.append(self._written(turns, self._render(turns) if text is None else text))
+                results.append(self._written(turns, self.render(turns) if text is None else text))
             except DocumentError as error:
                 results.append(error)
         return results
@@ -118,68 +119,13 @@ class ChatTemplate:
             at = begin + stop - start + len(frame.ends[number])
         return written
 
-    def with_calls_written(self, turns: Sequence[Turn]) -> list[Turn]:
-        """The messages with their tool calls as text behind their contents, as the template writes them.
-
-        Args:
-            turns: the messages, in order.
-
-        Returns:
-            The same, without tool calls; the template's rendering of them is the same.
-
-        Raises:
-            DocumentError: the template refuses the conversation, writes special tokens around calls, or leaves no
-                message whose content they could be.
-        """
-        written = list(turns)
-        without = [replace(turn, tool_calls=()) for turn in turns]
-        if without != written and self._render(without) == self._render(turns):
-            raise DocumentError(
-                "a chat template that writes no tool calls",
-                f"{self.name}: its template leaves them out. Write them into the messages' contents, or take models "
-                "whose templates write them",
-            )
-        for number, turn in enumerate(turns):
-            if turn.tool_calls:
-                written[number] = replace(turn, text=self._with_calls(written, number), tool_calls=())
-        if any(turn.tool_calls for turn in turns) and self._render(written) != self._render(turns):
-            raise DocumentError(
-                "a chat template writes tool calls otherwise than a content",
-                f"{self.name}: {self._render(turns)[:SHOWN_CHARACTERS]!r}",
-            )
-        return written
-
-    def _with_calls(self, turns: list[Turn], number: int) -> str:
-        """Content and calls of message `number`: what is written in the place of another content."""
-        rendered = self._render(turns)
-        other = self._render([*turns[:number], Turn(turns[number].role, INSTEAD_OF_CALLS), *turns[number + 1 :]])
-        before, found, after = other.partition(INSTEAD_OF_CALLS)
-        stop = len(rendered) - len(after)
-        if not found or not rendered.startswith(before) or not rendered.endswith(after) or stop <= len(before):
-            raise DocumentError(
-                "a chat template writes tool calls otherwise than a content",
-                f"{self.name}: {rendered[:SHOWN_CHARACTERS]!r}",
-            )
-        text = rendered[len(before) : stop]
-        names = [call["name"] for call in turns[number].tool_calls]
-        if missing := next((name for name in names if name not in text), None):
-            raise DocumentError(
-                "a chat template leaves out a tool call",
-                f"{self.name}: {missing!r} is not in {text[:SHOWN_CHARACTERS]!r}",
-            )
-        if self._special.search(text):
-            raise DocumentError(
-                "tool calls with special tokens", f"{self.name}: its template writes {text[:SHOWN_CHARACTERS]!r}"
-            )
-        return text
-
     def _find_frame(self, roles: tuple[str, ...], today: date) -> _Frame:
         """The frame, which is kept: `today` tells those of templates that write the date."""
         frames = []
         for pattern in PLACEHOLDERS:
             contents = [pattern.format(number) for number in range(len(roles))]
             messages = [Turn(role, content) for role, content in zip(roles, contents, strict=True)]
-            frames.append(self._cut(self._render(messages), messages))
+            frames.append(self._cut(self.render(messages), messages))
         if frames[0] != frames[1]:
             raise DocumentError(
                 "a chat template depends on contents",
@@ -220,7 +166,7 @@ class ChatTemplate:
         if role != "assistant" or not lead:
             return lead
         try:
-            prompt = self._render(messages, add_generation_prompt=True)
+            prompt = self.render(messages, add_generation_prompt=True)
         except DocumentError:
             return 0
         return min(lead, len(before) - len(prompt)) if before.startswith(prompt) else 0
@@ -232,7 +178,7 @@ class ChatTemplate:
         conversation in other ways than a message. Where they refuse one that ends there, all is a header.
         """
         try:
-            shorter = self._render(messages)
+            shorter = self.render(messages)
         except DocumentError:
             return 0
         content = messages[-1].text
@@ -240,13 +186,14 @@ class ChatTemplate:
         if between.startswith(last):
             return len(last)
         agreed = 0
-        for here, there in zip(self._special.split(between), self._special.split(last), strict=False):
+        for here, there in zip(self.special.split(between), self.special.split(last), strict=False):
             if here != there:
                 break
             agreed += len(here)
         return agreed
 
-    def _render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+    def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
+        """The conversation as the template writes it; raises DocumentError where it refuses to."""
         try:
             (rendered,) = self._apply([_messages(turns)], add_generation_prompt)
         except TEMPLATE_ERRORS as error:
@@ -270,33 +217,6 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         if turn.tool_calls:
             message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.tool_calls]
     return messages
-
-
-def with_calls_written(templates: Sequence[ChatTemplate], turns: list[Turn]) -> list[Turn]:
-    """Messages with their tool calls as text behind their contents, as all templates write them.
-
-    Args:
-        templates: one or more.
-        turns: the messages, in order.
-
-    Returns:
-        The messages without tool calls.
-
-    Raises:
-        DocumentError: as ChatTemplate.with_calls_written, or two templates write other texts.
-    """
-    if not any(turn.tool_calls for turn in turns):
-        return turns
-    first, *others = [template.with_calls_written(turns) for template in templates]
-    for template, other in zip(templates[1:], others, strict=True):
-        for here, there in zip(first, other, strict=True):
-            if here != there:
-                raise DocumentError(
-                    "tool calls that the two templates write in two ways",
-                    f"{templates[0].name} writes {here.text[:80]!r}, {template.name} {there.text[:80]!r}. "
-                    "student.chat: keep gives the student its teacher's template",
-                )
-    return first
 
 
 def names_of_special_tokens(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:

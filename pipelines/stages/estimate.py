@@ -1,13 +1,10 @@
 """What `--dry-run --estimate` expects of a run: a sample of its corpus goes through the real stages in this process."""
 
-import gc
 import logging
 import os
-import resource
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,37 +13,27 @@ import torch
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus, HeldOut, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.models.building import (
-    build_online_teacher,
     build_scorer,
-    build_student,
-    logprob_model,
     stored_targets,
-    with_adapters,
 )
-from ctd_core.models.loading import parameters
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import shard_bytes
 from ctd_core.shards.manifest import Counts
-from ctd_core.shards.rows import MemoryRows, RowSource
+from ctd_core.shards.rows import MemoryRows
 from ctd_core.text.corpora import CorpusSlice, plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document, is_unicode
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
 from ctd_core.text.tokenizers import train_tokenizer
-from ctd_core.training.checkpoint import save_checkpoint
-from ctd_core.training.loop import Hooks, train
-from ctd_core.training.workers import Worker
 from pipelines.artifacts.checkpoints import CHECKPOINTS_KEPT
 from pipelines.display.tables import TextTable
+from pipelines.stages.training_cost import STATE_COPIES, STEPS, TrainingCost, measure_steps
 
 logger = logging.getLogger(__name__)
 SAMPLE_BYTES = 40_000
-STEPS = 3  # the first one, which is slower than the rest, does not count
-STATE_COPIES = 3  # of every weight in a checkpoint: itself and AdamW's two means
 MADE_IN_A_RUN = 4  # times that `ctd run` makes the student: to train, twice to evaluate, to export
 
 
@@ -60,22 +47,6 @@ class Estimate:
         """The estimate, a row for each quantity."""
         rows = [[name, words] for name, words in self.expected.items()]
         return TextTable(["", ""], rows, "to expect, from a sample measured here", text_columns=2)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What training in one process takes.
-
-    make_seconds: to make the student. step_seconds: a step. save_seconds: a checkpoint on this machine's disk.
-    peak_bytes: memory, with all that a worker holds. measured_bytes_per_second: of an evaluation set; 0 where none is.
-    """
-
-    make_seconds: float
-    step_seconds: float
-    save_seconds: float
-    peak_bytes: int
-    parameter_bytes: int
-    measured_bytes_per_second: float
 
 
 def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[str, ...]) -> Estimate:
@@ -125,7 +96,7 @@ def estimate(config: RunConfig, trained_tokenizer: Path | None, stages: tuple[st
             total += seconds["score"] * scale / actors
     if "train" in stages:
         logger.info("estimate: the student learns for %d steps", STEPS)
-        measured = _measure_steps(config, MemoryRows("the sample", [rows], counts), student, teacher)
+        measured = measure_steps(config, MemoryRows("the sample", [rows], counts), student, teacher)
         words, training_seconds = _training(config, counts.student_tokens * scale, measured, total_bytes)
         expected |= words | {"disk": _disk(measured, shards_bytes)}
         total += training_seconds
@@ -188,56 +159,6 @@ def _student_tokenizer(config: RunConfig, trained_tokenizer: Path | None, texts:
     return build_student_tokenizer(options, config.teacher, trained_tokenizer)
 
 
-def _measure_steps(
-    config: RunConfig, shards: RowSource, student_tokenizer: PreparedTokenizer, teacher_tokenizer: PreparedTokenizer
-) -> _Training:
-    options = config.train
-    device = torch.device("cuda" if options.use_gpu else "cpu")
-    _reset_peak(device)
-    start = time.monotonic()
-    made = build_student(config.student, config.teacher, student_tokenizer, teacher_tokenizer)
-    student = logprob_model(with_adapters(config.student, made, options.seed), student_tokenizer)
-    make_seconds = time.monotonic() - start
-    online = None
-    if options.online_objectives:
-        online = build_online_teacher(config.student, config.teacher, student, student_tokenizer, None, device)
-    times: list[float] = []
-    hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
-    few = options.model_copy(update={"steps": STEPS, "evaluate_every": None, "checkpoint_every": None})
-    extra: dict[str | None, RowSource] = dict.fromkeys(config.extra_teachers, shards)
-    train(few, student, shards, hooks, worker=Worker(device=device), online=online, extra_shards=extra)
-    step_seconds, peak_bytes = (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)
-    speed = 0.0
-    if config.evaluate.sets:
-        start = time.monotonic()
-        measured = measure_likelihoods(student, shards, config.evaluate.batch_tokens)
-        speed = measured.text_bytes / (time.monotonic() - start)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(folder, student, torch.optim.AdamW(student.parameters()), 0)
-    save_seconds = STATE_COPIES * (time.monotonic() - start)  # AdamW has no means yet
-    return _Training(make_seconds, step_seconds, save_seconds, peak_bytes, 4 * parameters(student.model), speed)
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Reset the peak of memory (that of a process on Linux alone)."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _data(counts: Counts, scale: float, shards_bytes: float, total_bytes: float) -> dict[str, str]:
     return {
         "text": f"{_size(total_bytes)}, {counts.documents * scale:,.0f} documents",
@@ -249,7 +170,7 @@ def _data(counts: Counts, scale: float, shards_bytes: float, total_bytes: float)
 
 
 def _training(
-    config: RunConfig, student_tokens: float, measured: _Training, total_bytes: float
+    config: RunConfig, student_tokens: float, measured: TrainingCost, total_bytes: float
 ) -> tuple[dict[str, str], float]:
     """What to expect of training and evaluating, in words, and the seconds of both."""
     options = config.train
@@ -273,7 +194,7 @@ def _training(
     return expected, total
 
 
-def _disk(measured: _Training, shards_bytes: float) -> str:
+def _disk(measured: TrainingCost, shards_bytes: float) -> str:
     checkpoint = STATE_COPIES * measured.parameter_bytes
     disk = (CHECKPOINTS_KEPT + 1) * checkpoint + 2 * measured.parameter_bytes + shards_bytes
     return f"{_size(disk)}, with checkpoints of {_size(checkpoint)}"

@@ -15,11 +15,13 @@ from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
-from ctd_core.text.chat import ChatTemplate, with_calls_written
+from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.corpora import read_documents
 from ctd_core.text.documents import BEGIN, Document
+from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
 from ctd_core.text.tokenizers import bytes_tokenizer
+from ctd_core.text.tool_calls import with_calls_written
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 100
@@ -155,6 +157,8 @@ def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterat
     for where, corpus in _corpora(config).items():
         documents = list(islice(read_documents(corpus, config.prepare.slice_bytes), FIRST_DOCUMENTS))
         errors = [error for document in documents if (error := _why_dropped(document, templates)) is not None]
+        if not any(isinstance(document, DocumentError) or document.text for document in documents):
+            raise UsageError(f"{where}: the first {len(documents)} documents are empty.")
         if len(errors) == len(documents):
             raise UsageError(
                 f"{where}: none of the first {len(documents)} documents can be used: {errors[0].reason}. {errors[0]}"
@@ -174,6 +178,7 @@ def _why_dropped(document: Document | DocumentError, templates: list[ChatTemplat
     if isinstance(document, DocumentError):
         return document
     try:
+        canonical_form(document.text, ())
         if document.turns:
             turns = with_calls_written(templates, list(document.turns))
             for template in templates:

@@ -16,11 +16,12 @@ from ctd_core.models.scorer import TransformersScorer
 from ctd_core.models.scoring import score_rows
 from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs
-from ctd_core.shards.batches import Batch, collate, micro_batches
+from ctd_core.shards.batches import Batch, collate
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import Folder, shard_bytes, write_manifest, write_shard
 from ctd_core.shards.manifest import Origin, build_manifest
 from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.row_order import micro_batches
 from ctd_core.text.documents import plain_document
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer

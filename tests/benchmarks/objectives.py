@@ -41,8 +41,9 @@ from ctd_core.models.scoring import Stored, score_rows
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.p_kl import projection_matrix
 from ctd_core.objectives.registry import make_objective
-from ctd_core.shards.batches import Batch, collate, micro_batches
+from ctd_core.shards.batches import Batch, collate
 from ctd_core.shards.building import build_rows
+from ctd_core.shards.row_order import micro_batches
 from ctd_core.text.documents import plain_document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
 from ctd_core.text.tokenizers import load_tokenizer

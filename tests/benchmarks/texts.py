@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from rich.table import Table
+from transformers import LlamaConfig
 
 from ctd_core.align.chunks import finest_chunks
 from ctd_core.config.run import RunConfig
@@ -65,6 +66,7 @@ def train_tokenizers(texts: list[str], folder: Path) -> None:
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHATML
         tokenizer.save_pretrained(folder / name)
+        LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(folder / name)
 
 
 def run_without_targets(folder: Path, corpus: Path, **options: str) -> RunPlan:

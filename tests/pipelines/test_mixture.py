@@ -14,7 +14,7 @@ from ctd_core.errors import UsageError
 from ctd_core.shards import schema
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.shards.reading import ShardSet
-from ctd_core.training.loop import _stream
+from ctd_core.training.streams import _stream
 from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.config.text import Mixture
-from ctd_core.shards.batches import MixedRows, mixed_micro_batches
+from ctd_core.shards.row_order import MixedRows, mixed_micro_batches
 from ctd_core.text.corpora import in_turn, plan_slices, read_documents, read_slice
 from ctd_core.text.corpora.slices import held_out_documents, training_documents
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.errors import CtdError
-from ctd_core.shards.batches import collate, micro_batches
+from ctd_core.shards.batches import collate
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import (
     Folder,
@@ -26,6 +26,7 @@ from ctd_core.shards.files import (
 )
 from ctd_core.shards.manifest import add_counts, build_manifest, check_dropped, check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.row_order import micro_batches
 from ctd_core.text.documents import plain_document
 from tests.support.disks import files_of_at_most
 from tests.support.shard_sets import prepared, texts, write_set

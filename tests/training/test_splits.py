@@ -31,8 +31,9 @@ from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.prefix_positions import prefix_top
 from ctd_core.models.scoring import Stored, TopTokens
 from ctd_core.objectives.registry import make_objective
-from ctd_core.shards.batches import collate, micro_batches
+from ctd_core.shards.batches import collate
 from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.row_order import micro_batches
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.support.models import llama, logprobs_of
 from tests.support.shard_sets import prepared, texts, write_set

@@ -1,0 +1,69 @@
+"""A student with what a training's stages change: which parameters learn, and the optimizer."""
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from ctd_core.config.training import Train
+from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.training.optimizer import freeze, make_optimizer, rate_fraction, set_rate
+from ctd_core.training.workers import distribute, replicated
+
+
+class Learner:
+    """A student on its worker's device, in the stage of the next step.
+
+    student: itself. wrapped: what calculates it, on several workers DDP. optimizer: of the stage. autocast: in which
+    type it calculates, None for that of its weights.
+
+    Args:
+        student: the student, unsharded; what of it is frozen stays frozen in every stage.
+        options: the training's options.
+        device: the worker's.
+        steps_done: how many steps its checkpoint has; the stage is that of the last of them, whose optimizer the
+            checkpoint holds.
+    """
+
+    wrapped: LogprobModel | DistributedDataParallel
+    optimizer: torch.optim.AdamW
+
+    def __init__(self, student: LogprobModel, options: Train, device: torch.device, steps_done: int) -> None:
+        self.student, self._options = student, options
+        self.autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
+        self._learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+        self._following = options.phases
+        while len(self._following) > 1 and steps_done > self._following[1][0]:
+            self._following.pop(0)
+        self._begin, self._phase = self._following.pop(0)
+        self._choose_learned()
+        distribute(student, options, device, self.autocast)
+        self._wrap()
+
+    def begin_step(self, step: int) -> float:
+        """Make ready for `step`, counted from 0, and return its learning rate."""
+        if self._following and step == self._following[0][0]:
+            self._begin, self._phase = self._following.pop(0)
+            self._choose_learned()
+            del self.wrapped  # with its hooks
+            self.wrapped, self.optimizer = (
+                replicated(self.student, self._options),
+                make_optimizer(self.student, self._phase),
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        fraction = rate_fraction(step - self._begin, self._phase)
+        set_rate(self.optimizer, fraction)
+        return self._phase.learning_rate * fraction
+
+    def _wrap(self) -> None:
+        self.wrapped = replicated(self.student, self._options)
+        self.optimizer = make_optimizer(self.student, self._phase)
+
+    def _choose_learned(self) -> None:
+        """Let the parameters that are learned at all learn, but for those that the stage freezes."""
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name in self._learned)
+            parameter.grad = None  # of what is frozen now, it would count in the gradient's norm
+        freeze(self.student.model, self._phase.freeze)
+
+
+def _gains_from_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
