@@ -14,7 +14,7 @@ install: .venv/installed  ## .venv in the checkout, with everything in it
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[optuna,plots,trackers]" --group dev --group demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[optuna,plots,tasks,trackers]" --group dev --group demo
 	if test -d .git; then git config core.hooksPath .githooks; fi
 	touch $@
 

@@ -5,8 +5,21 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from ctd_core.config.base import Options
+from ctd_core.config.base import Options, resource
 from ctd_core.config.text import AnyCorpus, HeldOut
+
+
+class Tasks(Options):
+    """Tasks of lm-evaluation-harness, which teacher and student, before and after training, are asked."""
+
+    names: list[str] = Field(default=[], description="the harness's names of tasks or groups, such as arc_easy")
+    include_path: str | None = Field(default=None, description="a directory with tasks of your own; their code is run")
+    limit: int | None = Field(default=None, gt=0, description="questions of each task; all without it")
+    num_fewshot: int | None = Field(default=None, ge=0, description="examples before a question; else as the task says")
+    chat_template: bool = Field(default=False, description="ask through the models' chat templates")
+    batch_size: int = resource(8, gt=0, description="questions in a forward pass")
+    cpus: float = resource(1, gt=0, description="CPUs for each model")
+    gpus: float = resource(0, ge=0, description="GPUs for each model")
 
 
 class Evaluate(Options):
@@ -17,6 +30,8 @@ class Evaluate(Options):
     )
     batch_tokens: int = Field(default=4096, gt=0, description="padded student tokens in a forward pass")
     gap_set: str | None = Field(default=None, description="the set by which searches and `gap_closed` go")
+
+    tasks: Tasks = Field(default=Tasks(), description="tasks with answers")
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":

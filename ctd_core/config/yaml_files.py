@@ -54,6 +54,21 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
         raise
 
 
+def read_group(kind: type[AnyOptions], group: str, overrides: list[str]) -> AnyOptions:
+    """One group of options out of its defaults and `overrides`, such as evaluate.tasks.limit=200 of evaluate.tasks.
+
+    Raises UsageError as `read_config` does, also where one is of another group.
+    """
+    values: dict[str, Any] = {}
+    for path, value in _parse_overrides(overrides).items():
+        if not path.startswith(f"{group}."):
+            raise UsageError(
+                f"--set {path}: here are options of {group} alone, such as {group}.{next(iter(kind.model_fields))}."
+            )
+        _put(values, path.removeprefix(f"{group}."), value, f"--set {path}")
+    return _validated(kind, values, group)
+
+
 def with_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
     """`config` with `overrides` as `read_config` takes them."""
     return with_values(config, _parse_overrides(overrides), "--set")

@@ -36,11 +36,11 @@ def export_model(
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
     model.save(directory)
-    save_tokenizer(_beginning_texts(tokenizer, list(begin)), directory)
+    save_tokenizer(beginning_texts(tokenizer, list(begin)), directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:
+def beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:
     """The tokenizer, such that it writes `begin` before a text."""
     if tokenizer("a")["input_ids"][: len(begin)] == begin:
         return tokenizer

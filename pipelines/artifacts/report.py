@@ -1,7 +1,7 @@
 """report.json: what was measured of a run, and how it is shown."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, ValidationError
 from rich.markup import escape
@@ -9,6 +9,7 @@ from rich.markup import escape
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
 from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS
+from ctd_core.evaluation.tasks import TaskFigures
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
@@ -16,7 +17,8 @@ from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
 
 FAR = 1.5  # times the teacher's bits per byte: beyond it, what a student writes is hardly text
-METRIC_COLUMNS = ["text", "metric", "teacher", "student before", "student after"]
+TEACHER, BEFORE, AFTER = MODELS = ("teacher", "student before", "student after")
+METRIC_COLUMNS = ["text", "metric", *MODELS]
 
 
 class SetMetrics(Record):
@@ -50,6 +52,7 @@ class Report(Record):
     teacher_parameters: int = Field(description="by its config")
     student_parameters: int
     data: dict[str, Counts] = Field(default={})
+    tasks: list[TaskFigures] = Field(default=[])
     samples: list[Continuation] = Field(default=[])
     seconds: dict[str, float] = Field(default={})
 
@@ -107,6 +110,34 @@ def metrics_table(report: Report) -> TextTable:
     return TextTable(METRIC_COLUMNS, metric_rows(report), "measured", "\n".join(lines), text_columns=2)
 
 
+def tasks_table(found: Sequence[TaskFigures]) -> TextTable:
+    """Every figure of every task, a column for each model, with standard errors; a teacher's is 100%."""
+    models = list(dict.fromkeys(figures.model for figures in found))
+    by_key = {(figures.task, figures.model): figures for figures in found}
+    has_teacher = TEACHER in models and len(models) > 1
+    rows, lines = [], []
+    for task in dict.fromkeys(figures.task for figures in found):
+        of_task = {model: by_key[task, model] for model in models if (task, model) in by_key}
+        for name in dict.fromkeys(name for figures in of_task.values() for name in figures.figures):
+            cells = []
+            for model in models:
+                value = of_task[model].figures.get(name) if model in of_task else None
+                error = of_task[model].errors.get(name) if model in of_task else None
+                share = ""
+                if has_teacher and model != TEACHER and value is not None:
+                    best = of_task[TEACHER].figures.get(name) if TEACHER in of_task else None
+                    share = f" ({value / best:.0%})" if best else ""
+                spread = "" if error is None else f" ± {error:.3f}"
+                cells.append("" if value is None else f"{value:.3f}{spread}{share}")
+            rows.append([task, name, f"{max(figures.questions for figures in of_task.values()):,}", *cells])
+        lines += [
+            f"{task}: {figures.cut_questions} questions are longer than {model} reads; their beginnings were left out"
+            for model, figures in of_task.items()
+            if figures.cut_questions
+        ]
+    return TextTable(["task", "figure", "questions", *models], rows, "tasks", "\n".join(lines), text_columns=2)
+
+
 def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:
     """What the shards hold and where they are, a row for each set."""
     columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens"]
@@ -148,6 +179,8 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
 def print_report(plan: RunPlan, report: Report) -> None:
     """The end of a run: what was measured, two continuations, where everything is."""
     print_table(metrics_table(report))
+    if report.tasks:
+        print_table(tasks_table(report.tasks))
     console = wide_console(sys.stdout)
     for sample in report.samples:
         console.print(f"\n[bold]{escape(sample.prompt)}[/bold]", highlight=False)

@@ -96,7 +96,7 @@ class RunPlan:
     @property
     def shard_cache(self) -> Cache:
         """Where copies of remote shards lie on this machine."""
-        return Cache(_user_cache() / "shards", self.config.prepare.cache_bytes)
+        return Cache(user_cache() / "shards", self.config.prepare.cache_bytes)
 
     @property
     def shares(self) -> dict[str, float] | None:
@@ -139,7 +139,10 @@ def plan_run(config: RunConfig) -> RunPlan:
         init=init,
         training=files.directory / _training_name(config, datasets, init),
         datasets=datasets,
-        evaluation=fingerprint(config.evaluate, [datasets[name].stamp for name in config.evaluate.sets]),
+        evaluation=fingerprint(
+            config.evaluate.model_dump(mode="json", exclude={"tasks"}),
+            [datasets[name].stamp for name in config.evaluate.sets],
+        ),
     )
 
 
@@ -191,7 +194,7 @@ def run_files(config: RunConfig) -> RunFiles:
     """The files of a run: in `output`, or in the store that it names and a copy in the user's cache."""
     output, name = config.output, config.name
     if is_uri(output):
-        return RunFiles(_user_cache() / "runs" / fingerprint(output) / name, below(output, name))
+        return RunFiles(user_cache() / "runs" / fingerprint(output) / name, below(output, name))
     return RunFiles(Path(output) / name, None)
 
 
@@ -207,7 +210,8 @@ def _absolute(location: str, field: str) -> str:
     return str(path.resolve())
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Where what commands keep for each other lies on this machine."""
     return Path.home() / ".cache" / "ctd"
 
 

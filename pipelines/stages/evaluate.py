@@ -7,22 +7,43 @@ from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import Report, SetMetrics, run_stamp, write_report
+from pipelines.artifacts.report import Report, SetMetrics, read_report, run_stamp, write_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.measure import measure_set
 from pipelines.stages.student import load_student
+from pipelines.stages.tasks import ask_models_of_run
 from pipelines.stages.tokenizer import student_tokenizer
 
 RESULTS = "results"  # the lock of report and model, which a run has one of
 
 
 def evaluate(plan: RunPlan) -> Report:
-    """Measure, and write the report."""
+    """Measure, ask the tasks, and write the report."""
     with stage_lock(plan.files, RESULTS):
+        earlier = read_report(plan)
         report = measure(plan)
+        if earlier is not None:
+            report = report.model_copy(update={"tasks": earlier.tasks})
         write_report(plan, report)
-        return report
+        return add_tasks(plan, report)
+
+
+def evaluate_tasks(plan: RunPlan) -> Report:
+    """Ask the tasks, and add their figures to the report; what is measured already stays."""
+    with stage_lock(plan.files, RESULTS):
+        return add_tasks(plan, read_report(plan) or measure(plan))
+
+
+def add_tasks(plan: RunPlan, report: Report) -> Report:
+    """The report, which is written, with the figures of the run's tasks, and those of others that it has; for who has
+    the lock.
+    """
+    figures = ask_models_of_run(plan)
+    names = {asked.task for asked in figures}
+    report = report.model_copy(update={"tasks": [old for old in report.tasks if old.task not in names] + figures})
+    write_report(plan, report)
+    return report
 
 
 def measure(plan: RunPlan) -> Report:

@@ -12,7 +12,7 @@ from ctd_core.storage.atomic import atomic_directory
 from ctd_core.text.documents import BEGIN
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import Report, metrics_table, read_report
+from pipelines.artifacts.report import Report, metrics_table, read_report, tasks_table
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import as_markdown
 from pipelines.stages.evaluate import RESULTS
@@ -48,8 +48,8 @@ def _source(run: str) -> str:
 
 def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     config = plan.config
-    table = metrics_table(report) if report else None
-    measured = as_markdown(table) if table is not None and table.rows else "Nothing was measured.\n"
+    tables = [metrics_table(report), tasks_table(report.tasks)] if report else []
+    measured = "\n".join(as_markdown(table) for table in tables if table.rows) or "Nothing was measured.\n"
     trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)

@@ -70,6 +70,10 @@ def _check(config: RunConfig) -> Iterator[str]:
         untrained = with_chat(bytes_tokenizer(), config.student, config.teacher)
         templates.append(ChatTemplate(untrained, "the student's tokenizer"))
     yield from _check_documents(config, templates)
+    if config.evaluate.tasks.names:
+        from ctd_core.evaluation.tasks import TaskHarness  # takes seconds
+
+        TaskHarness(config.evaluate.tasks)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton

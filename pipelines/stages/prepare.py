@@ -35,9 +35,10 @@ from ctd_core.text.corpora import CorpusSlice, plan_slices
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
+from pipelines.cluster.tally import Tally
 from pipelines.display.progress import progress
 from pipelines.stages.prepare_duplicates import without_duplicates
-from pipelines.stages.prepare_progress import SliceProgress, Tally, watched
+from pipelines.stages.prepare_progress import SliceProgress, watched
 from pipelines.stages.prepare_scoring import ScoringActor
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, encode, encode_and_write, raise_error_of
 from pipelines.stages.tokenizer import ensure_tokenizer, student_tokenizer

@@ -4,16 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import ray
 from ray.exceptions import RayError
 
 from pipelines.artifacts.background import repeating
+from pipelines.cluster.tally import Handle
 from pipelines.display.progress import Reporter
-
-Handle = ray.actor.ActorHandle[Any]
-SECONDS_BETWEEN_RECORDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -23,32 +21,6 @@ class SliceProgress:
     text_bytes: int = 0
     tokens: int = 0
     of_tokens: int = 0
-
-
-class Tally:
-    """An actor that records the progress of every slice by its key: workers write it and the command reads it."""
-
-    def __init__(self) -> None:
-        self._slices: dict[str, SliceProgress] = {}
-
-    def record(self, key: str, progress: SliceProgress) -> None:
-        self._slices[key] = progress
-
-    def slices(self) -> dict[str, SliceProgress]:
-        return self._slices
-
-
-def reporting(tally: Handle, key: str) -> Callable[[SliceProgress], None]:
-    """A function for a worker to call as often as it likes with the progress of a slice; few calls go through."""
-    last = time.monotonic()
-
-    def report(progress: SliceProgress) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_RECORDS:
-            tally.record.remote(key, progress)
-            last = time.monotonic()
-
-    return report
 
 
 @contextmanager
@@ -61,7 +33,7 @@ def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[
         nonlocal first
         slices = dict(finished)
         with suppress(RayError):
-            recorded = cast("dict[str, SliceProgress]", ray.get(tally.slices.remote()))
+            recorded = cast("dict[str, SliceProgress]", ray.get(tally.pieces.remote()))
             slices = {**recorded, **finished}
         tokens = sum(progress.tokens for progress in slices.values())
         known = [progress.of_tokens for key, progress in slices.items() if progress.of_tokens or key in finished]

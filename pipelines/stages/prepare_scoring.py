@@ -15,7 +15,8 @@ from ctd_core.errors import CtdError
 from ctd_core.models.building import build_scorer, stored_targets
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.manifest import Counts
-from pipelines.stages.prepare_progress import Handle, SliceProgress, reporting
+from pipelines.cluster.tally import Handle, reporting
+from pipelines.stages.prepare_progress import SliceProgress
 from pipelines.stages.prepare_tasks import SliceTask, outcome, shared_tokenizers, write_slice
 
 

@@ -19,7 +19,8 @@ from ctd_core.text.corpora import CorpusSlice, read_slice
 from ctd_core.text.corpora.slices import held_out_documents, training_documents
 from ctd_core.text.documents import Document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
-from pipelines.stages.prepare_progress import Handle, SliceProgress, reporting
+from pipelines.cluster.tally import Handle, reporting
+from pipelines.stages.prepare_progress import SliceProgress
 
 Tokenizers = tuple[PreparedTokenizer, PreparedTokenizer]  # student before teacher
 

@@ -14,7 +14,7 @@ from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Continuation, Report, read_report, write_report
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
-from pipelines.stages.evaluate import RESULTS, measure
+from pipelines.stages.evaluate import RESULTS, add_tasks, measure
 from pipelines.stages.export import is_exported, write_model
 from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
@@ -56,6 +56,8 @@ def _results(
             write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
+    with timed("tasks"):
+        report = add_tasks(plan, report)
     with timed("export"):
         if measured is None or not is_exported(plan, measured):
             write_model(plan)

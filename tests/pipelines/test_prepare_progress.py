@@ -5,8 +5,9 @@ import time
 import pytest
 import ray
 
+from pipelines.cluster.tally import Tally, reporting
 from pipelines.display.progress import Reporter
-from pipelines.stages.prepare_progress import SliceProgress, Tally, reporting, watched
+from pipelines.stages.prepare_progress import SliceProgress, watched
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def tally(monkeypatch):
     class Handle:
         def __init__(self):
             local = Tally()
-            self.record, self.slices = Method(local.record), Method(local.slices)
+            self.record, self.pieces = Method(local.record), Method(local.pieces)
 
     monkeypatch.setattr(ray, "get", lambda value: value)
     return Handle()
@@ -58,8 +59,8 @@ def test_few_of_many_calls_go_through(tally):
     report = reporting(tally, "a")
     for n in range(1000):
         report(SliceProgress(n))
-    assert tally.slices.remote() == {}
+    assert tally.pieces.remote() == {}
     time.sleep(1.1)
     report(SliceProgress(1000))
     report(SliceProgress(1001))
-    assert tally.slices.remote() == {"a": SliceProgress(1000)}
+    assert tally.pieces.remote() == {"a": SliceProgress(1000)}

@@ -1,0 +1,200 @@
+"""The commands of `ctd` that work on one run, and the options that they share."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+
+from ctd_core.config.yaml_files import read_config, read_group, read_text
+from ctd_core.errors import UsageError
+from pipelines.display.tables import print_table
+from pipelines.recipes import check_made, read_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from pipelines.artifacts.run_plan import RunPlan
+
+runs = typer.Typer()
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A run's YAML file.")]
+Recipe = Annotated[str | None, typer.Option(help=f"A packaged run: {', '.join(recipe_names())}.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Put another value into the run, such as train.steps=200. May be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the run, print it with every default, do nothing else.")]
+Estimated = Annotated[
+    bool,
+    typer.Option("--estimate", help="With --dry-run: measure on a sample what the run will take, in a minute or so."),
+]
+
+
+@runs.command()
+def prepare(
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
+) -> None:
+    """Encode, align and score the corpus: documents become Arrow shards, on Ray Data."""
+
+    def work(plan: "RunPlan") -> None:
+        from pipelines.artifacts.report import data_table
+        from pipelines.stages.preflight import check_inputs
+        from pipelines.stages.prepare import prepare as stage
+
+        check_inputs(plan.config)
+        locations = {name: dataset.location for name, dataset in plan.datasets.items()}
+        print_table(data_table(stage(plan), locations))
+
+    work_on_run(config, recipe, overrides, dry_run, work, ("prepare",) if estimate else ())
+
+
+@runs.command()
+def train(
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
+) -> None:
+    """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
+
+    def work(plan: "RunPlan") -> None:
+        from pipelines.stages.train import train_student
+
+        train_student(plan)
+
+    work_on_run(config, recipe, overrides, dry_run, work, ("train",) if estimate else ())
+
+
+@runs.command()
+def evaluate(
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="In place of a run: a model to ask --tasks. May be repeated.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Ask these tasks of lm-evaluation-harness alone, such as arc_easy,gsm8k.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="So many questions of each task.")] = None,
+    include_path: Annotated[str | None, typer.Option(help="A directory with tasks of your own.")] = None,
+) -> None:
+    """Measure the student before and after training against its teacher, on every evaluation set and task.
+
+    With --tasks, tasks are asked and what is measured already stays; other ways to ask are fields of evaluate.tasks,
+    which --set changes. Figures that are there already are not asked for again.
+
+    Example: ctd evaluate --config mine.yaml --tasks arc_easy,hellaswag --limit 200
+    """
+    asked = [f"evaluate.tasks.names=[{tasks}]"] * (tasks is not None)
+    asked += [f"evaluate.tasks.limit={limit}"] * (limit is not None)
+    asked += [f"evaluate.tasks.include_path={json.dumps(include_path)}"] * (include_path is not None)
+    if tasks is None and asked:
+        raise UsageError("--limit and --include-path belong to --tasks")
+    if model:
+        if config is not None or recipe is not None or tasks is None:
+            raise UsageError("give --model with --tasks, and without --config or --recipe")
+        from ctd_core.config.evaluation import Tasks
+        from pipelines.artifacts.report import tasks_table
+        from pipelines.stages.tasks import ask_named_models
+
+        options = read_group(Tasks, "evaluate.tasks", [*asked, *(overrides or [])])
+        print_table(tasks_table(ask_named_models(model, options)))
+        return
+
+    def work(plan: "RunPlan") -> None:
+        from pipelines.artifacts.report import metrics_table, tasks_table
+        from pipelines.stages.evaluate import evaluate as stage
+        from pipelines.stages.evaluate import evaluate_tasks
+
+        report = stage(plan) if tasks is None else evaluate_tasks(plan)
+        print_table(metrics_table(report))
+        if report.tasks:
+            print_table(tasks_table(report.tasks))
+
+    work_on_run(config, recipe, [*asked, *(overrides or [])], dry_run, work)
+
+
+@runs.command()
+def export(
+    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+) -> None:
+    """Write the trained student as a directory that Hugging Face transformers loads."""
+
+    def work(plan: "RunPlan") -> None:
+        from pipelines.stages.export import export as stage
+
+        print(stage(plan))
+
+    work_on_run(config, recipe, overrides, dry_run, work)
+
+
+@runs.command()
+def run(
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    estimate: Estimated = False,
+) -> None:
+    """Prepare, train, evaluate and export.
+
+    Example: ctd run --recipe demo --set name=mine --set teacher.model=./my-model --set train.steps=500
+    """
+
+    def work(plan: "RunPlan") -> None:
+        from pipelines.artifacts.report import print_report
+        from pipelines.stages.preflight import check_inputs
+        from pipelines.stages.run import run as stage
+
+        check_inputs(plan.config)
+        print_report(plan, stage(plan))
+
+    work_on_run(config, recipe, overrides, dry_run, work, ("prepare", "train") if estimate else ())
+
+
+def work_on_run(
+    file: Path | None,
+    recipe: str | None,
+    overrides: list[str] | None,
+    dry_run: bool,
+    work: Callable[["RunPlan"], None],
+    estimated: tuple[str, ...] = (),
+) -> None:
+    if (file is None) == (recipe is None):
+        raise UsageError("give either --config FILE or --recipe NAME")
+    if estimated and not dry_run:
+        raise UsageError("--estimate belongs to --dry-run: give both")
+    text, source = (read_text(file), str(file)) if file is not None else (read_recipe(recipe or ""), f"recipe {recipe}")
+    chosen = read_config(text, source, overrides or [])
+    if recipe is not None:
+        check_made(recipe, chosen)
+    from pipelines.artifacts.run_plan import plan_run, resolve_locations, run_files
+
+    chosen = resolve_locations(chosen)
+    if dry_run:
+        from pipelines.stages.preflight import FIRST_DOCUMENTS, check_inputs
+
+        warnings = check_inputs(chosen)
+        print(yaml.safe_dump(json.loads(chosen.model_dump_json()), sort_keys=False), end="", flush=True)
+        count = f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"
+        found = f"{count}, see above" if warnings else "nothing is wrong with this run"
+        print(
+            f"checked options, files, tokenizers and the first {FIRST_DOCUMENTS} documents of each corpus: {found}. "
+            f"It writes into {run_files(chosen).directory}.",
+            file=sys.stderr,
+        )
+        if estimated:
+            from pipelines.stages.estimate import estimate
+
+            print_table(estimate(chosen, plan_run(chosen).tokenizer, estimated).as_table(), sys.stderr)
+    else:
+        work(plan_run(chosen))

@@ -1,0 +1,112 @@
+"""Tasks of a run on Ray: each model is asked once, whatever happens between."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ctd_core.errors import CtdError, UsageError
+from pipelines.artifacts.report import AFTER, BEFORE, TEACHER, Report, tasks_table
+from pipelines.cli import app
+from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
+from tests.support.task_files import write_tasks
+
+FIGURES = {"next_number": {"acc"}, "number_written": {"exact_match"}}
+
+
+@pytest.fixture
+def run_file(config, tmp_path, monkeypatch):  # noqa: F811
+    """A run with two tasks, and the home of what is cached."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    tasks = {"names": list(FIGURES), "include_path": str(write_tasks(tmp_path / "tasks"))}
+    return written(config, tmp_path, evaluate=config["evaluate"] | {"tasks": tasks})
+
+
+def report_of(tmp_path):
+    return Report.model_validate_json((tmp_path / "runs" / "tiny" / "report.json").read_text())
+
+
+def asked_in(tmp_path):
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "tiny" / "tasks").iterdir()}
+
+
+def test_teacher_and_student_are_asked_once_and_shown_in_report_card_and_table(run_file, tmp_path):
+    shown = ctd("run", "--config", run_file)
+    report = report_of(tmp_path)
+    assert [(found.task, found.model) for found in report.tasks] == [
+        (task, model) for task in FIGURES for model in (TEACHER, BEFORE, AFTER)
+    ]
+    for found in report.tasks:
+        assert set(found.figures) == FIGURES[found.task]
+        assert found.questions == 12
+    assert "next_number" in shown
+    assert "| next_number | acc | 12 |" in (tmp_path / "runs" / "tiny" / "model" / "README.md").read_text()
+    asked = asked_in(tmp_path)
+    assert len(asked) == 6
+    lost = sorted(asked)[0]  # as where a command was killed before
+    (tmp_path / "runs" / "tiny" / "tasks" / lost).unlink()
+    shown = ctd("evaluate", "--config", run_file, "--tasks", "next_number,number_written")
+    assert "± " in shown
+    again = asked_in(tmp_path)
+    assert {name for name in again if again[name] != asked[name]} == {lost}
+    assert report_of(tmp_path).tasks == report.tasks
+    ctd("evaluate", "--config", run_file, "--tasks", "next_number", "--limit", "4")
+    assert [(found.task, found.questions) for found in report_of(tmp_path).tasks] == [
+        *[("number_written", 12)] * 3, *[("next_number", 4)] * 3
+    ]  # fmt: skip
+    write_tasks(tmp_path / "tasks", [{"question": "?", "choices": ["yes", "no"], "gold": 1}] * 5)
+    ctd("evaluate", "--config", run_file, "--tasks", "next_number")
+    assert [found.questions for found in report_of(tmp_path).tasks[3:]] == [5] * 3  # other tasks, not those kept
+
+
+def test_models_are_asked_without_a_run(inputs, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = str(write_tasks(tmp_path / "tasks"))
+    model = str(inputs / "teacher")
+    shown = CliRunner().invoke(
+        app, ["evaluate", "--model", model, "--tasks", "next_number", "--include-path", tasks, "--limit", "6"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "next_number" in shown.output
+    (kept,) = (tmp_path / ".cache" / "ctd" / "tasks").iterdir()
+    assert json.loads(kept.read_text())["questions"] == 6
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_trained(run_file, tmp_path):
+    with pytest.raises(UsageError, match="has no task 'next_numbr'"):
+        ctd("run", "--config", run_file, "--set", "evaluate.tasks.names=[next_numbr]")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UsageError, match="--limit and --include-path belong to --tasks"):
+        ctd("evaluate", "--config", run_file, "--limit", "4")
+    with pytest.raises(UsageError, match="give --model with --tasks"):
+        ctd("evaluate", "--config", run_file, "--model", "x", "--tasks", "next_number")
+    with pytest.raises(UsageError, match=r"here are options of evaluate\.tasks alone"):
+        ctd("evaluate", "--model", "x", "--tasks", "next_number", "--set", "train.steps=3")
+
+
+def test_an_error_on_an_actor_comes_out_as_itself(inputs, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = write_tasks(tmp_path / "tasks")
+    arguments = ["evaluate", "--model", inputs / "teacher", "--tasks", "next_number", "--include-path", tasks]
+    with pytest.raises(UsageError, match="has no chat template. Ask without"):
+        ctd(*arguments, "--set", "evaluate.tasks.chat_template=true")
+    (tasks / "questions.jsonl").unlink()
+    with pytest.raises(CtdError, match="the task next_number failed for .*FileNotFoundError"):
+        ctd(*arguments)
+
+
+def test_a_table_of_tasks_shows_shares_of_the_teacher():
+    from ctd_core.evaluation.tasks import TaskFigures
+
+    found = [
+        TaskFigures(
+            task="t", model=model, figures={"acc": value}, errors={"acc": 0.05}, questions=100, cut_questions=cut
+        )
+        for model, value, cut in ((TEACHER, 0.5, 0), (BEFORE, 0.25, 0), (AFTER, 0.4, 3))
+    ]
+    table = tasks_table(found)
+    assert table.columns == ["task", "figure", "questions", TEACHER, BEFORE, AFTER]
+    assert table.rows == [["t", "acc", "100", "0.500 ± 0.050", "0.250 ± 0.050 (50%)", "0.400 ± 0.050 (80%)"]]
+    assert table.caption == "t: 3 questions are longer than student after reads; their beginnings were left out"
+    assert tasks_table(found[:1]).rows == [["t", "acc", "100", "0.500 ± 0.050"]]
