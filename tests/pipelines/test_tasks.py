@@ -89,10 +89,10 @@ def test_an_error_on_an_actor_comes_out_as_itself(inputs, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     tasks = write_tasks(tmp_path / "tasks")
     arguments = ["evaluate", "--model", inputs / "teacher", "--tasks", "next_number", "--include-path", tasks]
-    with pytest.raises(UsageError, match="has no chat template. Ask without"):
+    with pytest.raises(UsageError, match=r"has no chat template\. Ask without"):
         ctd(*arguments, "--set", "evaluate.tasks.chat_template=true")
     (tasks / "questions.jsonl").unlink()
-    with pytest.raises(CtdError, match="the task next_number failed for .*FileNotFoundError"):
+    with pytest.raises(CtdError, match=r"the task next_number failed for .*FileNotFoundError"):
         ctd(*arguments)
 
 
