@@ -8,6 +8,7 @@ from ctd_core.config.base import Options
 from ctd_core.config.text import BytesTokenizer, PretrainedTokenizer, TrainedTokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Average = Literal["probabilities", "logprobs"]
 
 
 class Adapters(Options):

@@ -1,0 +1,93 @@
+"""Ensembles: averages by their definition, generation with a cache for each member, and what is refused."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from ctd_core.errors import UsageError
+from ctd_core.models.ensemble import Ensemble, check_one_tokenizer
+from tests.models.test_byte_expansion import student_of
+from tests.support.models import gpt2, llama
+from tests.support.tokenizers import TEXTS, TOTAL, train_tokenizer
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+
+
+def members():
+    return [llama(300), gpt2(300, seed=1), llama(320, seed=2)]  # the last has rows of padding
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logprobs"])
+def test_distributions_are_averaged_by_the_definition(average):
+    models, weights = members(), [1.0, 2.0, 1.0]
+    with torch.no_grad():
+        found = Ensemble(models, weights, average)(IDS).logits
+        logprobs = [model(IDS).logits[..., :300].log_softmax(-1) for model in models]
+    shares = [weight / 4 for weight in weights]
+    if average == "probabilities":
+        expected = sum(share * part.exp() for share, part in zip(shares, logprobs, strict=True)).log()
+    else:
+        expected = sum(share * part for share, part in zip(shares, logprobs, strict=True)).log_softmax(-1)
+    assert found.shape == (2, 6, 300)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 6))
+
+
+def test_two_of_the_same_model_are_that_model():
+    model = llama(300)
+    with torch.no_grad():
+        expected = model(IDS).logits.log_softmax(-1)
+        for average in ("probabilities", "logprobs"):
+            torch.testing.assert_close(Ensemble([model, model], None, average)(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logprobs"])
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True}])
+def test_with_caches_the_same_is_written_as_without(average, options):
+    ensemble = Ensemble(members(), [1.0, 2.0, 1.0], average)
+    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    written = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        written.append(
+            ensemble.generate(
+                ids, attention_mask=mask, max_new_tokens=24, use_cache=use_cache, pad_token_id=0, **options
+            )
+        )
+    assert torch.equal(*written)
+
+
+def test_members_may_be_students_of_bytes_with_expansion():
+    expanded, _ = student_of()
+    plain = llama(expanded.get_output_embeddings().weight.shape[0], seed=5)
+    ensemble = Ensemble([expanded, plain])
+    ids = torch.tensor([list(b"the then")])
+    written = [
+        ensemble.generate(ids, max_new_tokens=16, do_sample=False, use_cache=use_cache, pad_token_id=0)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*written)
+
+
+def test_what_is_no_ensemble_is_refused():
+    with pytest.raises(UsageError, match="two members or more"):
+        Ensemble([llama(300)])
+    with pytest.raises(UsageError, match="3 members need as many numbers above 0"):
+        Ensemble(members(), [1.0, 2.0])
+    with pytest.raises(UsageError, match="3 members need as many numbers above 0"):
+        Ensemble(members(), [1.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match=r"through generate\(\)"):
+        Ensemble(members())(IDS, past_key_values=DynamicCache())
+
+
+def test_models_of_different_tokenizers_are_refused():
+    one, same = train_tokenizer(TEXTS, 400), train_tokenizer(TEXTS, 400)
+    check_one_tokenizer([one, same], ["a", "b"])
+    with pytest.raises(UsageError, match=r"a and b have different tokenizers.*\d+ tokens have other ids"):
+        check_one_tokenizer([one, train_tokenizer(TEXTS, 420)], ["a", "b"])
+    with pytest.raises(UsageError, match="a and b have different tokenizers"):  # the same tokens, another normaliser
+        check_one_tokenizer([TOTAL["byte-level BPE with NFC"](), one], ["a", "b"])
+    same.add_tokens(["<|im_end|>"], special_tokens=True)
+    with pytest.raises(UsageError, match=r"1 tokens have other ids, such as '<\|im_end\|>'"):
+        check_one_tokenizer([one, same], ["a", "b"])
