@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         AlignedChunk,
         align_texts,
         export,
+        load_ensemble,
         load_teacher,
         make_rows,
         make_student,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AlignedChunk", "align_texts", "export", "load_teacher", "make_rows", "make_student", "measure",
+    "AlignedChunk", "align_texts", "export", "load_ensemble", "load_teacher", "make_rows", "make_student", "measure",
     "prepare_tokenizer", "score", "train",
 ]  # fmt: skip
 

@@ -1,36 +1,70 @@
 """The commands of `ctd` that take models, and no run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
+
+from ctd_core.config.models import Average
+from ctd_core.errors import UsageError
 
 models = typer.Typer()
 
 
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model", help="The model that writes: a directory or a hub id. Repeated: an ensemble of one tokenizer."
+    ),
+]
+
+
 @models.command()
 def generate(
-    model: Annotated[str, typer.Option(help="The model that writes: a directory or a hub id.")],
+    model: Models,
     output: Annotated[Path, typer.Option(help="The file of JSON lines. One that is there is gone on with.")],
-    documents: Annotated[int, typer.Option(min=1, help="How many documents.")] = 256,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Write after these: JSON lines, each with a prompt (a text or messages).")
+    ] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Without --prompts: how many documents.")] = 256,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Of each message, or of each text. Conversations that are longer are left out.")
     ] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Below 1: likelier tokens more often.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Below 1: likelier tokens more often. 0: always the likeliest.")
+    ] = 0.8,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Draw from the likeliest tokens that have this share.")
     ] = 0.95,
     batch: Annotated[int, typer.Option(min=1, help="How many are written at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    average: Annotated[
+        str, typer.Option(help="What an ensemble averages: probabilities or logprobs.")
+    ] = "probabilities",
 ) -> None:
-    """Let a model write a corpus, such as a teacher that has none: conversations where it has a chat template.
+    """Let a model write: answers to the prompts of a file, or a corpus, such as for a teacher that has none.
 
-    An instruction-tuned model that sees nothing but the beginning of a user's message writes the message, and then its
-    own answer. What a student learns of such texts is what its teacher knows best.
+    With --prompts, each record comes back with an `answer`, whether it `ended` by itself, its `tokens` and `logprob`.
 
-    Example: ctd generate --model ./my-teacher --output data/written.jsonl --documents 1000
+    Without, an instruction-tuned model that sees nothing but the beginning of a user's message writes the message, and
+    then its own answer. What a student learns of such texts is what its teacher knows best.
+
+    Example: ctd generate --model runs/mine/model --prompts questions.jsonl --output answers.jsonl --temperature 0
     """
     from ctd_core.generation.sampler import Sampling
-    from pipelines.stages.generate import generate as stage
+    from pipelines.stages import generate as stage
 
-    stage(model, output, documents, batch, Sampling(max_new_tokens, temperature, top_p), seed)
+    options, chosen = Sampling(max_new_tokens, temperature, top_p), read_average(average)
+    if prompts is not None:
+        stage.answer(model, prompts, output, batch, options, seed, chosen)
+    elif not temperature:
+        raise UsageError("--temperature 0 writes the same document again and again: give --prompts, or a higher one")
+    else:
+        stage.generate(model, output, documents, batch, options, seed, chosen)
+
+
+def read_average(word: str) -> Average:
+    """What an ensemble averages; raises UsageError for another word."""
+    if word not in ("probabilities", "logprobs"):
+        raise UsageError(f"{word!r}: an ensemble averages probabilities or logprobs")
+    return cast("Average", word)

@@ -11,6 +11,7 @@ import yaml
 
 from ctd_core.config.yaml_files import read_config, read_group, read_text
 from ctd_core.errors import UsageError
+from pipelines.cli_models import read_average
 from pipelines.display.tables import print_table
 from pipelines.recipes import check_made, read_recipe, recipe_names
 
@@ -81,6 +82,9 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option(help="In place of a run: a model to ask --tasks. May be repeated.")
     ] = None,
+    ensemble: Annotated[
+        str | None, typer.Option(help="Ask all --model together too: the average of their probabilities or logprobs.")
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Ask these tasks of lm-evaluation-harness alone, such as arc_easy,gsm8k.")
     ] = None,
@@ -99,6 +103,8 @@ def evaluate(
     asked += [f"evaluate.tasks.include_path={json.dumps(include_path)}"] * (include_path is not None)
     if tasks is None and asked:
         raise UsageError("--limit and --include-path belong to --tasks")
+    if ensemble is not None and len(model or []) < 2:
+        raise UsageError("--ensemble belongs to several --model")
     if model:
         if config is not None or recipe is not None or tasks is None:
             raise UsageError("give --model with --tasks, and without --config or --recipe")
@@ -107,7 +113,7 @@ def evaluate(
         from pipelines.stages.tasks import ask_named_models
 
         options = read_group(Tasks, "evaluate.tasks", [*asked, *(overrides or [])])
-        print_table(tasks_table(ask_named_models(model, options)))
+        print_table(tasks_table(ask_named_models(model, options, None if ensemble is None else read_average(ensemble))))
         return
 
     def work(plan: "RunPlan") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ CANDIDATES = 1024
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. max_new_tokens: of each text. top_p: from the likeliest that have this share together, and
-    below 1 from no more than CANDIDATES.
+    """How tokens are drawn.
+
+    max_new_tokens: of each text. temperature: 0 takes the likeliest token always. top_p: from the likeliest that have
+    this share together, and below 1 from no more than CANDIDATES.
     """
 
     max_new_tokens: int
@@ -22,12 +24,23 @@ class Sampling:
     top_p: float = 1.0
 
 
+class Written(NamedTuple):
+    """What was written after a prompt, T tokens.
+
+    ids: with the token that ended it, where one did. logprobs: natural logarithms, of each token after all before it,
+    by the model as it is: at temperature 1, of all tokens.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+
+
 class Sampler(Protocol):
     """A model that writes. Another engine (a server, say) implements this and no more."""
 
     def write(
         self, prompts: Sequence[Sequence[int]], stops: Collection[int], options: Sampling, seed: int
-    ) -> list[list[int]]:
+    ) -> list[Written]:
         """What is written after each of the prompts (token ids), up to a token of `stops`, which comes along.
 
         The same for the same arguments on the same machine.
@@ -43,23 +56,51 @@ class TransformersSampler:
     @torch.no_grad()
     def write(
         self, prompts: Sequence[Sequence[int]], stops: Collection[int], options: Sampling, seed: int
-    ) -> list[list[int]]:
+    ) -> list[Written]:
         """Prompts are padded on the left."""
         device = self._model.device
         width = max(map(len, prompts))
         padding = min(stops, default=0)
         ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        drawn = {"do_sample": True, "temperature": options.temperature, "top_k": 0}
         config = GenerationConfig(
-            do_sample=True, temperature=options.temperature, top_k=0,
+            **(drawn if options.temperature else {"do_sample": False}),
             max_new_tokens=options.max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=padding,
         )  # fmt: skip
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
+            recorder = _Recorder()
             written = self._model.generate(
-                ids, attention_mask=mask, generation_config=config, logits_processor=[_TopP(options)]
+                ids, attention_mask=mask, generation_config=config, logits_processor=[recorder, _TopP(options)]
             )
-        return [_up_to(row, stops) for row in written[:, width:].tolist()]
+        rows = zip(written[:, width:].tolist(), recorder.logprobs(written), strict=True)
+        return [Written(kept := _up_to(row, stops), logprobs[: len(kept)]) for row, logprobs in rows]
+
+
+class _Recorder:
+    """Sees the logits of every step, and in the next one which tokens were chosen."""
+
+    def __init__(self) -> None:
+        self._before: Tensor | None = None
+        self._chosen: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The logits [B, V] as they are."""
+        self._gather(input_ids)
+        self._before = scores
+        return scores
+
+    def logprobs(self, input_ids: Tensor) -> list[list[float]]:
+        """Of all tokens that were chosen, after the last of them."""
+        self._gather(input_ids)
+        rows: list[list[float]] = torch.stack(self._chosen, 1).tolist()
+        return rows
+
+    def _gather(self, input_ids: Tensor) -> None:
+        if self._before is not None:
+            logits, chosen = self._before.float(), input_ids[:, -1:]
+            self._chosen.append((logits.gather(1, chosen) - logits.logsumexp(1, keepdim=True))[:, 0])
 
 
 class _TopP:
@@ -70,7 +111,7 @@ class _TopP:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, V] with those of other tokens than the likeliest at minus infinity."""
-        if self._options.top_p >= 1:
+        if self._options.top_p >= 1 or not self._options.temperature:
             return scores
         logprobs = (scores.float() / self._options.temperature).log_softmax(1)
         best = logprobs.topk(min(CANDIDATES, logprobs.shape[1]), 1)

@@ -16,6 +16,7 @@ from ctd_core.text.encoding import complete_backend, encode_ids
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 
 Record = dict[str, Any]
+EXCHANGE = (Turn("user", "Hello"), Turn("assistant", "Hello"))
 
 
 class Writer:
@@ -33,16 +34,12 @@ class Writer:
 
     def __init__(self, sampler: Sampler, tokenizer: PreTrainedTokenizerFast, name: str, options: Sampling) -> None:
         self._sampler, self._tokenizer, self._options = sampler, tokenizer, options
-        self._backend = complete_backend(tokenizer)
-        markers = prepare_tokenizer(tokenizer, name, None, None).markers
-        self._begin, self._stops = list(markers["begin"]), set(markers["end"])
+        self._begin = list(prepare_tokenizer(tokenizer, name, None, None).markers["begin"])
+        self._stops = stops_of(tokenizer, name)
         self.is_chat = tokenizer.chat_template is not None
         if self.is_chat:
-            user, assistant = ChatTemplate(tokenizer, name).write([Turn("user", "Hello"), Turn("assistant", "Hello")])
-            self._begin = self._encode(user.header)
-            # a special token ends a message; without one, only the end of the text does
-            ends = [self._encode(part.end) for part in (user, assistant)]
-            self._stops |= {ids[0] for ids in ends if ids and self._is_special(ids[0])}
+            user, _ = ChatTemplate(tokenizer, name).write(EXCHANGE)
+            self._begin = _encode(tokenizer, user.header)
         if not self._begin:
             raise UsageError(f"{name}: no token begins a text, so there is nothing to write after. Take another model.")
 
@@ -73,12 +70,20 @@ class Writer:
 
     def _texts(self, prompts: list[list[int]], seed: int) -> list[str]:
         written = self._sampler.write(prompts, self._stops, self._options, seed)
-        ended = [ids if ids and (ids[-1] in self._stops or not self.is_chat) else [] for ids in written]
+        ended = [ids if ids and (ids[-1] in self._stops or not self.is_chat) else [] for ids, _ in written]
         return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ended]
 
-    def _encode(self, text: str) -> list[int]:
-        return [int(token) for token in encode_ids(self._backend, [text])[0]]
 
-    def _is_special(self, token: int) -> bool:
-        added = self._tokenizer.added_tokens_decoder.get(token)
-        return added is not None and added.special
+def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
+    """The tokens after which nothing more is written: what ends a text, and in a chat template a message."""
+    stops = set(prepare_tokenizer(tokenizer, name, None, None).markers["end"])
+    if tokenizer.chat_template:
+        # a special token ends a message; without one, only the end of the text does
+        ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
+        added = tokenizer.added_tokens_decoder
+        stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
+    return stops
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return [int(token) for token in encode_ids(complete_backend(tokenizer), [text])[0]]

@@ -15,8 +15,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ctd_core.config.base import fingerprint
-from ctd_core.config.models import Average
+from ctd_core.config.models import Average, Dtype
 from ctd_core.errors import UsageError
+from ctd_core.models.loading import load_model
+from ctd_core.text.tokenizers import load_tokenizer
 
 
 class EnsembleCache(Cache):  # type: ignore[misc]  # the package has no types
@@ -116,6 +118,32 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def get_input_embeddings(self) -> Any:
         """Those of the first member: transformers asks for a model's device by them."""
         return self.members[0].get_input_embeddings()
+
+
+def load_ensemble(
+    names: Sequence[str],
+    average: Average = "probabilities",
+    dtype: Dtype = "float32",
+    weights: Sequence[float] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The models in directories or of hub ids as one, with their tokenizer, on the CPU; one is itself.
+
+    Args:
+        names: one or more.
+        average: what is averaged.
+        dtype: what their weights are loaded as.
+        weights: of each; all alike without them.
+
+    Returns:
+        Model and tokenizer.
+
+    Raises:
+        UsageError: there is no such model, or their tokenizers differ.
+    """
+    tokenizers = [load_tokenizer(name, None) for name in names]
+    check_one_tokenizer(tokenizers, names)
+    models = [load_model(name, dtype=dtype) for name in names]
+    return models[0] if len(models) == 1 else Ensemble(models, weights, average), tokenizers[0]
 
 
 def check_one_tokenizer(tokenizers: Sequence[PreTrainedTokenizerFast], names: Sequence[str]) -> None:

@@ -1,80 +1,137 @@
-"""`ctd generate`: a model writes a corpus."""
+"""`ctd generate`: a model writes a corpus, or after prompts."""
 
+import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerFast
 
+from ctd_core.config.models import Average
 from ctd_core.errors import UsageError
-from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.generation.prompts import Answerer, Record, read_prompts
+from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
-from ctd_core.models.loading import load_model
+from ctd_core.models.ensemble import load_ensemble
+from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
-from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.display.progress import progress
 
 logger = logging.getLogger(__name__)
+SEEDS = 1_000_003  # apart, so that no batch of one seed draws as one of another
+Batches = Callable[[int, int], list[Record]]  # from one number on, up to another
 
 
-def generate(model: str, output: Path, documents: int, batch: int, options: Sampling, seed: int) -> None:
-    """Write a file of JSON lines; what is there from an earlier, stopped call is kept and gone on with.
+def generate(
+    models: Sequence[str], output: Path, documents: int, batch: int, options: Sampling, seed: int, average: Average
+) -> None:
+    """Write a corpus as a file of JSON lines; what is there from an earlier, stopped call is kept and gone on with.
 
     Args:
-        model: a directory or a hub id.
+        models: directories or hub ids; several write as their ensemble.
         output: the file.
         documents: how many, about: where nothing was written, there is no line.
         batch: how many are written at once.
         options: how tokens are drawn.
         seed: of the draws.
+        average: what an ensemble averages.
 
     Raises:
         UsageError: there is no such model, the file is of other settings, or another command writes it.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{output}.lock", timeout=0):
-            _generate(model, output, documents, batch, options, seed)
-    except Timeout as error:
-        raise UsageError(f"{output}: another `ctd generate` writes this file. Wait for it, or name another.") from error
+    settings = _settings(models, batch, options, seed, average)
 
+    def begin() -> Batches:
+        sampler, tokenizer, name = _sampler(models, average)
+        writer = Writer(sampler, tokenizer, name, options)
+        field = "messages: messages" if writer.is_chat else "field: text"
+        logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)
+        return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
 
-def _generate(model: str, output: Path, documents: int, batch: int, options: Sampling, seed: int) -> None:
-    settings = {"model": model, "batch": batch, "seed": seed, **vars(options)}
-    settings_file = output.with_name(f"{output.name}.settings.json")
-    done = _done(output, settings_file, settings)
-
-    def record(written: int, num_bytes: int) -> None:
-        write_atomic(settings_file, json.dumps(settings | {"done": written, "bytes": num_bytes}))
-
-    if done >= documents:
-        logger.info("generate: %s has its %d documents already", output, documents)
-        return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sampler = TransformersSampler(
-        load_model(model, dtype="bfloat16" if device.type == "cuda" else "float32").to(device)
-    )
-    writer = Writer(sampler, load_tokenizer(model), model, options)
-    begin = time.monotonic()
-    if not done:
-        record(0, 0)  # whoever is stopped in the first batch goes on too
-    with progress("generate", documents) as reporter, output.open("a") as stream:
-        for start in range(done, documents, batch):
-            records = writer.write(min(batch, documents - start), seed * 1_000_003 + start)
-            stream.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-            stream.flush()
-            record(min(start + batch, documents), output.stat().st_size)
-            reporter.update(min(start + batch, documents), f"documents, {time.monotonic() - begin:.0f} s")
-    field = "messages: messages" if writer.is_chat else "field: text"
-    with output.open() as stream:
-        kept = sum(1 for _ in stream)
+    kept = _write(output, settings, documents, batch, begin)
     logger.info(
         "generate: %d of %d are in %s; the others were empty, or longer than %d tokens",
         kept, documents, output, options.max_new_tokens,
     )  # fmt: skip
-    logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)
+
+
+def answer(
+    models: Sequence[str], prompts: Path, output: Path, batch: int, options: Sampling, seed: int, average: Average
+) -> None:
+    """Write after each prompt of a file of JSON lines: its record with the answer.
+
+    Args:
+        models: directories or hub ids; several write as their ensemble.
+        prompts: the file.
+        output: the file that is written; one of an earlier, stopped call is gone on with.
+        batch: how many are written at once.
+        options: how tokens are drawn.
+        seed: of the draws.
+        average: what an ensemble averages.
+
+    Raises:
+        UsageError: as `generate`, and where a prompt cannot be read, or is too long.
+    """
+    records = read_prompts(prompts)
+    content = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    settings = _settings(models, batch, options, seed, average) | {"prompts": content}
+
+    def begin() -> Batches:
+        sampler, tokenizer, name = _sampler(models, average)
+        longest = min((found for model in models if (found := max_positions(model, None, False))), default=None)
+        answerer = Answerer(sampler, tokenizer, name, options, longest)
+        encoded = [answerer.encode(record, f"{prompts}: prompt {number}") for number, record in enumerate(records, 1)]
+        return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
+
+    _write(output, settings, len(records), batch, begin)
+    logger.info("generate: %d answers are in %s", len(records), output)
+
+
+def _settings(models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average) -> dict[str, object]:
+    if len(models) == 1:
+        return {"model": models[0], "batch": batch, "seed": seed, **vars(options)}
+    return {"models": list(models), "average": average, "batch": batch, "seed": seed, **vars(options)}
+
+
+def _sampler(models: Sequence[str], average: Average) -> tuple[Sampler, PreTrainedTokenizerFast, str]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_ensemble(models, average, "bfloat16" if device.type == "cuda" else "float32")
+    return TransformersSampler(model.to(device)), tokenizer, " + ".join(models)
+
+
+def _write(output: Path, settings: dict[str, object], total: int, batch: int, begin: Callable[[], Batches]) -> int:
+    """Append the records of all batches that are not there yet, and return how many are there in the end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    settings_file = output.with_name(f"{output.name}.settings.json")
+
+    def record(written: int, num_bytes: int) -> None:
+        write_atomic(settings_file, json.dumps(settings | {"done": written, "bytes": num_bytes}))
+
+    try:
+        with FileLock(f"{output}.lock", timeout=0):
+            done = _done(output, settings_file, settings)
+            if done >= total:
+                logger.info("generate: %s has its %d already", output, total)
+            else:
+                write_batch, since = begin(), time.monotonic()
+                if not done:
+                    record(0, 0)  # whoever is stopped in the first batch goes on too
+                with progress("generate", total) as reporter, output.open("a", encoding="utf-8") as stream:
+                    for start in range(done, total, batch):
+                        stop = min(start + batch, total)
+                        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in write_batch(start, stop)]
+                        stream.write("".join(lines))
+                        stream.flush()
+                        record(stop, output.stat().st_size)
+                        reporter.update(stop, f"written, {time.monotonic() - since:.0f} s")
+            with output.open(encoding="utf-8") as stream:
+                return sum(1 for _ in stream)
+    except Timeout as error:
+        raise UsageError(f"{output}: another `ctd generate` writes this file. Wait for it, or name another.") from error
 
 
 def _done(output: Path, settings_file: Path, settings: dict[str, object]) -> int:

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.config.base import fingerprint
 from ctd_core.config.evaluation import Tasks
-from ctd_core.config.models import Dtype
+from ctd_core.config.models import Average, Dtype
 from ctd_core.errors import CtdError
 from ctd_core.evaluation.tasks import TaskFigures, TaskHarness, harness_version
+from ctd_core.models.ensemble import load_ensemble
 from ctd_core.models.export import beginning_texts
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.loading import load_model
@@ -73,6 +74,23 @@ class NamedModel:
 
 
 @dataclass(frozen=True)
+class NamedEnsemble:
+    """Models in directories or of hub ids, together."""
+
+    name: str
+    locations: tuple[str, ...]
+    average: Average
+
+    def stamp(self) -> str:
+        """Of all their files."""
+        return fingerprint([weights_fingerprint(location, None) for location in self.locations], self.average)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on the CPU."""
+        return load_ensemble(self.locations, self.average)
+
+
+@dataclass(frozen=True)
 class RunStudent:
     """The student of a run: as a checkpoint has it, or before training."""
 
@@ -103,9 +121,13 @@ def ask_models_of_run(plan: RunPlan) -> list[TaskFigures]:
     return ask_models(models, plan.config.evaluate.tasks, plan.files)
 
 
-def ask_named_models(names: Sequence[str], options: Tasks) -> list[TaskFigures]:
-    """Ask models in directories or of hub ids; figures are kept in the user's cache."""
-    models = [NamedModel(name, name) for name in dict.fromkeys(names)]
+def ask_named_models(names: Sequence[str], options: Tasks, average: Average | None) -> list[TaskFigures]:
+    """Ask models in directories or of hub ids, and their ensemble by what it averages; figures are kept in the user's
+    cache.
+    """
+    models: list[AskedModel] = [NamedModel(name, name) for name in dict.fromkeys(names)]
+    if average is not None:
+        models.append(NamedEnsemble("ensemble", tuple(names), average))
     return ask_models(models, options, RunFiles(user_cache(), None))
 
 

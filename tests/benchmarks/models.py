@@ -5,11 +5,13 @@ from contextlib import nullcontext
 
 import torch
 from rich.table import Table
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ctd_core.config.align import Finest
 from ctd_core.config.objectives import PUBLISHED_ALM, Alm, AnyObjective
 from ctd_core.config.training import Train
+from ctd_core.models.ensemble import Ensemble
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scorer import TransformersScorer
@@ -46,6 +48,8 @@ def add_rows(table: Table, teacher: str) -> None:
     tokenizer = prepare_tokenizer(load_tokenizer(teacher), teacher, None, None)
     model = logprobs_of(load_model(teacher), tokenizer.encoder.token_bytes.begins_pretoken).to(DEVICE)
     documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
+    generating = ensemble_ratio(model.language_model.module)
+    table.add_row("g", "generating with an ensemble of two : with each alone, time", f"{generating:.2f}", "≤ 1.05")
     rows, counts = build_rows(tokenizer, tokenizer, documents, 256, 256)
     rows = rows.slice(0, 4 * 8)
     scoring = scoring_ratio(model, rows)
@@ -61,6 +65,19 @@ def add_rows(table: Table, teacher: str) -> None:
             table.add_row("c", f"training step : plain fine-tuning step, {label}, time", f"{ratio.time:.2f}", "≤ 1.10")
             table.add_row("", "the same, peak memory", f"{ratio.memory:.2f}", "≤ 1.00")
         table.add_row("f", "reading a batch : training step, time", f"{reading:.6f}", "≤ 0.02")
+
+
+def ensemble_ratio(model: PreTrainedModel) -> float:
+    """Writing with two members against the sum of writing with each."""
+    ids = torch.arange(1000, 1008, device=DEVICE).repeat(4, 8)
+    options = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+    both, one = Ensemble([model, model]), model
+
+    def alone() -> None:
+        for _ in range(2):
+            one.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    return compare(lambda: both.generate(ids, attention_mask=torch.ones_like(ids), **options), alone).time
 
 
 def written(location: str, rows, counts) -> ShardSet:

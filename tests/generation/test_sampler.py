@@ -1,8 +1,9 @@
 """What a model writes: where it stops, what padding changes, and what a corpus of it looks like."""
 
+import pytest
 import torch
 
-from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.generation.sampler import Sampling, TransformersSampler, Written
 from ctd_core.generation.writing import Writer
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 from tests.support.models import EndingSampler, llama
@@ -16,15 +17,30 @@ def test_prompts_of_other_lengths_in_a_batch_change_nothing():
     prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
     together = sampler.write(prompts, set(), GREEDY, seed=0)
     alone = [sampler.write([prompt], set(), GREEDY, seed=1)[0] for prompt in prompts]
-    assert together == alone
-    assert all(len(ids) == 12 for ids in together)
+    assert [ids for ids, _ in together] == [ids for ids, _ in alone]
+    assert all(len(ids) == len(logprobs) == 12 for ids, logprobs in together)
+
+
+@pytest.mark.parametrize("options", [GREEDY, Sampling(12, temperature=0), Sampling(12, temperature=1.3, top_p=0.8)])
+def test_log_probabilities_are_the_models_own_whatever_is_drawn_and_where_texts_end(options):
+    model = llama(300)
+    prompts = [[5, 6, 7, 8, 9], [10], [11, 12]]
+    stops = {TransformersSampler(model).write(prompts, set(), options, 0)[1].ids[4]}
+    for prompt, (ids, logprobs) in zip(
+        prompts, TransformersSampler(model).write(prompts, stops, options, 0), strict=True
+    ):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        own = logits[len(prompt) - 1 : -1].gather(1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(logprobs), own, atol=1e-4, rtol=1e-4)
+        assert stops.isdisjoint(ids[:-1])
 
 
 def test_a_text_ends_with_the_first_stop():
     sampler = TransformersSampler(llama(300))
-    (free,) = sampler.write([[5, 6]], set(), GREEDY, seed=0)
+    ((free, _),) = sampler.write([[5, 6]], set(), GREEDY, seed=0)
     stop = free[4]
-    (stopped,) = sampler.write([[5, 6]], {stop}, GREEDY, seed=0)
+    ((stopped, _),) = sampler.write([[5, 6]], {stop}, GREEDY, seed=0)
     assert stopped == free[: free.index(stop) + 1]
 
 
@@ -36,7 +52,7 @@ def test_draws_depend_on_the_seed_and_leave_other_random_numbers_alone():
     results = [sampler.write([[5, 6]] * 4, set(), options, seed) for seed in (0, 0, 1)]
     assert torch.rand(1) == expected
     assert results[0] == results[1] != results[2]
-    assert len({tuple(ids) for ids in results[0]}) == 4
+    assert len({tuple(ids) for ids, _ in results[0]}) == 4
 
 
 def test_draws_are_of_the_likeliest_tokens_that_have_the_share_together():
@@ -46,7 +62,7 @@ def test_draws_are_of_the_likeliest_tokens_that_have_the_share_together():
     order = probabilities.argsort(descending=True)
     count = int((probabilities[order].cumsum(0) < 0.6).sum()) + 1
     options = Sampling(1, temperature=0.7, top_p=0.6)
-    drawn = torch.tensor(TransformersSampler(model).write([[5, 6]] * 4000, set(), options, 0))[:, 0]
+    drawn = torch.tensor([ids for ids, _ in TransformersSampler(model).write([[5, 6]] * 4000, set(), options, 0)])[:, 0]
     often = torch.bincount(drawn, minlength=300) / len(drawn)
     expected = torch.zeros(300)
     expected[order[:count]] = probabilities[order[:count]] / probabilities[order[:count]].sum()
@@ -71,7 +87,7 @@ def test_a_conversation_with_a_message_that_does_not_end_is_left_out():
     class EndingAtTimes(EndingSampler):
         def write(self, prompts, stops, options, seed):
             written = super().write(prompts, stops, options, seed)
-            return [ids if number % 2 else ids[:-1] for number, ids in enumerate(written)]
+            return [one if number % 2 else Written(one.ids[:-1], one.logprobs) for number, one in enumerate(written)]
 
     records = Writer(EndingAtTimes(llama(len(tokenizer))), tokenizer, "a model", Sampling(10)).write(8, 0)
     assert 0 < len(records) <= 2  # of 8 messages 4 end, and of their answers 2

@@ -66,3 +66,93 @@ def test_a_file_of_other_settings_is_left_alone(model, tmp_path):
         raise generate(model, tmp_path / "written.jsonl", 8, "--seed", "1").exception
     assert (tmp_path / "written.jsonl").read_bytes() == before
     assert json.loads((tmp_path / "written.jsonl.settings.json").read_text())["seed"] == 0
+
+
+def prompts_file(tmp_path, records):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return ["--prompts", str(file), "--temperature", "0"]
+
+
+PROMPTS = [
+    {"id": number, "prompt": f"what is {number}", "answer": "?"} if number % 2 else
+    {"id": number, "messages": [{"role": "user", "content": f"what is {number}"}]}
+    for number in range(10)
+]  # fmt: skip
+
+
+def test_prompts_come_back_in_order_with_answers_and_go_on_where_it_was_stopped(model, tmp_path, monkeypatch):
+    options = prompts_file(tmp_path, PROMPTS)
+    assert generate(model, tmp_path / "whole.jsonl", 1, *options).exit_code == 0
+    answered = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in answered] == list(range(10))
+    for given, record in zip(PROMPTS, answered, strict=True):
+        assert record == given | {name: record[name] for name in ("answer", "ended", "tokens", "logprob")}
+        assert record["ended"]  # as all that EndingSampler writes
+        assert record["answer"] != "?"
+        assert record["tokens"] <= 8
+        assert record["logprob"] < 0
+    write, calls = sampling.TransformersSampler.write, []
+
+    def until_stopped(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+
+    monkeypatch.setattr(sampling.TransformersSampler, "write", until_stopped)
+    assert generate(model, tmp_path / "stopped.jsonl", 1, *options).exit_code == 130
+    assert len((tmp_path / "stopped.jsonl").read_text().splitlines()) == 4
+    assert generate(model, tmp_path / "stopped.jsonl", 1, *options).exit_code == 0
+    assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    other = prompts_file(tmp_path, PROMPTS[:3])
+    with pytest.raises(UsageError, match="of other settings"):
+        raise generate(model, tmp_path / "whole.jsonl", 1, *other).exception
+
+
+def test_several_models_write_as_their_ensemble(model, tmp_path):
+    tokenizer = chat_tokenizer("ChatML")
+    llama(len(tokenizer), seed=1).save_pretrained(tmp_path / "second")
+    tokenizer.save_pretrained(tmp_path / "second")
+    options = prompts_file(tmp_path, PROMPTS)
+    written = {}
+    for name, models in {"first": [], "both": [tmp_path / "second"], "twice": [model]}.items():
+        more = [argument for other in models for argument in ("--model", str(other))]
+        assert generate(model, tmp_path / f"{name}.jsonl", 1, *more, *options).exit_code == 0
+        written[name] = [json.loads(line)["answer"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+    assert written["twice"] == written["first"] != written["both"]
+    other = chat_tokenizer("Gemma")
+    llama(len(other)).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"have different tokenizers.*Move both to one tokenizer first"):
+        raise generate(model, tmp_path / "x.jsonl", 1, "--model", str(tmp_path / "other"), *options).exception
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "?"}, r"prompts\.jsonl:line 2: no `prompt` \(a text or messages\) and no `messages`"),
+        ({"prompt": ""}, r"prompts\.jsonl:line 2: no `prompt`"),
+        (
+            {"prompt": "on and on " * 400},
+            r"prompts\.jsonl: prompt 2: \d+ tokens and 8 new ones are more than the model",
+        ),
+        ({"messages": [{"role": "user"}]}, r"prompts\.jsonl: prompt 2: the chat template of \S+ refuses it"),
+    ],
+)
+def test_bad_prompts_are_refused_with_their_line_before_anything_is_written(model, tmp_path, record, message):
+    options = prompts_file(tmp_path, [PROMPTS[0], record])
+    with pytest.raises(UsageError, match=message):
+        raise generate(model, tmp_path / "written.jsonl", 1, *options).exception
+    assert not (tmp_path / "written.jsonl").exists()
+
+
+def test_messages_to_a_model_without_a_template_and_greedy_corpora_are_refused(model, tmp_path):
+    tokenizer = chat_tokenizer("ChatML")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UsageError, match=r"prompt 1: messages, and .* has no chat template"):
+        raise generate(model, tmp_path / "x.jsonl", 1, *prompts_file(tmp_path, PROMPTS)).exception
+    with pytest.raises(UsageError, match="writes the same document again and again"):
+        raise generate(model, tmp_path / "x.jsonl", 1, "--temperature", "0").exception

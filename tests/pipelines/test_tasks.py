@@ -9,7 +9,9 @@ from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER, Report, tasks_table
 from pipelines.cli import app
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
+from tests.support.models import llama
 from tests.support.task_files import write_tasks
+from tests.support.tokenizers import TEXTS, train_tokenizer
 
 FIGURES = {"next_number": {"acc"}, "number_written": {"exact_match"}}
 
@@ -71,6 +73,16 @@ def test_models_are_asked_without_a_run(inputs, tmp_path, monkeypatch):  # noqa:
     assert "next_number" in shown.output
     (kept,) = (tmp_path / ".cache" / "ctd" / "tasks").iterdir()
     assert json.loads(kept.read_text())["questions"] == 6
+    llama(600, seed=1).save_pretrained(tmp_path / "other")
+    train_tokenizer(TEXTS, 600).save_pretrained(tmp_path / "other")
+    shown = CliRunner().invoke(
+        app,
+        ["evaluate", "--model", model, "--model", str(tmp_path / "other"), "--ensemble", "logprobs"]
+        + ["--tasks", "next_number", "--include-path", tasks, "--limit", "6"],
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "ensemble" in shown.output
+    assert len(list((tmp_path / ".cache" / "ctd" / "tasks").iterdir())) == 3  # the first was not asked again
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_is_trained(run_file, tmp_path):
@@ -79,6 +91,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_trained(run_file, tm
     assert not (tmp_path / "runs").exists()
     with pytest.raises(UsageError, match="--limit and --include-path belong to --tasks"):
         ctd("evaluate", "--config", run_file, "--limit", "4")
+    with pytest.raises(UsageError, match="--ensemble belongs to several --model"):
+        ctd("evaluate", "--model", "x", "--ensemble", "logprobs", "--tasks", "next_number")
     with pytest.raises(UsageError, match="give --model with --tasks"):
         ctd("evaluate", "--config", run_file, "--model", "x", "--tasks", "next_number")
     with pytest.raises(UsageError, match=r"here are options of evaluate\.tasks alone"):

@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from ctd_core.generation.sampler import TransformersSampler
+from ctd_core.generation.sampler import TransformersSampler, Written
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.logprob_model import LogprobModel
 
@@ -30,7 +30,9 @@ class EndingSampler(TransformersSampler):
     """Writes texts that all end, which those of random models hardly ever do."""
 
     def write(self, prompts, stops, options, seed):
-        return [[*ids[:-1], min(stops)] for ids in super().write(prompts, stops, options, seed)]
+        return [
+            Written([*ids[:-1], min(stops)], logprobs) for ids, logprobs in super().write(prompts, stops, options, seed)
+        ]
 
 
 def logprobs_of(model, begins_pretoken):

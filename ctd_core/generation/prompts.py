@@ -1,0 +1,101 @@
+"""Prompts of a file, and what a model writes after them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.errors import UsageError, first_line
+from ctd_core.generation.sampler import Sampler, Sampling
+from ctd_core.generation.writing import stops_of
+from ctd_core.text.chat import TEMPLATE_ERRORS
+
+Record = dict[str, Any]
+
+
+def read_prompts(file: Path) -> list[Record]:
+    """The records of a file of JSON lines, each with a `prompt` (a text or messages) or `messages`.
+
+    Raises UsageError, with the line, where one has neither.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: cannot be read ({error}).") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{file}:line {number}: not a line of JSON ({error}).") from error
+        given = record.get("prompt", record.get("messages")) if isinstance(record, dict) else None
+        if not given or not isinstance(given, str | list):
+            raise UsageError(f"{file}:line {number}: no `prompt` (a text or messages) and no `messages`.")
+        records.append(record)
+    if not records:
+        raise UsageError(f"{file}: no prompts are there.")
+    return records
+
+
+class Answerer:
+    """Writes after prompts: an answer where the tokenizer has a chat template, a continuation of the text elsewhere.
+
+    Args:
+        sampler: the model.
+        tokenizer: its tokenizer.
+        name: what messages call it.
+        options: how it draws.
+        max_positions: how many tokens it reads; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        tokenizer: PreTrainedTokenizerFast,
+        name: str,
+        options: Sampling,
+        max_positions: int | None,
+    ) -> None:
+        self._sampler, self._tokenizer, self._name, self._options = sampler, tokenizer, name, options
+        self._room = None if max_positions is None else max_positions - options.max_new_tokens
+        self._stops = stops_of(tokenizer, name)
+
+    def encode(self, record: Record, place: str) -> list[int]:
+        """The token ids of a prompt; raises UsageError, naming `place`, where it is too long or has no template."""
+        given = record.get("prompt", record.get("messages"))
+        if self._tokenizer.chat_template:
+            messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+            try:
+                ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            except TEMPLATE_ERRORS as error:
+                raise UsageError(
+                    f"{place}: the chat template of {self._name} refuses it: {first_line(error)}."
+                ) from error
+        elif isinstance(given, str):
+            ids = self._tokenizer(given)["input_ids"]
+        else:
+            raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
+        if self._room is not None and len(ids) > self._room:
+            raise UsageError(
+                f"{place}: {len(ids)} tokens and {self._options.max_new_tokens} new ones are more than the model "
+                "reads. Shorten it, or lower --max-new-tokens."
+            )
+        return [int(token) for token in ids]
+
+    def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
+        """The records with `answer`, whether it `ended` by itself, its `tokens`, and their summed `logprob`."""
+        written = self._sampler.write(prompts, self._stops, self._options, seed)
+        return [
+            record
+            | {
+                "answer": self._tokenizer.decode(ids, skip_special_tokens=True),
+                "ended": bool(ids) and ids[-1] in self._stops,
+                "tokens": len(ids),
+                "logprob": round(sum(logprobs), 4),
+            }
+            for record, (ids, logprobs) in zip(records, written, strict=True)
+        ]
