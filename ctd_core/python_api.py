@@ -20,8 +20,8 @@ from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.models.building import build_scorer, logprob_model, stored_targets
 from ctd_core.models.byte_students import with_byte_expansion
-from ctd_core.models.export import export_model
 from ctd_core.models.ensemble import load_ensemble as load_ensemble
+from ctd_core.models.export import export_model
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scorer import Scorer

@@ -77,8 +77,10 @@ def test_models_are_asked_without_a_run(inputs, tmp_path, monkeypatch):  # noqa:
     train_tokenizer(TEXTS, 600).save_pretrained(tmp_path / "other")
     shown = CliRunner().invoke(
         app,
-        ["evaluate", "--model", model, "--model", str(tmp_path / "other"), "--ensemble", "logprobs"]
-        + ["--tasks", "next_number", "--include-path", tasks, "--limit", "6"],
+        [
+            *["evaluate", "--model", model, "--model", str(tmp_path / "other"), "--ensemble", "logprobs"],
+            *["--tasks", "next_number", "--include-path", tasks, "--limit", "6"],
+        ],
     )
     assert shown.exit_code == 0, shown.output
     assert "ensemble" in shown.output
