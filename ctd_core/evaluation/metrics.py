@@ -84,9 +84,11 @@ def _ranks(values: Logprobs) -> Logprobs:
     return ranks
 
 
-BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", "bits", 3, True, True, _bits_per_byte)
+BITS_PER_BYTE = Metric("bits_per_byte", "bits per byte", "", 3, True, True, _bits_per_byte)
 # Σ |student − teacher chunk log-likelihood| in bits, for each byte.
-TEACHER_DISTANCE = Metric("teacher_distance_bits_per_byte", "distance", "bits", 3, True, True, _teacher_distance)
+TEACHER_DISTANCE = Metric(
+    "teacher_distance_bits_per_byte", "distance", "bits per byte", 3, True, True, _teacher_distance
+)
 METRICS = (
     BITS_PER_BYTE,
     TEACHER_DISTANCE,
@@ -104,6 +106,15 @@ def metrics_of(found: Likelihoods) -> dict[str, float]:
 def metric_key(set_name: str, metric: Metric) -> str:
     """What metrics.jsonl and searches call a metric on an evaluation set."""
     return f"{set_name}_{metric.name}"
+
+
+def metric_words(name: str) -> str:
+    """What a person calls a metric of metrics.jsonl, with its unit; `name` itself where it is none."""
+    for metric in METRICS:
+        if name.endswith(f"_{metric.name}"):
+            unit = f" ({metric.unit})" if metric.unit else ""
+            return f"{metric.title} on {name.removesuffix(f'_{metric.name}')}{unit}"
+    return name.replace("_", " ")
 
 
 def is_metric_key(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import Field, ValidationError
 from rich.markup import escape
@@ -140,12 +141,24 @@ def tasks_table(found: Sequence[TaskFigures]) -> TextTable:
 
 def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) -> TextTable:
     """What the shards hold and where they are, a row for each set."""
-    columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens"]
-    columns += ["bytes a chunk", "tokens a chunk", "scored", "one-to-one"]
     counted = {}
     for name, manifest in manifests.items():
         counted[name] = manifest.counts
         counted |= {f"{name}: {label}": counts for label, counts in manifest.counts_by_source.items()}
+    lines = [f"{name}: {locations[name]}" for name in manifests]
+    for manifest in list(manifests.values())[:1]:
+        if (sizes := manifest.vocabularies) is not None:
+            lines.append(
+                f"vocabularies: student {sizes.student:,} tokens, teacher {sizes.teacher:,}; {sizes.shared:,} of the "
+                "same bytes"
+            )
+    return replace(counts_table(counted), caption="\n".join(lines))
+
+
+def counts_table(counted: Mapping[str, Counts]) -> TextTable:
+    """What sets hold and how they align, a row for each."""
+    columns = ["set", "texts", "dropped", "rows", "left out", "kB", "student tokens", "teacher tokens"]
+    columns += ["bytes a chunk", "tokens a chunk", "scored", "one-to-one"]
     rows = [
         [
             name,
@@ -165,15 +178,7 @@ def data_table(manifests: Mapping[str, Manifest], locations: Mapping[str, str]) 
         ]
         for name, counts in counted.items()
     ]
-    lines = [f"{name}: {locations[name]}" for name in manifests]
-    for manifest in list(manifests.values())[:1]:
-        if (sizes := manifest.vocabularies) is not None:
-            lines.append(
-                f"vocabularies: student {sizes.student:,} tokens, teacher {sizes.teacher:,}; {sizes.shared:,} of the "
-                "same bytes"
-            )
-    caption = "\n".join(lines)
-    return TextTable(columns, rows, "prepared", caption)
+    return TextTable(columns, rows, "prepared")
 
 
 def print_report(plan: RunPlan, report: Report) -> None:
@@ -190,6 +195,6 @@ def print_report(plan: RunPlan, report: Report) -> None:
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in report.seconds.items())
     console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
     console.print(f"seconds: {seconds}")
-    console.print(f"model: {plan.model}\nreport: {plan.report}")
+    console.print(f"model: {plan.model}\nreport: {plan.report}\npage: {plan.report.with_suffix('.html')}")
     if plan.files.store is not None:
         console.print(f"both are in {plan.files.store} too")

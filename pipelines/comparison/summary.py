@@ -3,12 +3,13 @@
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+
+from pydantic import Field
 
 from ctd_core.config.base import Record
 from ctd_core.evaluation.metrics import METRICS
-from pipelines.artifacts.report import Report
-from pipelines.display.plots import svg
+from pipelines.artifacts.report import BEFORE, TEACHER, Report
+from pipelines.display.plots import Dots, dots
 from pipelines.display.tables import TextTable
 
 
@@ -27,25 +28,35 @@ class SeedResult(Record):
 
 
 class Row(Record):
-    """One variant: for each figure its mean over the seeds and the standard error of that."""
+    """One variant: for each figure its mean over the seeds and the standard error of that.
+
+    references: for each figure the teacher's value and the student's before training, by name.
+    """
 
     variant: str
     figures: dict[str, tuple[float, float | None]]
+    references: dict[str, dict[str, float]] = Field(default={})
 
 
 def row_of(variant: str, results: Sequence[SeedResult]) -> Row:
     """Means and standard errors over `results`, one a seed."""
     columns: dict[str, list[float]] = {}
+    references: dict[str, dict[str, float]] = {}
     for result in results:
         for name, measured in result.report.sets.items():
             for metric in METRICS:
                 if metric.is_headline:
-                    columns.setdefault(f"{name}: {metric.title}", []).append(measured.student_after[metric.name])
+                    column = f"{name}: {metric.title}"
+                    columns.setdefault(column, []).append(measured.student_after[metric.name])
+                    references[column] = {
+                        TEACHER: measured.teacher[metric.name], BEFORE: measured.student_before[metric.name]
+                    }  # fmt: skip
         if result.report.gap_closed is not None:
             columns.setdefault("gap closed", []).append(result.report.gap_closed)
         columns.setdefault("seconds a step", []).append(result.cost.seconds_a_step)
         columns.setdefault("peak memory, MB", []).append(result.cost.peak_memory_mb)
-    return Row(variant=variant, figures={name: _mean(values) for name, values in columns.items()})
+    figures = {name: _mean(values) for name, values in columns.items()}
+    return Row(variant=variant, figures=figures, references=references)
 
 
 def _mean(values: list[float]) -> tuple[float, float | None]:
@@ -71,17 +82,14 @@ def as_table(rows: list[Row]) -> TextTable:
 
 
 def plot(rows: list[Row]) -> str:
-    """Every metric of quality as bars, with standard errors; SVG."""
+    """Every metric of quality, the best variant by the first on top, with standard errors; SVG."""
     names = [name for name in rows[0].figures if "memory" not in name and "seconds" not in name]
-
-    def draw(pyplot: Any) -> Any:
-        size = (3 * len(names), 0.4 * len(rows) + 1.5)
-        figure, axes = pyplot.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
-            means, errors = zip(*(row.figures[name] for row in rows), strict=True)
-            axis.barh([row.variant for row in rows], means, xerr=[error or 0.0 for error in errors])
-            axis.set_title(name)
-        axes[0][0].invert_yaxis()  # the first variant on top, on all axes
-        return figure
-
-    return svg(draw)
+    first = names[0]
+    falls = not any(first.endswith(metric.title) and not metric.lower_is_better for metric in METRICS)
+    ordered = sorted(rows, key=lambda row: row.figures[first][0], reverse=not falls)
+    return dots(
+        [
+            Dots(name, {row.variant: row.figures[name] for row in ordered}, rows[0].references.get(name, {}))
+            for name in names
+        ]
+    )

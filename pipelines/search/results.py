@@ -12,13 +12,15 @@ import yaml
 from pyarrow import parquet
 
 from ctd_core.config.run import RunConfig
-from ctd_core.evaluation.metrics import is_metric_key
+from ctd_core.evaluation.metrics import is_metric_key, metric_words
 from ctd_core.storage.atomic import write_atomic
-from pipelines.display.pages import page
-from pipelines.display.plots import svg
+from pipelines.display.pages import page, paragraph, picture, preformatted, section
+from pipelines.display.pages import table as html_table
+from pipelines.display.plots import COLORS, REFERENCE_COLOR, Curves, curves, fit_scale, svg
 from pipelines.display.tables import TextTable, as_markdown
 
 BEST = "best.yaml"
+SHOWN_TRIALS = 6  # lines in one picture
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ def write_results(title: str, trials: Sequence[TrialResult], metric: str, best: 
     for name, plot in plots.items():
         write_atomic(directory / name, plot)
     introduction = f"{len(trials)} trials, the best first, by {metric} at their last evaluation."
-    write_atomic(directory / "index.html", page(title, introduction, table, list(plots.values()), recipe))
+    pictures = [picture(plot) for plot in plots.values()]
+    best_run = section("The best trial's run", preformatted(recipe))
+    content = page(title, paragraph(introduction), html_table(table), *pictures, best_run)
+    write_atomic(directory / "index.html", content)
 
 
 def as_table(trials: Sequence[TrialResult], metric: str) -> TextTable:
@@ -131,16 +136,23 @@ def _is_figure(name: str, value: Any) -> bool:
 
 
 def _plot_metric(trials: Sequence[TrialResult], metric: str) -> str:
-    def draw(pyplot: Any) -> Any:
-        figure, axis = pyplot.subplots(figsize=(7, 4))
-        for rank, trial in enumerate(trials):
-            points = [line["step"] for line in trial.lines], [line[metric] for line in trial.lines]
-            axis.plot(*points, marker=".", label=f"trial {trial.number}" if rank < 8 else None, alpha=0.8)
-        axis.set(xlabel="step", ylabel=metric)
-        axis.legend(fontsize="small")
-        return figure
+    """The best trials over their steps, named by what they differ in."""
+    lines = {
+        _name(trial, trials): ([line["step"] for line in trial.lines], [line[metric] for line in trial.lines])
+        for trial in trials[:SHOWN_TRIALS]
+        if trial.lines
+    }
+    return curves([Curves(metric_words(metric), lines, has_dots=True)])
 
-    return svg(draw)
+
+def _name(trial: TrialResult, trials: Sequence[TrialResult]) -> str:
+    leaves = _leaves(trial.values)
+    parts = [
+        f"{name.rpartition('.')[2]} {leaves[name]:.3g}" if _is_number(leaves[name]) else str(leaves[name])
+        for name in _varied(trials)
+        if name in leaves
+    ]
+    return f"{trial.number}: {', '.join(parts)}"
 
 
 def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
@@ -157,12 +169,12 @@ def _plot_parameters(trials: Sequence[TrialResult], metric: str) -> str:
             points = [(_leaves(trial.values)[name], trial) for trial in shown if name in _leaves(trial.values)]
             numeric = all(_is_number(x) and math.isfinite(x) for x, _ in points)
             xs: list[Any] = [x if numeric else str(x) for x, _ in points]
-            colors = ["C0" if trial.steps == most_steps else "C7" for _, trial in points]  # grey: stopped early
-            axis.scatter(xs, [trial.lines[-1][metric] for _, trial in points], c=colors)
-            if numeric and xs and min(xs) > 0 and max(xs) > 20 * min(xs):
-                axis.set_xscale("log")
-            axis.set_xlabel(name.removeprefix("train."), fontsize="small")
-        axes[0][0].set_ylabel(metric, fontsize="small")
+            colors = [COLORS[0] if trial.steps == most_steps else REFERENCE_COLOR for _, trial in points]
+            axis.scatter(xs, [trial.lines[-1][metric] for _, trial in points], c=colors)  # grey: stopped early
+            if numeric and xs:
+                fit_scale(axis, xs)
+            axis.set_xlabel(name.removeprefix("train.").replace("_", " "), fontsize="small")
+        axes[0][0].set_ylabel(metric_words(metric), fontsize="small")
         return figure
 
     return svg(draw)

@@ -8,6 +8,7 @@ from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Report, SetMetrics, read_report, run_stamp, write_report
+from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.measure import measure_set
@@ -43,6 +44,7 @@ def add_tasks(plan: RunPlan, report: Report) -> Report:
     names = {asked.task for asked in figures}
     report = report.model_copy(update={"tasks": [old for old in report.tasks if old.task not in names] + figures})
     write_report(plan, report)
+    write_page(plan, report)
     return report
 
 

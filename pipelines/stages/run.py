@@ -12,6 +12,7 @@ from ctd_core.shards.manifest import Manifest
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import Continuation, Report, read_report, write_report
+from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
 from pipelines.stages.evaluate import RESULTS, add_tasks, measure
@@ -68,6 +69,7 @@ def _results(
         seconds = measured.seconds  # this time nothing was done
     report = report.model_copy(update={"data": data, "samples": samples, "seconds": seconds})
     write_report(plan, report)
+    write_page(plan, report)
     return report
 
 
