@@ -131,14 +131,30 @@ def evaluate(
 
 @runs.command()
 def export(
-    config: ConfigFile = None, recipe: Recipe = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: ConfigFile = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with plain transformers in a Python of its own.")
+    ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Send the checked student to the Hugging Face hub as ORG/NAME, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may see it.")] = False,
 ) -> None:
     """Write the trained student as a directory that Hugging Face transformers loads."""
+    if public and push is None:
+        raise UsageError("--public belongs to --push ORG/NAME")
 
     def work(plan: "RunPlan") -> None:
+        from pipelines.stages import export_check
         from pipelines.stages.export import export as stage
 
-        print(stage(plan))
+        directory = export_check.check_export(plan) if check or push else stage(plan)
+        print(directory)
+        if push is not None:
+            print(export_check.push(directory, push, public))
 
     work_on_run(config, recipe, overrides, dry_run, work)
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling
-from ctd_core.generation.writing import stops_of
 from ctd_core.text.chat import TEMPLATE_ERRORS
+from ctd_core.text.stops import stops_of
 
 Record = dict[str, Any]
 

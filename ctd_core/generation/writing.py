@@ -10,13 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError
 from ctd_core.generation.sampler import Sampler, Sampling
-from ctd_core.text.chat import ChatTemplate
-from ctd_core.text.documents import Turn
-from ctd_core.text.encoding import complete_backend, encode_ids
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from ctd_core.text.stops import first_header, stops_of
 
 Record = dict[str, Any]
-EXCHANGE = (Turn("user", "Hello"), Turn("assistant", "Hello"))
 
 
 class Writer:
@@ -38,8 +35,7 @@ class Writer:
         self._stops = stops_of(tokenizer, name)
         self.is_chat = tokenizer.chat_template is not None
         if self.is_chat:
-            user, _ = ChatTemplate(tokenizer, name).write(EXCHANGE)
-            self._begin = _encode(tokenizer, user.header)
+            self._begin = first_header(tokenizer, name)
         if not self._begin:
             raise UsageError(f"{name}: no token begins a text, so there is nothing to write after. Take another model.")
 
@@ -72,18 +68,3 @@ class Writer:
         written = self._sampler.write(prompts, self._stops, self._options, seed)
         ended = [ids if ids and (ids[-1] in self._stops or not self.is_chat) else [] for ids, _ in written]
         return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ended]
-
-
-def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
-    """The tokens after which nothing more is written: what ends a text, and in a chat template a message."""
-    stops = set(prepare_tokenizer(tokenizer, name, None, None).markers["end"])
-    if tokenizer.chat_template:
-        # a special token ends a message; without one, only the end of the text does
-        ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
-        added = tokenizer.added_tokens_decoder
-        stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
-    return stops
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return [int(token) for token in encode_ids(complete_backend(tokenizer), [text])[0]]

@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.language_model import LanguageModel
+from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import save_tokenizer
 
 
@@ -35,9 +37,25 @@ def export_model(
     for name, tensor in model.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
+    _stop_at_turn_ends(model, tokenizer)
     model.save(directory)
     save_tokenizer(beginning_texts(tokenizer, list(begin)), directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _stop_at_turn_ends(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let `generate` stop where an answer ends: a base model that learned to chat knows the end of a text alone."""
+    config: Any = getattr(model.module, "generation_config", None)
+    if config is None or not tokenizer.chat_template:
+        return
+    try:
+        stops = stops_of(tokenizer, "the student's tokenizer")
+    except DocumentError:  # a template that refuses a plain exchange
+        return
+    given = config.eos_token_id
+    known = [] if given is None else [given] if isinstance(given, int) else list(given)
+    if missing := sorted(stops - set(known)):
+        config.eos_token_id = [*known, *missing]
 
 
 def beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:

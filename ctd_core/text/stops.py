@@ -1,0 +1,31 @@
+"""The tokens that end a text, or a message."""
+
+from transformers import PreTrainedTokenizerFast
+
+from ctd_core.text.chat import ChatTemplate
+from ctd_core.text.documents import Turn
+from ctd_core.text.encoding import complete_backend, encode_ids
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+
+EXCHANGE = (Turn("user", "Hello"), Turn("assistant", "Hello"))
+
+
+def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
+    """The tokens after which nothing more is written: what ends a text, and in a chat template a message."""
+    stops = set(prepare_tokenizer(tokenizer, name, None, None).markers["end"])
+    if tokenizer.chat_template:
+        # a special token ends a message; without one, only the end of the text does
+        ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
+        added = tokenizer.added_tokens_decoder
+        stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
+    return stops
+
+
+def first_header(tokenizer: PreTrainedTokenizerFast, name: str) -> list[int]:
+    """What a chat template writes before the first message of a user."""
+    user, _ = ChatTemplate(tokenizer, name).write(EXCHANGE)
+    return _encode(tokenizer, user.header)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return [int(token) for token in encode_ids(complete_backend(tokenizer), [text])[0]]

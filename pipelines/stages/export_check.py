@@ -1,0 +1,163 @@
+"""`ctd export --check` and `--push`: whether the exported student is one elsewhere, and sending it to the hub.
+
+The check runs plain transformers in a Python of its own, and compares with what this project computes.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctd_core.errors import CtdError, UsageError, first_line
+from ctd_core.models.loading import load_model
+from ctd_core.text.stops import stops_of
+from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.artifacts.locks import stage_lock
+from pipelines.artifacts.run_plan import RunPlan
+from pipelines.stages.evaluate import RESULTS
+from pipelines.stages.export import write_model
+
+logger = logging.getLogger(__name__)
+TEXTS = [
+    "Hello, world!",
+    "  two  spaces\n\tand a tab",
+    "Größe, naïve, 日本語, 👩‍👩‍👧",
+    "x = 12345 # nothing",
+    "<|im_end|></s>",
+]
+TOLERANCE = 1e-3  # of logits, in float32
+ELSEWHERE = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+directory, trust, texts = sys.argv[1], sys.argv[2] == "True", json.loads(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
+model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust, dtype=torch.float32)
+found = {"ids": [tokenizer(text)["input_ids"] for text in texts]}
+with torch.no_grad():
+    found["logits"] = [model(torch.tensor([ids])).logits[0, -1].tolist() for ids in found["ids"]]
+prompt = torch.tensor([found["ids"][0]])
+cached, plain = (
+    model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=use_cache)[0].tolist()
+    for use_cache in (True, False)
+)
+found["cached"], found["plain"] = cached, plain
+if tokenizer.chat_template:
+    found["chat"] = tokenizer.apply_chat_template(
+        [{"role": "user", "content": texts[0]}], add_generation_prompt=True
+    )["input_ids"]
+print(json.dumps(found))
+"""
+
+
+def check_export(plan: RunPlan) -> Path:
+    """Export the student, and check it in a Python without this project.
+
+    Args:
+        plan: the run.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CtdError: something is different there.
+    """
+    with stage_lock(plan.files, RESULTS):
+        directory = write_model(plan)
+        check_directory(directory)
+    return directory
+
+
+def check_directory(directory: Path) -> None:
+    """Raises CtdError, with all that is different, where a model is not the same elsewhere; logs what is the same."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    has_code = "auto_map" in config
+    command = [sys.executable, "-c", ELSEWHERE, str(directory), str(has_code), json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=directory.parent)
+    if done.returncode:
+        raise CtdError(f"{directory}: transformers cannot use it: {done.stderr.strip().splitlines()[-1]}")
+    wrong = list(_differences(directory, json.loads(done.stdout.splitlines()[-1]), config))
+    if wrong:
+        raise CtdError(f"{directory}: elsewhere it is not the same:\n" + "\n".join(f"  {line}" for line in wrong))
+    logger.info("export: plain transformers has the same tokens and logits, and generates the same with a cache")
+    if has_code:
+        logger.info(
+            "export: it has code of its own: trust_remote_code=True elsewhere; vLLM and llama.cpp cannot run it"
+        )
+    else:
+        logger.info(
+            "export: a plain %s with a tokenizer.json, which vLLM and llama.cpp's converter read where they know the "
+            "architecture", config["architectures"][0],
+        )  # fmt: skip
+
+
+def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    tokenizer, model = load_tokenizer(str(directory)), load_model(str(directory))
+    wrong = []
+    for text, ids, logits in zip(TEXTS, found["ids"], found["logits"], strict=True):
+        own = tokenizer(text)["input_ids"]
+        if ids != own:
+            wrong.append(f"the tokens of {text!r} are {ids[:12]}, here {own[:12]}")
+            continue
+        with torch.no_grad():
+            difference = (model(torch.tensor([own])).logits[0, -1] - torch.tensor(logits)).abs().max()
+        if not difference <= TOLERANCE:
+            wrong.append(f"the logits after {text!r} differ by {difference:.3g}")
+    if found["cached"] != found["plain"]:
+        wrong.append("generate() writes something else with a cache than without")
+    rows = config.get("text_config", config)["vocab_size"]
+    if len(tokenizer) > rows:
+        wrong.append(f"the tokenizer has {len(tokenizer)} tokens, and the model {rows} rows")
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": TEXTS[0]}]
+        if found["chat"] != tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]:
+            wrong.append("the chat template writes other tokens")
+        given = model.generation_config.eos_token_id
+        known = {given} if isinstance(given, int) else set(given or ())
+        if missing := stops_of(tokenizer, str(directory)) - known:
+            names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(missing)))
+            wrong.append(f"an answer would not stop at {names}: generation_config.json does not name it")
+    return wrong
+
+
+def push(directory: Path, repository: str, is_public: bool) -> str:
+    """Send an exported student with its card to the Hugging Face hub; private unless it is to be public.
+
+    Args:
+        directory: the exported student.
+        repository: ORG/NAME.
+        is_public: whether everybody may see it.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UsageError: the name is none, or a public model's card names no licence.
+        CtdError: the hub refuses it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    if is_public and "\nlicense:" not in card.split("\n---\n")[0]:
+        raise UsageError(
+            f"{directory / 'README.md'}: the card names no licence, since the base model's is not known here. Write "
+            "`license: …` between its first lines, then push it again."
+        )
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=not is_public, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload the student")
+    except HFValidationError as error:
+        raise UsageError(f"--push {repository}: write ORG/NAME ({first_line(error)}).") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CtdError(
+            f"--push {repository}: the hub refuses it ({first_line(error)}). Log in with `hf auth login`, or set "
+            "HF_TOKEN."
+        ) from error
+    return str(commit)

@@ -1,0 +1,81 @@
+"""`ctd export --check` and `--push`."""
+
+import json
+
+import pytest
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from ctd_core.errors import CtdError, UsageError
+from ctd_core.models.export import export_model
+from ctd_core.models.language_model import HuggingFaceModel
+from pipelines.stages.export_check import check_directory, push
+from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
+from tests.support.chat_templates import chat_tokenizer
+from tests.support.models import llama
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A chat model whose generation config knew nothing of its template."""
+    tokenizer = chat_tokenizer("ChatML")
+    (tmp_path / "model").mkdir()
+    export_model(
+        HuggingFaceModel(llama(len(tokenizer), tied=False)), tokenizer, "---\ntags: []\n---\n", tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_an_exported_chat_model_is_the_same_elsewhere_and_stops_at_the_ends_of_turns(exported):
+    check_directory(exported)
+    ends = json.loads((exported / "generation_config.json").read_text())["eos_token_id"]
+    assert chat_tokenizer("ChatML").convert_tokens_to_ids("<|im_end|>") in ends
+
+
+def test_what_is_not_the_same_is_named(exported, monkeypatch):
+    change(exported / "generation_config.json", eos_token_id=0)
+    with pytest.raises(CtdError, match=r"an answer would not stop at <\|im_end\|>"):
+        check_directory(exported)
+    monkeypatch.setattr("pipelines.stages.export_check.load_tokenizer", lambda name: chat_tokenizer("Gemma"))
+    with pytest.raises(CtdError, match=r"elsewhere it is not the same:\n  the tokens of 'Hello, world!' are \["):
+        check_directory(exported)
+
+
+def test_a_model_that_transformers_cannot_load_is_an_error_with_its_reason(exported):
+    weights = load_file(exported / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:4].clone()
+    save_file(weights, exported / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CtdError, match="transformers cannot use it: "):
+        check_directory(exported)
+
+
+@pytest.mark.parametrize("is_public", [False, True])
+def test_a_student_is_sent_with_its_card_and_to_the_public_with_a_licence_alone(exported, monkeypatch, is_public):
+    calls = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: calls.append((name, options)))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options) or "https://hub/commit")
+    if is_public:
+        with pytest.raises(UsageError, match="the card names no licence"):
+            push(exported, "org/name", is_public)
+        (exported / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert push(exported, "org/name", is_public) == "https://hub/commit"
+    assert calls[0] == ("org/name", {"private": not is_public, "exist_ok": True})
+    assert calls[1]["folder_path"] == exported
+
+
+def test_what_the_hub_refuses_is_an_error_with_the_way_out(exported, monkeypatch):
+    with pytest.raises(UsageError, match=r"--push a/b/c: write ORG/NAME"):
+        push(exported, "a/b/c", False)
+
+    def refuse(self, name, **options):
+        raise ConnectionError("offline mode is enabled")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    with pytest.raises(CtdError, match=r"the hub refuses it \(.*offline.*\)\. Log in with `hf auth login`"):
+        push(exported, "org/name", False)
+    with pytest.raises(UsageError, match="--public belongs to --push"):
+        ctd("export", "--recipe", "small", "--public")
