@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -74,12 +75,28 @@ def _check(config: RunConfig) -> Iterator[str]:
         from ctd_core.evaluation.tasks import TaskHarness  # takes seconds
 
         TaskHarness(config.evaluate.tasks)
+    _check_frozen(config)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton
 
         origin = config.student if config.student.model is not None else config.teacher
         check_targets(skeleton(origin.model or "", origin.revision, origin.trust_remote_code), config.student.adapters)
+
+
+def _check_frozen(config: RunConfig) -> None:
+    """Raises UsageError where a pattern of train.freeze names no parameter of the student."""
+    patterns = [*config.train.freeze, *(name for stage in config.train.stages for name in stage.freeze or [])]
+    if not patterns or config.student.byte_expansion is not None:  # whose parameters have other names
+        return
+    from ctd_core.models.loading import skeleton  # takes seconds
+
+    origin = config.student if config.student.model is not None else config.teacher
+    names = list(skeleton(origin.model or "", origin.revision, origin.trust_remote_code).state_dict())
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            shown = ", ".join(names[:4])
+            raise UsageError(f"train.freeze: no parameter has a match of {pattern!r} in its name; names are {shown} …")
 
 
 def _holds_conversations(config: RunConfig) -> bool:

@@ -27,6 +27,7 @@ from pipelines.stages.student import ensure_student
 from pipelines.stages.train_worker import ray_worker, run_worker
 
 logger = logging.getLogger(__name__)
+MANY_EPOCHS = 10
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -64,6 +65,7 @@ def _train_student(
         rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
         check_teacher(shards.manifest, shards.name, dataset.teacher_weights, rows)
     ensure_student(plan)
+    _tell_epochs(plan)
     start = latest_checkpoint(plan.checkpoints)
     done = steps_done(start)
     if done >= options.steps:
@@ -86,6 +88,16 @@ def _train_student(
             with stop_signals() as is_asked:
                 run_worker(plan, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
     _warn_of_idle_objectives(plan)
+
+
+def _tell_epochs(plan: RunPlan) -> None:
+    """Report how often the corpus is learned: more steps than it has text for come back to the same text."""
+    options = plan.config.train
+    shards = ShardSet(plan.training_sets[None].location, verify=False, cache=plan.shard_cache)
+    learned = options.steps * options.gradient_accumulation * options.batch_tokens
+    epochs = learned / max(shards.manifest.counts.student_tokens, 1)
+    many = f": more than {MANY_EPOCHS}, take more text or fewer steps" if epochs > MANY_EPOCHS else ""
+    logger.info(f"train: {options.steps} steps learn the corpus {epochs:.2g} times at most{many}")
 
 
 def _warn_of_idle_objectives(plan: RunPlan) -> None:

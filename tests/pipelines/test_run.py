@@ -251,6 +251,11 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("evaluate.gap_sett=x", r"Did you mean gap_set\?"),
         ("train.objectives=[{kind: alm, temprature: 2}]", r"Did you mean temperature\?"),
         ("train.freeze=['[']", r"train\.freeze: '\[' is no regular expression"),
+        (
+            "train.freeze=[no_such]",
+            r"train\.freeze: no parameter has a match of 'no_such' in its name; names are model\.",
+        ),
+        ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.freeze: no parameter has a match of 'no_such'"),
         ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of extra_teachers"),
