@@ -17,6 +17,7 @@ from ctd_core.generation.prompts import Answerer, Record, read_prompts
 from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from ctd_core.models.ensemble import load_ensemble
+from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
 from pipelines.display.progress import progress
@@ -92,9 +93,10 @@ def answer(
 
 
 def _settings(models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average) -> dict[str, object]:
-    if len(models) == 1:
-        return {"model": models[0], "batch": batch, "seed": seed, **vars(options)}
-    return {"models": list(models), "average": average, "batch": batch, "seed": seed, **vars(options)}
+    """All that decides what is written."""
+    weights = [weights_fingerprint(model, None) for model in models]
+    of_models = {"models": list(models), "weights": weights} | ({"average": average} if len(models) > 1 else {})
+    return of_models | {"batch": batch, "seed": seed, **vars(options)}
 
 
 def _sampler(models: Sequence[str], average: Average) -> tuple[Sampler, PreTrainedTokenizerFast, str]:

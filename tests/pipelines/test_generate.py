@@ -64,6 +64,9 @@ def test_a_file_of_other_settings_is_left_alone(model, tmp_path):
     before = (tmp_path / "written.jsonl").read_bytes()
     with pytest.raises(UsageError, match="of other settings"):
         raise generate(model, tmp_path / "written.jsonl", 8, "--seed", "1").exception
+    llama(len(chat_tokenizer("ChatML")), seed=3).save_pretrained(model)  # other weights under the same name
+    with pytest.raises(UsageError, match="of other settings"):
+        raise generate(model, tmp_path / "written.jsonl", 8).exception
     assert (tmp_path / "written.jsonl").read_bytes() == before
     assert json.loads((tmp_path / "written.jsonl.settings.json").read_text())["seed"] == 0
 
