@@ -9,6 +9,7 @@ from ctd_core.config.models import Average
 from ctd_core.errors import UsageError
 
 models = typer.Typer()
+LEAST_TEMPERATURE = 0.01
 
 
 Models = Annotated[
@@ -37,14 +38,15 @@ def generate(
         float, typer.Option(min=0.01, max=1.0, help="Draw from the likeliest tokens that have this share.")
     ] = 0.95,
     batch: Annotated[int, typer.Option(min=1, help="How many are written at once.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of what is drawn.")] = 0,
     average: Annotated[
         str, typer.Option(help="What an ensemble averages: probabilities or logprobs.")
     ] = "probabilities",
 ) -> None:
     """Let a model write: answers to the prompts of a file, or a corpus, such as for a teacher that has none.
 
-    With --prompts, each record comes back with an `answer`, whether it `ended` by itself, its `tokens` and `logprob`.
+    With --prompts, each record comes back with what was `generated`: a `text`, whether it `ended` by itself, its number
+    of `tokens`, their `logprob`.
 
     Without, an instruction-tuned model that sees nothing but the beginning of a user's message writes the message, and
     then its own answer. What a student learns of such texts is what its teacher knows best.
@@ -54,6 +56,8 @@ def generate(
     from ctd_core.generation.sampler import Sampling
     from pipelines.stages import generate as stage
 
+    if temperature and not LEAST_TEMPERATURE <= temperature <= 100:
+        raise UsageError(f"--temperature {temperature}: 0, or from {LEAST_TEMPERATURE} to 100")
     options, chosen = Sampling(max_new_tokens, temperature, top_p), read_average(average)
     if prompts is not None:
         stage.answer(model, prompts, output, batch, options, seed, chosen)

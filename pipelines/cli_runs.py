@@ -66,9 +66,9 @@ def train(
     """Train the student on prepared shards, on Ray Train, or in this process with train.num_workers=0."""
 
     def work(plan: "RunPlan") -> None:
-        from pipelines.stages.train import train_student
+        from pipelines.stages.on_policy import train_whole
 
-        train_student(plan)
+        train_whole(plan)
 
     work_on_run(config, recipe, overrides, dry_run, work, ("train",) if estimate else ())
 

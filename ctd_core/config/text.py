@@ -112,6 +112,13 @@ class JsonLines(Records):
     paths: list[str] = Field(min_length=1, description="files or patterns such as data/*.jsonl, or s3://bucket/*.jsonl")
 
 
+class OwnTexts(Records):
+    """What the student of a run wrote itself, in JSON lines with `answer` and `ended`; no run's file names it."""
+
+    kind: Literal["own-texts"]
+    paths: list[str]
+
+
 class Parquet(Records):
     """Parquet files."""
 

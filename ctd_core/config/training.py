@@ -1,7 +1,7 @@
 """Options of training."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,21 @@ class Stage(Options):
     @classmethod
     def _patterns(cls, patterns: list[str] | None) -> list[str] | None:
         return patterns if patterns is None else _regular(patterns)
+
+
+class OnPolicy(Options):
+    """The student learns from texts of its own: in each round it writes some, and its teacher scores them once."""
+
+    rounds: int = Field(gt=0, description="of as many steps each; the last may have less")
+    begin: int = Field(default=0, ge=0, description="the first steps learn the corpus alone")
+    texts: int = Field(default=64, gt=0, description="how many the student writes in a round")
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="the share of its own texts in what is learned; the rest is the corpus's"
+    )
+    max_new_tokens: int = Field(default=128, gt=0, description="of each text; an answer that is longer is left out")
+    temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest tokens that have this share")
+    batch: int = Field(default=32, gt=0, description="how many are written at once")
 
 
 class Train(Options):
@@ -80,12 +95,18 @@ class Train(Options):
         description="the first of the steps with other settings, such as [{steps: 64, freeze: [layers], learning_rate: "
         "1e-3}]: each stage has an optimizer and a schedule of its own, and all have one order of rows",
     )
+    on_policy: OnPolicy | None = Field(default=None, description="learn from the student's own texts")
     autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
     evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = resource(
         default=None, gt=0, description="a tenth of the steps by default; the last step always makes a checkpoint"
     )
     max_failures: int = resource(default=3, ge=0, description="restarts of the workers before the run fails")
+
+    def result_values(self) -> dict[str, Any]:
+        """Without what is not used: options that are new change no name of an older training."""
+        values = super().result_values()
+        return {name: value for name, value in values.items() if name not in ("stages", "on_policy") or value}
 
     @property
     def checkpoint_steps(self) -> int:
@@ -127,6 +148,8 @@ class Train(Options):
     def _stages_leave_steps(self) -> "Train":
         if self.stages and (total := sum(stage.steps for stage in self.stages)) >= self.steps:
             raise ValueError(f"the stages have {total} steps, and steps, which counts theirs too, is {self.steps}")
+        if self.on_policy is not None and self.on_policy.begin + self.on_policy.rounds > self.steps:
+            raise ValueError(f"on_policy has {self.on_policy.rounds} rounds, for which {self.steps} steps are too few")
         if self.stages and self.strategy == "fsdp":
             raise ValueError("stages are not supported with strategy: fsdp; use ddp")
         return self

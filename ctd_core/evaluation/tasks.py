@@ -107,6 +107,12 @@ class TaskHarness:
             )
         except Exception as error:  # of a task's own code, or whatever its data set raises
             raise CtdError(f"the task {task} failed for {name}: {type(error).__name__}: {first_line(error)}") from error
+        shots = results.get("n-shot", {})
+        if options.num_fewshot is not None and any(count != options.num_fewshot for count in shots.values()):
+            raise UsageError(
+                f"evaluate.tasks.num_fewshot: {task} asks with {', '.join(map(str, set(shots.values())))} examples, "
+                "and with no other number. Leave the option out."
+            )
         return _figures(results, task, name).model_copy(update={"cut_questions": asked.cut})
 
 

@@ -13,6 +13,7 @@ from ctd_core.text.chat import TEMPLATE_ERRORS
 from ctd_core.text.stops import stops_of
 
 Record = dict[str, Any]
+GENERATED = "generated"  # the field of a record for what was written
 
 
 def read_prompts(file: Path) -> list[Record]:
@@ -21,7 +22,7 @@ def read_prompts(file: Path) -> list[Record]:
     Raises UsageError, with the line, where one has neither.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # a string may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: cannot be read ({error}).") from error
     records = []
@@ -30,15 +31,28 @@ def read_prompts(file: Path) -> list[Record]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}:line {number}: not a line of JSON ({error}).") from error
-        given = record.get("prompt", record.get("messages")) if isinstance(record, dict) else None
-        if not given or not isinstance(given, str | list):
+        given = prompt_of(record) if isinstance(record, dict) else None
+        if not isinstance(given, str) and not _are_messages(given):
             raise UsageError(f"{file}:line {number}: no `prompt` (a text or messages) and no `messages`.")
+        if GENERATED in record:
+            raise UsageError(f"{file}:line {number}: {GENERATED!r} is where the answer would stand. Name it otherwise.")
         records.append(record)
     if not records:
         raise UsageError(f"{file}: no prompts are there.")
     return records
+
+
+def prompt_of(record: Record) -> Any:
+    """A record's text or messages; None where it has neither."""
+    return record.get("prompt") or record.get("messages") or None
+
+
+def _are_messages(given: Any) -> bool:
+    return isinstance(given, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) for message in given
+    )
 
 
 class Answerer:
@@ -66,7 +80,7 @@ class Answerer:
 
     def encode(self, record: Record, place: str) -> list[int]:
         """The token ids of a prompt; raises UsageError, naming `place`, where it is too long or has no template."""
-        given = record.get("prompt", record.get("messages"))
+        given = prompt_of(record)
         if self._tokenizer.chat_template:
             messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
             try:
@@ -87,15 +101,19 @@ class Answerer:
         return [int(token) for token in ids]
 
     def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
-        """The records with `answer`, whether it `ended` by itself, its `tokens`, and their summed `logprob`."""
+        """The records with what was `generated`: its `text`, whether it `ended` by itself, its number of `tokens`, and
+        their summed `logprob`.
+        """
         written = self._sampler.write(prompts, self._stops, self._options, seed)
         return [
             record
             | {
-                "answer": self._tokenizer.decode(ids, skip_special_tokens=True),
-                "ended": bool(ids) and ids[-1] in self._stops,
-                "tokens": len(ids),
-                "logprob": round(sum(logprobs), 4),
+                GENERATED: {
+                    "text": self._tokenizer.decode(ids, skip_special_tokens=True),
+                    "ended": bool(ids) and ids[-1] in self._stops,
+                    "tokens": len(ids),
+                    "logprob": round(sum(logprobs), 4),
+                }
             }
             for record, (ids, logprobs) in zip(records, written, strict=True)
         ]

@@ -1,6 +1,7 @@
 """What is asked of a model that writes, and the Hugging Face one as the first that does."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -68,14 +69,25 @@ class TransformersSampler:
             **(drawn if options.temperature else {"do_sample": False}),
             max_new_tokens=options.max_new_tokens, eos_token_id=sorted(stops) or None, pad_token_id=padding,
         )  # fmt: skip
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        recorder = _Recorder()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _own_settings(self._model):
             torch.manual_seed(seed)
-            recorder = _Recorder()
             written = self._model.generate(
                 ids, attention_mask=mask, generation_config=config, logits_processor=[recorder, _TopP(options)]
             )
         rows = zip(written[:, width:].tolist(), recorder.logprobs(written), strict=True)
         return [Written(kept := _up_to(row, stops), logprobs[: len(kept)]) for row, logprobs in rows]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's generation config, whose penalties, beams and limits would join what is asked for."""
+    given = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = given
 
 
 class _Recorder:

@@ -5,6 +5,7 @@ Section 5.2 of arXiv 2503.20083.
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from ctd_core.config.models import Average, Dtype
 from ctd_core.errors import UsageError
 from ctd_core.models.loading import load_model
 from ctd_core.text.tokenizers import load_tokenizer
+
+LENGTH = "max_position_embeddings"
 
 
 class EnsembleCache(Cache):  # type: ignore[misc]  # the package has no types
@@ -56,11 +59,14 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if len(members) < 2:
             raise UsageError("an ensemble has two members or more")
         shares = [1.0] * len(members) if weights is None else list(weights)
-        if len(shares) != len(members) or min(shares) <= 0:
+        if len(shares) != len(members) or not all(0 < share < math.inf for share in shares):
             raise UsageError(f"weights: {len(members)} members need as many numbers above 0, not {shares}")
         config = copy.deepcopy(members[0].config)
         rows = [member.get_output_embeddings().weight.shape[0] for member in members]
         config.get_text_config().vocab_size = min(rows)
+        lengths = [getattr(member.config.get_text_config(), LENGTH, None) for member in members]
+        if getattr(config.get_text_config(), LENGTH, None) is not None:
+            setattr(config.get_text_config(), LENGTH, min(length for length in lengths if length is not None))
         super().__init__(config)
         self.members: Any = nn.ModuleList(members)
         self.average = average
@@ -72,17 +78,24 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: EnsembleCache | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         member_inputs: Sequence[dict[str, Any]] | None = None,
+        return_dict: bool = True,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Averaged log-probabilities as logits. `member_inputs` are what `generate` gives each member."""
+        if not return_dict or (
+            unknown := [name for name, value in options.items() if value is not None and value is not False]
+        ):
+            raise ValueError(f"an ensemble takes ids, masks and positions, and not {', '.join(unknown or ['tuples'])}")
         if member_inputs is None:
             if past_key_values is not None:
                 raise ValueError("with a cache, call an ensemble through generate()")
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": logits_to_keep}
+            inputs |= {} if position_ids is None else {"position_ids": position_ids}
             member_inputs = [{**inputs, "use_cache": False}] * len(self.members)
         rows = self.config.get_text_config().vocab_size
         shares = self.shares.log() if self.average == "probabilities" else self.shares
@@ -96,6 +109,13 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         assert combined is not None
         logits = combined if self.average == "probabilities" else combined.log_softmax(-1)
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        """As any model's, but for ways that draft tokens, which need one cache."""
+        for name in ("assistant_model", "prompt_lookup_num_tokens"):
+            if options.get(name) is not None:
+                raise ValueError(f"an ensemble cannot generate with {name}")
+        return super().generate(*arguments, **options)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: EnsembleCache | None = None, **kwargs: Any

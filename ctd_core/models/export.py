@@ -38,6 +38,7 @@ def export_model(
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
     _stop_at_turn_ends(model, tokenizer)
+    _leave_unused_code_out(model)
     model.save(directory)
     save_tokenizer(beginning_texts(tokenizer, list(begin)), directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
@@ -56,6 +57,13 @@ def _stop_at_turn_ends(model: LanguageModel, tokenizer: PreTrainedTokenizerFast)
     known = [] if given is None else [given] if isinstance(given, int) else list(given)
     if missing := sorted(stops - set(known)):
         config.eos_token_id = [*known, *missing]
+
+
+def _leave_unused_code_out(model: LanguageModel) -> None:
+    """A class of transformers needs no code of its own, whatever the config that came with the weights names."""
+    config: Any = getattr(model.module, "config", None)
+    if type(model.module).__module__.startswith("transformers.") and hasattr(config, "auto_map"):
+        del config.auto_map
 
 
 def beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:

@@ -49,6 +49,7 @@ class Stopped(Interrupted):
     """A training that ended before its last step because it was asked to, after the step `done`."""
 
     def __init__(self, done: int) -> None:
+        self.done = done
         super().__init__(f"stopped after step {done}. Run the same command again: it goes on from there.")
 
 

@@ -17,6 +17,7 @@ from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
 
+RESULTS = "results"  # the lock of report and model, which a run has one of
 FAR = 1.5  # times the teacher's bits per byte: beyond it, what a student writes is hardly text
 TEACHER, BEFORE, AFTER = MODELS = ("teacher", "student before", "student after")
 METRIC_COLUMNS = ["text", "metric", *MODELS]

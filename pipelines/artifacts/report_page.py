@@ -1,11 +1,13 @@
 """report.html: a run on one page."""
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from ctd_core.errors import first_line
 from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
@@ -15,6 +17,7 @@ from pipelines.display import pages
 from pipelines.display.plots import COLORS, REFERENCE_COLOR, Curves, Dots, curves, dots, has_matplotlib
 from pipelines.display.tables import TextTable
 
+logger = logging.getLogger(__name__)
 SHOWN_STEPS = 100  # points of a curve, each the mean of some steps
 COLOR_OF = dict(zip(MODELS, (REFERENCE_COLOR, COLORS[1], COLORS[0]), strict=True))
 Steps = list[dict[str, Any]]
@@ -24,7 +27,12 @@ def write_page(plan: RunPlan, report: Report) -> None:
     """Write the page atomically, and to the store where there is one."""
     path = plan.report.with_suffix(".html")
     plan.files.fetch(plan.training / METRICS_FILE, overwrite=True)
-    write_atomic(path, _page(plan, report, read_metrics(plan.training / METRICS_FILE)))
+    try:
+        page = _page(plan, report, read_metrics(plan.training / METRICS_FILE))
+    except Exception as error:  # a picture that cannot be drawn must not cost a run its results
+        logger.warning("%s is not written: %s: %s", path, type(error).__name__, first_line(error))
+        return
+    write_atomic(path, page)
     plan.files.upload(path)
 
 
@@ -54,7 +62,7 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
         ),
         pages.section(
             "Tasks",
-            pages.picture(_tasks(report)) if is_drawn and report.tasks else "",
+            pages.picture(_tasks(report)) if is_drawn else "",
             pages.table(tasks_table(report.tasks)),
         ),
         pages.section("Samples", pages.table(TextTable(["prompt", "teacher", "student"], samples), is_prose=True)),
@@ -88,12 +96,12 @@ def _tasks(report: Report) -> str:
         if of_task:
             figure = next(iter(of_task[0].figures))
             values = {
-                found.model: (found.figures[figure], found.errors.get(figure))
+                found.model: (found.figures[figure], max(found.errors.get(figure) or 0.0, 0.0))
                 for found in of_task
                 if figure in found.figures
             }
             panels.append(Dots(f"{task}, {figure}", values, colors=COLOR_OF))
-    return dots(panels)
+    return dots(panels) if panels else ""
 
 
 def _training(plan: RunPlan, report: Report, steps: Steps) -> str:

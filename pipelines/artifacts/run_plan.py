@@ -63,6 +63,8 @@ class RunPlan:
     init: the directory of the student before training. training: that of metrics and checkpoints.
     datasets: the training sets, one for each teacher, and the evaluation sets, by name.
     evaluation: the fingerprint of what the student is measured on.
+    own_texts: the set of what the student wrote itself, which it learns from now, beside the corpus or alone.
+    until: the step at which this part of the training ends; None for its last.
     """
 
     config: RunConfig
@@ -72,6 +74,8 @@ class RunPlan:
     training: Path
     datasets: Mapping[str, DatasetPlan]
     evaluation: str
+    own_texts: DatasetPlan | None = None
+    until: int | None = None
 
     @property
     def model(self) -> Path:
@@ -102,6 +106,11 @@ class RunPlan:
     def shares(self) -> dict[str, float] | None:
         """By the label of each source of a mixture its share of the training; None of any other corpus."""
         return self.config.corpus.shares if isinstance(self.config.corpus, Mixture) else None
+
+    @property
+    def last_step(self) -> int:
+        """Where this part of the training ends."""
+        return self.config.train.steps if self.until is None else self.until
 
     @property
     def training_sets(self) -> dict[str | None, DatasetPlan]:

@@ -57,8 +57,8 @@ def table(shown: TextTable, is_prose: bool = False) -> str:
 
 
 def picture(plot: str) -> str:
-    """A plot, as SVG."""
-    return f"<figure>{plot[plot.index('<svg') :]}</figure>\n"
+    """A plot, as SVG; nothing of none."""
+    return "" if not plot else f"<figure>{plot[plot.index('<svg') :]}</figure>\n"
 
 
 def preformatted(text: str) -> str:

@@ -61,7 +61,9 @@ def svg(draw: Callable[[Any], Any]) -> str:
     from matplotlib import pyplot
 
     style: Any = {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
-    with pyplot.rc_context(style | {"grid.alpha": 0.3, "grid.color": REFERENCE_COLOR, "legend.framealpha": 0}):
+    with pyplot.rc_context(
+        style | {"text.parse_math": False, "grid.alpha": 0.3, "grid.color": REFERENCE_COLOR, "legend.framealpha": 0}
+    ):
         figure = draw(pyplot)
         figure.tight_layout()
         out = io.StringIO()

@@ -7,16 +7,15 @@ from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import Report, SetMetrics, read_report, run_stamp, write_report
+from pipelines.artifacts.report import RESULTS, Report, SetMetrics, read_report, run_stamp, write_report
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
+from pipelines.stages.export import refresh_card
 from pipelines.stages.measure import measure_set
 from pipelines.stages.student import load_student
 from pipelines.stages.tasks import ask_models_of_run
 from pipelines.stages.tokenizer import student_tokenizer
-
-RESULTS = "results"  # the lock of report and model, which a run has one of
 
 
 def evaluate(plan: RunPlan) -> Report:
@@ -45,6 +44,7 @@ def add_tasks(plan: RunPlan, report: Report) -> Report:
     report = report.model_copy(update={"tasks": [old for old in report.tasks if old.task not in names] + figures})
     write_report(plan, report)
     write_page(plan, report)
+    refresh_card(plan, report)
     return report
 
 

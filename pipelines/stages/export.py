@@ -8,14 +8,13 @@ from typing import Any
 import yaml
 
 from ctd_core.models.export import export_model
-from ctd_core.storage.atomic import atomic_directory
+from ctd_core.storage.atomic import atomic_directory, write_atomic
 from ctd_core.text.documents import BEGIN
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import Report, metrics_table, read_report, tasks_table
+from pipelines.artifacts.report import RESULTS, Report, metrics_table, read_report, tasks_table
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import as_markdown
-from pipelines.stages.evaluate import RESULTS
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
@@ -34,6 +33,14 @@ def write_model(plan: RunPlan) -> Path:
         export_model(model, tokenizer.encoder.tokenizer, card, temporary, tokenizer.markers.get(BEGIN, ()))
     plan.files.upload(plan.model)
     return plan.model
+
+
+def refresh_card(plan: RunPlan, report: Report) -> None:
+    """Write the exported model's card again, where `report` measured that model; for who has the lock."""
+    if is_exported(plan, report):
+        card = plan.model / "README.md"
+        write_atomic(card, _card(plan, trained_checkpoint(plan.checkpoints), report))
+        plan.files.upload(card)
 
 
 def is_exported(plan: RunPlan, report: Report) -> bool:

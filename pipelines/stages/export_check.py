@@ -14,11 +14,12 @@ import torch
 
 from ctd_core.errors import CtdError, UsageError, first_line
 from ctd_core.models.loading import load_model
+from ctd_core.models.model_config import EXPANSION_BASE
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.locks import stage_lock
+from pipelines.artifacts.report import RESULTS
 from pipelines.artifacts.run_plan import RunPlan
-from pipelines.stages.evaluate import RESULTS
 from pipelines.stages.export import write_model
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ directory, trust, texts = sys.argv[1], sys.argv[2] == "True", json.loads(sys.arg
 tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
 model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust, dtype=torch.float32)
 found = {"ids": [tokenizer(text)["input_ids"] for text in texts]}
+found["texts"] = [tokenizer.decode(ids) for ids in found["ids"]]
 with torch.no_grad():
     found["logits"] = [model(torch.tensor([ids])).logits[0, -1].tolist() for ids in found["ids"]]
 prompt = torch.tensor([found["ids"][0]])
@@ -69,16 +71,26 @@ def check_export(plan: RunPlan) -> Path:
     """
     with stage_lock(plan.files, RESULTS):
         directory = write_model(plan)
-        check_directory(directory)
+        origin = plan.config.student if plan.config.student.model is not None else plan.config.teacher
+        check_directory(directory, origin.trust_remote_code)
     return directory
 
 
-def check_directory(directory: Path) -> None:
-    """Raises CtdError, with all that is different, where a model is not the same elsewhere; logs what is the same."""
+def check_directory(directory: Path, trust_remote_code: bool = False) -> None:
+    """Compare an exported model with plain transformers in a Python of its own, and log what is the same.
+
+    Args:
+        directory: the exported model.
+        trust_remote_code: whether code of others that lies beside it may run; byte expansion's is this project's own.
+
+    Raises:
+        CtdError: with all that is different.
+    """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    has_code = "auto_map" in config
-    command = [sys.executable, "-c", ELSEWHERE, str(directory), str(has_code), json.dumps(TEXTS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=directory.parent)
+    has_code = EXPANSION_BASE in config or (trust_remote_code and "auto_map" in config)
+    # isolated: neither the directory that it runs in nor PYTHONPATH holds modules for it
+    command = [sys.executable, "-I", "-c", ELSEWHERE, str(directory.resolve()), str(has_code), json.dumps(TEXTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CtdError(f"{directory}: transformers cannot use it: {done.stderr.strip().splitlines()[-1]}")
     wrong = list(_differences(directory, json.loads(done.stdout.splitlines()[-1]), config))
@@ -99,11 +111,13 @@ def check_directory(directory: Path) -> None:
 def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any]) -> list[str]:
     tokenizer, model = load_tokenizer(str(directory)), load_model(str(directory))
     wrong = []
-    for text, ids, logits in zip(TEXTS, found["ids"], found["logits"], strict=True):
+    for text, ids, spelled, logits in zip(TEXTS, found["ids"], found["texts"], found["logits"], strict=True):
         own = tokenizer(text)["input_ids"]
         if ids != own:
             wrong.append(f"the tokens of {text!r} are {ids[:12]}, here {own[:12]}")
             continue
+        if text not in spelled:
+            wrong.append(f"its tokens of {text!r} are decoded as {spelled!r}")
         with torch.no_grad():
             difference = (model(torch.tensor([own])).logits[0, -1] - torch.tensor(logits)).abs().max()
         if not difference <= TOLERANCE:
@@ -117,11 +131,12 @@ def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any])
         messages = [{"role": "user", "content": TEXTS[0]}]
         if found["chat"] != tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]:
             wrong.append("the chat template writes other tokens")
-        given = model.generation_config.eos_token_id
-        known = {given} if isinstance(given, int) else set(given or ())
-        if missing := stops_of(tokenizer, str(directory)) - known:
-            names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(missing)))
-            wrong.append(f"an answer would not stop at {names}: generation_config.json does not name it")
+    given = model.generation_config.eos_token_id
+    known = {given} if isinstance(given, int) else set(given or ())
+    missing = stops_of(tokenizer, str(directory)) - known
+    if missing and (tokenizer.chat_template or not known):
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(missing)))
+        wrong.append(f"what it writes would not stop at {names}: generation_config.json does not name it")
     return wrong
 
 

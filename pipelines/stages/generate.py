@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ctd_core.models.ensemble import load_ensemble
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
+from ctd_core.text.documents import is_unicode
 from pipelines.display.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -47,13 +49,16 @@ def generate(
     settings = _settings(models, batch, options, seed, average)
 
     def begin() -> Batches:
+        longest = _max_positions(models)
+        if longest is not None and options.max_new_tokens >= longest:
+            raise UsageError(f"--max-new-tokens {options.max_new_tokens}: the model reads {longest} tokens at most.")
         sampler, tokenizer, name = _sampler(models, average)
         writer = Writer(sampler, tokenizer, name, options)
         field = "messages: messages" if writer.is_chat else "field: text"
         logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)
         return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
 
-    kept = _write(output, settings, documents, batch, begin)
+    kept = append_batches(output, settings, documents, batch, begin)
     logger.info(
         "generate: %d of %d are in %s; the others were empty, or longer than %d tokens",
         kept, documents, output, options.max_new_tokens,
@@ -83,13 +88,17 @@ def answer(
 
     def begin() -> Batches:
         sampler, tokenizer, name = _sampler(models, average)
-        longest = min((found for model in models if (found := max_positions(model, None, False))), default=None)
-        answerer = Answerer(sampler, tokenizer, name, options, longest)
+        answerer = Answerer(sampler, tokenizer, name, options, _max_positions(models))
         encoded = [answerer.encode(record, f"{prompts}: prompt {number}") for number, record in enumerate(records, 1)]
         return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
 
-    _write(output, settings, len(records), batch, begin)
+    append_batches(output, settings, len(records), batch, begin)
     logger.info("generate: %d answers are in %s", len(records), output)
+
+
+def _max_positions(models: Sequence[str]) -> int | None:
+    """How many tokens all of them read."""
+    return min((found for model in models if (found := max_positions(model, None, False))), default=None)
 
 
 def _settings(models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average) -> dict[str, object]:
@@ -105,8 +114,24 @@ def _sampler(models: Sequence[str], average: Average) -> tuple[Sampler, PreTrain
     return TransformersSampler(model.to(device)), tokenizer, " + ".join(models)
 
 
-def _write(output: Path, settings: dict[str, object], total: int, batch: int, begin: Callable[[], Batches]) -> int:
-    """Append the records of all batches that are not there yet, and return how many are there in the end."""
+def append_batches(
+    output: Path, settings: dict[str, object], total: int, batch: int, begin: Callable[[], Batches]
+) -> int:
+    """Append the records of all batches that are not there yet to a file of JSON lines.
+
+    Args:
+        output: the file.
+        settings: all that decides what is written; a file of others is refused.
+        total: how many records are asked for.
+        batch: how many at once.
+        begin: makes the function that writes those from one number up to another.
+
+    Returns:
+        How many lines there are in the end.
+
+    Raises:
+        UsageError: the file is of other settings, or another command writes it.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     settings_file = output.with_name(f"{output.name}.settings.json")
 
@@ -125,7 +150,7 @@ def _write(output: Path, settings: dict[str, object], total: int, batch: int, be
                 with progress("generate", total) as reporter, output.open("a", encoding="utf-8") as stream:
                     for start in range(done, total, batch):
                         stop = min(start + batch, total)
-                        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in write_batch(start, stop)]
+                        lines = [_line(item) for item in write_batch(start, stop)]
                         stream.write("".join(lines))
                         stream.flush()
                         record(stop, output.stat().st_size)
@@ -136,6 +161,11 @@ def _write(output: Path, settings: dict[str, object], total: int, batch: int, be
         raise UsageError(f"{output}: another `ctd generate` writes this file. Wait for it, or name another.") from error
 
 
+def _line(record: Record) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    return (text if is_unicode(text) else json.dumps(record)) + "\n"
+
+
 def _done(output: Path, settings_file: Path, settings: dict[str, object]) -> int:
     """How many documents are written already; half a batch of a stopped call is taken away."""
     if not output.exists():
@@ -144,10 +174,12 @@ def _done(output: Path, settings_file: Path, settings: dict[str, object]) -> int
         found = json.loads(settings_file.read_text())
     except (OSError, ValueError):
         found = {}
-    if {name: found.get(name) for name in settings} != settings:
+    if not isinstance(found, dict) or {name: found.get(name) for name in settings} != settings:
         raise UsageError(
             f"{output}: this file is there already, of other settings. Name another --output, or delete it."
         )
+    if output.stat().st_size < found.get("bytes", sys.maxsize):
+        raise UsageError(f"{output}: the file is shorter than it was. Delete it, and it is written anew.")
     with output.open("r+") as stream:
         stream.truncate(found["bytes"])
     return int(found["done"])

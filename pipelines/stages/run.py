@@ -11,14 +11,14 @@ from ctd_core.models.loading import load_model
 from ctd_core.shards.manifest import Manifest
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import Continuation, Report, read_report, write_report
+from pipelines.artifacts.report import RESULTS, Continuation, Report, read_report, write_report
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
-from pipelines.stages.evaluate import RESULTS, add_tasks, measure
+from pipelines.stages.evaluate import add_tasks, measure
 from pipelines.stages.export import is_exported, write_model
+from pipelines.stages.on_policy import train_whole
 from pipelines.stages.prepare import prepare
-from pipelines.stages.train import train_student
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run(plan: RunPlan) -> Report:
     if not plan.config.train.num_workers:
         stop_local_ray()
     with timed("train"):
-        train_student(plan)
+        train_whole(plan)
     with stage_lock(plan.files, RESULTS):
         return _results(plan, manifests, seconds, timed)
 

@@ -1,6 +1,7 @@
 """Tasks with answers: each model is an actor on Ray, which is asked one task after another."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from pipelines.display.progress import progress
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+PATH = re.compile(r"[^\s\"'\[\]{},]*[/.][^\s\"'\[\]{},]*")  # what may be one, in YAML
 RETRIES = 3  # of a task whose machine is lost
 
 
@@ -127,7 +129,7 @@ def ask_named_models(names: Sequence[str], options: Tasks, average: Average | No
     """
     models: list[AskedModel] = [NamedModel(name, name) for name in dict.fromkeys(names)]
     if average is not None:
-        models.append(NamedEnsemble("ensemble", tuple(names), average))
+        models.append(NamedEnsemble(f"ensemble of {len(names)}, {average}", tuple(names), average))
     return ask_models(models, options, RunFiles(user_cache(), None))
 
 
@@ -230,16 +232,21 @@ def _read(path: Path) -> TaskFigures | None:
         return None
     try:
         return TaskFigures.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
+    except (ValidationError, UnicodeDecodeError) as error:
         raise CtdError(f"{path}: not figures of a task. Take the file away, and run it again.") from error
 
 
 def _own_tasks(options: Tasks) -> str | None:
-    """The content of the user's own tasks; other figures come of others."""
+    """The content of the user's own tasks, and of the files that they name; other figures come of others."""
     if options.include_path is None:
         return None
     digest = hashlib.sha256()
     for file in sorted(Path(options.include_path).rglob("*")):
-        if file.is_file() and file.suffix in (".yaml", ".yml", ".py", ".json", ".jsonl"):
-            digest.update(str(file.relative_to(options.include_path)).encode() + file.read_bytes())
+        if file.is_file() and "__pycache__" not in file.parts:
+            content = file.read_bytes()
+            digest.update(str(file.relative_to(options.include_path)).encode() + content)
+            if file.suffix in (".yaml", ".yml"):
+                for named in map(Path, PATH.findall(content.decode(errors="replace"))):
+                    if named.is_file():
+                        digest.update(str(named).encode() + named.read_bytes())
     return digest.hexdigest()

@@ -58,8 +58,13 @@ def _train_student(
     options = plan.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
+    if options.on_policy is not None and plan.until is None:
+        raise UsageError(
+            "train.on_policy: a comparison or a search has no rounds. Train with `ctd train` or `ctd run`."
+        )
+    own = [] if plan.own_texts is None else [plan.own_texts]
     measured = [plan.datasets[name] for name in plan.config.evaluate.sets] if options.evaluate_every else []
-    for dataset in (*plan.training_sets.values(), *measured):
+    for dataset in (*plan.training_sets.values(), *own, *measured):
         shards = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
         teacher = dataset.teacher
         rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
@@ -68,9 +73,9 @@ def _train_student(
     _tell_epochs(plan)
     start = latest_checkpoint(plan.checkpoints)
     done = steps_done(start)
-    if done >= options.steps:
+    if done >= plan.last_step:
         plan.files.fetch(plan.training / METRICS_FILE)
-        logger.info(f"train: all {options.steps} steps are done already, in {plan.checkpoints}")
+        logger.info(f"train: all {plan.last_step} steps are done already, in {plan.checkpoints}")
         return
     if done:
         logger.info(f"train: going on from step {done}, in {plan.checkpoints}")

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ctd_core.errors import Recurring
 from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.shards.joined_rows import JoinedRows
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import RowSource
@@ -27,6 +28,7 @@ from pipelines.stages.student import online_teacher, student_to_train
 from pipelines.stages.tokenizer import student_tokenizer
 
 logger = logging.getLogger(__name__)
+CORPUS, OWN = "corpus", "own texts"  # labels of rows
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
 
 
@@ -95,6 +97,9 @@ def run_worker(
         shards = ShardSet(dataset.location, verify=False, cache=plan.shard_cache)
         check_student(shards.manifest, shards.name, tokenizer, len(student.mask))
         sources[name] = shards
+    shares: Mapping[str, float] | None = plan.shares
+    if plan.own_texts is not None:
+        sources[None], shares = _with_own_texts(plan, sources[None])
     recorder = Recorder(plan, steps_done(start), reporter) if worker.rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
@@ -114,18 +119,32 @@ def run_worker(
                 recorder.share()
             write_checkpoint(metrics, write)
 
+    def ends_after(step: int) -> bool:
+        return step == plan.until or stops_after(step)
+
     online = online_teacher(plan, tokenizer, student, worker.device)
     try:
-        hooks = Hooks(on_step, on_checkpoint, evaluate, stops_after)
+        hooks = Hooks(on_step, on_checkpoint, evaluate, ends_after)
         train(
             plan.config.train, student, sources.pop(None), hooks, start, worker, online,
-            extra_shards=sources, shares=plan.shares,
+            extra_shards=sources, shares=shares,
         )  # fmt: skip
     finally:
         if recorder is not None:
             recorder.close()
     if recorder is not None:
         recorder.share()
+
+
+def _with_own_texts(plan: RunPlan, corpus: RowSource) -> tuple[RowSource, Mapping[str, float] | None]:
+    """The rows of the student's own texts, with the corpus's where some of what is learned is to be theirs."""
+    assert plan.own_texts is not None
+    assert plan.config.train.on_policy is not None
+    own = ShardSet(plan.own_texts.location, verify=False, cache=plan.shard_cache)
+    fraction = plan.config.train.on_policy.fraction
+    if fraction == 1:
+        return own, None
+    return JoinedRows({CORPUS: corpus, OWN: own}), {CORPUS: 1 - fraction, OWN: fraction}
 
 
 def ray_worker(loop_config: dict[str, Any]) -> None:

@@ -68,6 +68,17 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path, monkeypatch)
         TaskHarness(Tasks(names=["next_numbr"], include_path=tasks))
     with pytest.raises(UsageError, match="there is no directory nowhere"):
         TaskHarness(Tasks(names=["next_number"], include_path="nowhere"))
+    (tmp_path / "tasks" / "none.yaml").write_text(
+        (tmp_path / "tasks" / "next_number.yaml")
+        .read_text()
+        .replace("next_number", "none")
+        .replace("tag: numbers\n", "")
+        + "num_fewshot: 0\n"
+    )
+    with pytest.raises(UsageError, match="none asks with 0 examples, and with no other number"):
+        TaskHarness(Tasks(names=["none"], include_path=tasks, num_fewshot=5)).run(
+            llama(len(tokenizer)), tokenizer, "none", "the teacher"
+        )
     templated = TaskHarness(Tasks(names=["next_number"], include_path=tasks, chat_template=True))
     with pytest.raises(UsageError, match="the teacher has no chat template"):
         templated.run(llama(len(tokenizer)), tokenizer, "next_number", "the teacher")

@@ -70,6 +70,31 @@ def test_members_may_be_students_of_bytes_with_expansion():
     assert torch.equal(*written)
 
 
+@pytest.mark.parametrize("pair", [(gpt2, gpt2), (gpt2, llama), (llama, gpt2)])
+def test_padding_on_the_left_changes_nothing(pair):
+    ensemble = Ensemble([pair[0](300), pair[1](300, seed=1)])
+    alone = ensemble.generate(torch.tensor([[5, 6]]), max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 2:]
+    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    together = ensemble.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 4:]
+    assert torch.equal(alone, together)
+
+
+def test_what_an_ensemble_cannot_take_is_refused_and_positions_are_heeded():
+    ensemble = Ensemble([gpt2(300), gpt2(300, seed=1)])
+    with torch.no_grad():
+        assert not torch.equal(ensemble(IDS).logits, ensemble(IDS, position_ids=torch.arange(6)[None] + 9).logits)
+    with pytest.raises(ValueError, match="not labels"):
+        ensemble(IDS, labels=IDS)
+    with pytest.raises(ValueError, match="cannot generate with assistant_model"):
+        ensemble.generate(IDS[:1], assistant_model=gpt2(300))
+    with pytest.raises(ValueError, match="cannot generate with prompt_lookup_num_tokens"):
+        ensemble.generate(IDS[:1], prompt_lookup_num_tokens=3)
+    short = llama(300)
+    short.config.max_position_embeddings = 8
+    assert Ensemble([llama(300), short]).config.max_position_embeddings == 8
+
+
 def test_what_is_no_ensemble_is_refused():
     with pytest.raises(UsageError, match="two members or more"):
         Ensemble([llama(300)])
@@ -77,6 +102,8 @@ def test_what_is_no_ensemble_is_refused():
         Ensemble(members(), [1.0, 2.0])
     with pytest.raises(UsageError, match="3 members need as many numbers above 0"):
         Ensemble(members(), [1.0, 2.0, 0.0])
+    with pytest.raises(UsageError, match="3 members need as many numbers above 0"):
+        Ensemble(members(), [1.0, 2.0, float("nan")])
     with pytest.raises(ValueError, match=r"through generate\(\)"):
         Ensemble(members())(IDS, past_key_values=DynamicCache())
 

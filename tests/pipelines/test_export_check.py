@@ -38,11 +38,28 @@ def test_an_exported_chat_model_is_the_same_elsewhere_and_stops_at_the_ends_of_t
 
 def test_what_is_not_the_same_is_named(exported, monkeypatch):
     change(exported / "generation_config.json", eos_token_id=0)
-    with pytest.raises(CtdError, match=r"an answer would not stop at <\|im_end\|>"):
+    with pytest.raises(CtdError, match=r"what it writes would not stop at <\|im_end\|>"):
         check_directory(exported)
     monkeypatch.setattr("pipelines.stages.export_check.load_tokenizer", lambda name: chat_tokenizer("Gemma"))
     with pytest.raises(CtdError, match=r"elsewhere it is not the same:\n  the tokens of 'Hello, world!' are \["):
         check_directory(exported)
+
+
+def test_no_code_of_others_runs(exported, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').write('x')\nraise SystemExit\n"
+    (tmp_path / "torch.py").write_text(code)  # beside the model
+    (exported / "modeling_evil.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    change(exported / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.EvilModel"})
+    check_directory(exported)
+    assert not ran.exists()
+    tokenizer, model = chat_tokenizer("ChatML"), llama(300)
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_evil.EvilModel"}
+    (tmp_path / "again").mkdir()
+    export_model(HuggingFaceModel(model), tokenizer, "", tmp_path / "again")
+    assert "auto_map" not in (tmp_path / "again" / "config.json").read_text()
 
 
 def test_a_model_that_transformers_cannot_load_is_an_error_with_its_reason(exported):

@@ -90,11 +90,10 @@ def test_prompts_come_back_in_order_with_answers_and_go_on_where_it_was_stopped(
     answered = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert [record["id"] for record in answered] == list(range(10))
     for given, record in zip(PROMPTS, answered, strict=True):
-        assert record == given | {name: record[name] for name in ("answer", "ended", "tokens", "logprob")}
-        assert record["ended"]  # as all that EndingSampler writes
-        assert record["answer"] != "?"
-        assert record["tokens"] <= 8
-        assert record["logprob"] < 0
+        assert record == given | {"generated": record["generated"]}
+        assert record["generated"]["ended"]  # as all that EndingSampler writes
+        assert record["generated"]["tokens"] <= 8
+        assert record["generated"]["logprob"] < 0
     write, calls = sampling.TransformersSampler.write, []
 
     def until_stopped(self, *arguments):
@@ -122,7 +121,9 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
     for name, models in {"first": [], "both": [tmp_path / "second"], "twice": [model]}.items():
         more = [argument for other in models for argument in ("--model", str(other))]
         assert generate(model, tmp_path / f"{name}.jsonl", 1, *more, *options).exit_code == 0
-        written[name] = [json.loads(line)["answer"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        written[name] = [
+            json.loads(line)["generated"]["text"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        ]
     assert written["twice"] == written["first"] != written["both"]
     other = chat_tokenizer("Gemma")
     llama(len(other)).save_pretrained(tmp_path / "other")
@@ -140,6 +141,8 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
             {"prompt": "on and on " * 400},
             r"prompts\.jsonl: prompt 2: \d+ tokens and 8 new ones are more than the model",
         ),
+        ({"messages": [[{"role": "user"}]]}, r"prompts\.jsonl:line 2: no `prompt`"),
+        ({"prompt": "hi", "generated": "x"}, r"prompts\.jsonl:line 2: 'generated' is where the answer would stand"),
         ({"messages": [{"role": "user"}]}, r"prompts\.jsonl: prompt 2: the chat template of \S+ refuses it"),
     ],
 )
@@ -148,6 +151,30 @@ def test_bad_prompts_are_refused_with_their_line_before_anything_is_written(mode
     with pytest.raises(UsageError, match=message):
         raise generate(model, tmp_path / "written.jsonl", 1, *options).exception
     assert not (tmp_path / "written.jsonl").exists()
+
+
+def test_a_models_own_generation_config_joins_nothing_that_is_asked_for(model, tmp_path):
+    options = prompts_file(tmp_path, PROMPTS)
+    assert generate(model, tmp_path / "plain.jsonl", 1, *options).exit_code == 0
+    config = json.loads((model / "generation_config.json").read_text())
+    penalties = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "num_beams": 3, "min_new_tokens": 6}
+    (model / "generation_config.json").write_text(json.dumps(config | penalties))
+    assert generate(model, tmp_path / "penalties.jsonl", 1, *options).exit_code == 0
+    plain, penalised = ((tmp_path / f"{name}.jsonl").read_text() for name in ("plain", "penalties"))
+    assert plain == penalised
+
+
+def test_a_file_that_was_cut_is_not_filled_up_and_odd_characters_come_back(model, tmp_path):
+    records = [{"prompt": "a\u2028b", "note": "\ud800"}]
+    (tmp_path / "prompts.jsonl").write_text(
+        json.dumps(records[0], ensure_ascii=False).replace("\ud800", "\\ud800") + "\n"
+    )
+    options = ["--prompts", str(tmp_path / "prompts.jsonl"), "--temperature", "0"]
+    assert generate(model, tmp_path / "w.jsonl", 1, *options).exit_code == 0
+    assert json.loads((tmp_path / "w.jsonl").read_text())["note"] == "\ud800"
+    (tmp_path / "w.jsonl").write_text("")
+    with pytest.raises(UsageError, match="the file is shorter than it was"):
+        raise generate(model, tmp_path / "w.jsonl", 1, *options).exception
 
 
 def test_messages_to_a_model_without_a_template_and_greedy_corpora_are_refused(model, tmp_path):

@@ -5,9 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER, Report, tasks_table
 from pipelines.cli import app
+from pipelines.stages.tasks import _own_tasks
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
 from tests.support.models import llama
 from tests.support.task_files import write_tasks
@@ -57,6 +59,8 @@ def test_teacher_and_student_are_asked_once_and_shown_in_report_card_and_table(r
     assert [(found.task, found.questions) for found in report_of(tmp_path).tasks] == [
         *[("number_written", 12)] * 3, *[("next_number", 4)] * 3
     ]  # fmt: skip
+    card = (tmp_path / "runs" / "tiny" / "model" / "README.md").read_text()
+    assert "| next_number | acc | 4 |" in card
     write_tasks(tmp_path / "tasks", [{"question": "?", "choices": ["yes", "no"], "gold": 1}] * 5)
     ctd("evaluate", "--config", run_file, "--tasks", "next_number")
     assert [found.questions for found in report_of(tmp_path).tasks[3:]] == [5] * 3  # other tasks, not those kept
@@ -83,7 +87,7 @@ def test_models_are_asked_without_a_run(inputs, tmp_path, monkeypatch):  # noqa:
         ],
     )
     assert shown.exit_code == 0, shown.output
-    assert "ensemble" in shown.output
+    assert "ensemble of 2, logprobs" in shown.output
     assert len(list((tmp_path / ".cache" / "ctd" / "tasks").iterdir())) == 3  # the first was not asked again
 
 
@@ -110,6 +114,20 @@ def test_an_error_on_an_actor_comes_out_as_itself(inputs, tmp_path, monkeypatch)
     (tasks / "questions.jsonl").unlink()
     with pytest.raises(CtdError, match=r"the task next_number failed for .*FileNotFoundError"):
         ctd(*arguments)
+
+
+@pytest.mark.parametrize("name", ["elsewhere/questions.csv", "tasks/questions.csv"])
+def test_figures_belong_to_the_data_that_a_task_names_wherever_it_lies(tmp_path, name):
+    tasks = write_tasks(tmp_path / "tasks")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("question,answer\n")
+    task = (tasks / "next_number.yaml").read_text().replace(str(tasks / "questions.jsonl"), str(tmp_path / name))
+    (tasks / "next_number.yaml").write_text(task)
+    options = Tasks(names=["next_number"], include_path=str(tasks))
+    before = _own_tasks(options)
+    assert before == _own_tasks(options)
+    (tmp_path / name).write_text("question,answer\n1,2\n")
+    assert _own_tasks(options) != before
 
 
 def test_a_table_of_tasks_shows_shares_of_the_teacher():

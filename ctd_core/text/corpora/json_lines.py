@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from ctd_core.config.text import JsonLines
+from ctd_core.config.text import JsonLines, OwnTexts
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.storage.locations import size_and_time
 from ctd_core.text.corpora.compression import compression_of, open_decompressed
@@ -21,7 +21,7 @@ from ctd_core.text.documents import Document
 READ_BYTES = 4096
 
 
-def plan(corpus: JsonLines, slice_bytes: int) -> Iterator[CorpusSlice]:
+def plan(corpus: JsonLines | OwnTexts, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Ranges of bytes of each file."""
     number = 0
     for file in matching_files(corpus.paths):
@@ -33,7 +33,7 @@ def plan(corpus: JsonLines, slice_bytes: int) -> Iterator[CorpusSlice]:
             number += 1
 
 
-def read(corpus: JsonLines, part: CorpusSlice) -> Iterator[Document | DocumentError]:
+def read(corpus: JsonLines | OwnTexts, part: CorpusSlice) -> Iterator[Document | DocumentError]:
     """The documents whose lines begin in the slice; raises CtdError for a line that is not JSON."""
     if part.start == 0 and _is_array(part.source):
         yield from _read_array(corpus, part.source)
@@ -53,7 +53,7 @@ def read(corpus: JsonLines, part: CorpusSlice) -> Iterator[Document | DocumentEr
                 yield document_of(_parsed(text, path, "a line of JSON"), corpus, path)
 
 
-def _read_array(corpus: JsonLines, file: str) -> Iterator[Document | DocumentError]:
+def _read_array(corpus: JsonLines | OwnTexts, file: str) -> Iterator[Document | DocumentError]:
     with open_decompressed(file) as stream:
         records = _parsed(stream.read().removeprefix(codecs.BOM_UTF8), file, "a JSON array")
     for number, record in enumerate(records if isinstance(records, list) else [records]):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ctd_core.config.text import Records
+from ctd_core.config.text import OwnTexts, Records
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
@@ -27,6 +27,8 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     Returns:
         The document, or why there is none.
     """
+    if isinstance(corpus, OwnTexts):
+        return own_text_of(record, path)
     values = [_value(record, name) for name in corpus.columns]
     for name, value in zip(corpus.columns, values, strict=True):
         if value is None:
@@ -56,6 +58,22 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
     except _Unreadable as error:
         return DocumentError(error.reason, f"{path}: {error}")
     return Document(path, tuple(turns))
+
+
+def own_text_of(record: Any, path: str) -> Document | DocumentError:
+    """What a student wrote after a prompt, which is context; where it did not end, there is no end to learn."""
+    answer, has_ended, is_chat = record["generated"]["text"], record["generated"]["ended"], "messages" in record
+    if not answer.strip():
+        return DocumentError("a text of its own that is empty", path)
+    if "\ufffd" in answer:  # a student of bytes may stop in the middle of a character
+        return DocumentError("a text of its own that is not Unicode", f"{path}: {answer[-40:]!r}")
+    if not is_chat:
+        end = (Marker(END),) if has_ended else ()
+        return Document(path, (Marker(BEGIN, scored=False), Text(record["prompt"], False), Text(answer), *end))
+    if not has_ended:  # learned from, it would teach to stop anywhere
+        return DocumentError("an answer of its own that did not end", f"{path}: {answer[-40:]!r}")
+    asked = [Turn(message["role"], message["content"], scored=False) for message in record["messages"]]
+    return Document(path, (*asked, Turn("assistant", answer)))
 
 
 TOOLS = "tools"  # the field of a conversation's record that some templates write

@@ -1,0 +1,58 @@
+"""What a student writes itself, to learn from what its teacher thinks of it: on-policy distillation.
+
+The prompts are beginnings of the corpus's documents: of a conversation all before an assistant's message, of a text its
+first words.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ctd_core.generation.prompts import GENERATED
+from ctd_core.text.documents import Document
+
+PROMPT_CHARACTERS = 200  # of a text, up to the end of a word
+
+Record = dict[str, Any]
+
+
+def prompts_of(document: Document, is_chat: bool) -> list[Record]:
+    """The prompts in a document, as `messages`, or as a text `prompt`; none where a document of the other kind is."""
+    turns = document.turns
+    if turns and is_chat:
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return [
+            {"messages": messages[:number]}
+            for number, turn in enumerate(turns)
+            if number and turn.role == "assistant" and not any(before.tool_calls for before in turns[:number])
+        ]
+    if turns or not document.text.strip():
+        return []
+    text = document.text
+    if is_chat:
+        return []
+    cut = text.rfind(" ", 0, PROMPT_CHARACTERS)
+    return [{"prompt": text[:cut] if cut > 0 and len(text) > PROMPT_CHARACTERS else text[: PROMPT_CHARACTERS // 2]}]
+
+
+def choose_prompts(prompts: Sequence[Record], count: int, seed: int, round_number: int) -> list[Record]:
+    """`count` of the prompts, each as often as the others or once more, by seed and round."""
+    random = np.random.default_rng([seed, round_number])
+    chosen: list[Record] = []
+    while len(chosen) < count:
+        chosen += [prompts[number] for number in random.permutation(len(prompts))]
+    return chosen[:count]
+
+
+def figures_of(records: Sequence[Record]) -> dict[str, float]:
+    """Mean length, the share that ended, the mean surprise of a token in bits (at temperature 1 the entropy)."""
+    written = [record[GENERATED] for record in records]
+    tokens = sum(text["tokens"] for text in written)
+    bits = -sum(text["logprob"] for text in written) / np.log(2)
+    return {
+        "texts": len(records),
+        "mean_tokens": tokens / max(len(records), 1),
+        "share_ended": sum(text["ended"] for text in written) / max(len(records), 1),
+        "bits_per_token": float(bits / max(tokens, 1)),
+    }

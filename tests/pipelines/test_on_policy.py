@@ -1,0 +1,168 @@
+"""On-policy rounds: what the student learns from, and that a stop anywhere changes nothing."""
+
+import json
+import math
+
+import pytest
+
+from ctd_core.config.run import RunConfig
+from ctd_core.errors import UsageError
+from ctd_core.generation.sampler import TransformersSampler, Written
+from ctd_core.shards.files import Folder, read_manifest
+from ctd_core.training.loop import Stopped
+from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
+from pipelines.artifacts.run_plan import plan_run
+from pipelines.stages import on_policy, train_worker
+from pipelines.stages.prepare import prepare
+from pipelines.stages.tokenizer import student_tokenizer
+from tests.pipelines.test_chat import chat_config, chat_inputs  # noqa: F401
+from tests.pipelines.test_run import config, inputs  # noqa: F401
+
+ROUNDS = {"rounds": 2, "begin": 1, "texts": 6, "batch": 4, "max_new_tokens": 8, "fraction": 0.5}
+
+
+class LetterSampler(TransformersSampler):
+    """Writes tokens that are printable ASCII, which random models hardly ever do."""
+
+    letters: tuple[int, ...] = ()
+
+    def write(self, prompts, stops, options, seed):
+        written = super().write(prompts, stops, options, seed)
+        return [
+            Written([self.letters[token % len(self.letters)] for token in ids], logprobs) for ids, logprobs in written
+        ]
+
+
+class AnsweringSampler(LetterSampler):
+    """The same, and all its texts end."""
+
+    def write(self, prompts, stops, options, seed):
+        written = super().write(prompts, stops, options, seed)
+        return [Written([*ids[:-1], min(stops)], logprobs) for ids, logprobs in written]
+
+
+def spells_letters(monkeypatch, plan, sampler):
+    """Let the students of a run write by such a sampler."""
+    by_id = student_tokenizer(plan).encoder.token_bytes.by_id
+    letters = tuple(n for n, raw in enumerate(by_id) if raw and raw.isalpha() and raw.isascii())
+    monkeypatch.setattr(sampler, "letters", letters)
+    monkeypatch.setattr(on_policy, "TransformersSampler", sampler)
+
+
+@pytest.fixture
+def make_plan(chat_config, tmp_path, monkeypatch):  # noqa: F811
+    """A function that plans and prepares a chat run of such a name, in which a student's answers all end."""
+
+    def make(name, **options):
+        train = chat_config["train"] | {"steps": 7, "checkpoint_every": 2, "on_policy": ROUNDS | options}
+        made = plan_run(RunConfig.model_validate(chat_config | {"name": name, "train": train, "sample": {}}))
+        prepare(made)
+        spells_letters(monkeypatch, made, AnsweringSampler)
+        return made
+
+    return make
+
+
+def outcome(plan):
+    """What was written, and every step's loss."""
+    texts = [(item.folder / "texts.jsonl").read_bytes() for item in on_policy.rounds_of(plan)]
+    return texts, [line["loss"] for line in read_metrics(plan.training / METRICS_FILE)]
+
+
+def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
+    plan = make_plan("rounds")
+    on_policy.train_whole(plan)
+    rounds = on_policy.rounds_of(plan)
+    assert [(item.first, item.last) for item in rounds] == [(1, 4), (4, 7)]
+    texts, losses = outcome(plan)
+    assert len(losses) == 7
+    assert texts[0] != texts[1]
+    for item, written in zip(rounds, texts, strict=True):
+        records = [json.loads(line) for line in written.splitlines()]
+        assert len(records) == 6
+        assert all(record["messages"][-1]["role"] == "user" and record["generated"]["ended"] for record in records)
+        figures = json.loads((item.folder / "round.json").read_text())
+        assert figures["texts"] == 6 == figures["learned"] + figures["dropped"]
+        assert figures["teacher_distance_bits_per_byte"] > 0
+        written = [record["generated"] for record in records]
+        bits = -sum(text["logprob"] for text in written) / math.log(2)
+        assert figures["bits_per_token"] == pytest.approx(bits / sum(text["tokens"] for text in written))
+        (shards,) = item.folder.glob("own-*")
+        counts = read_manifest(Folder(shards)).counts
+        assert 0 < counts.scored_bytes < counts.text_bytes  # prompts are context
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "writing",
+        "a later step",
+        *(
+            pytest.param(name, marks=pytest.mark.chaos)
+            for name in ("scoring", "the first step of a round", "its figures")
+        ),
+    ],
+)
+def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_plan, monkeypatch, moment):
+    whole = make_plan("whole")
+    on_policy.train_whole(whole)
+    plan = make_plan("stopped")
+    calls = []
+
+    def stops_at(count, function):
+        def called(*arguments, **options):
+            calls.append(1)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return called
+
+    with monkeypatch.context() as patch:
+        if moment == "writing":  # in the second batch of the second round
+            patch.setattr(AnsweringSampler, "write", stops_at(4, AnsweringSampler.write))
+        elif moment == "scoring":
+            patch.setattr(on_policy, "prepare", stops_at(2, on_policy.prepare))
+        elif moment == "its figures":
+            patch.setattr(on_policy, "_figures", stops_at(2, on_policy._figures))
+        else:
+            add = train_worker.Recorder.add
+            patch.setattr(train_worker.Recorder, "add", stops_at(5 if moment.startswith("the first") else 6, add))
+        with pytest.raises(KeyboardInterrupt):
+            on_policy.train_whole(plan)
+    on_policy.train_whole(plan)
+    assert outcome(plan) == outcome(whole)
+    on_policy.train_whole(plan)  # nothing is left to do
+    assert outcome(plan) == outcome(whole)
+
+
+def test_a_signal_in_a_round_stops_it(make_plan, monkeypatch):
+    plan = make_plan("signal")
+    monkeypatch.setattr("pipelines.stages.train.run_worker", lambda *arguments: (_ for _ in ()).throw(Stopped(3)))
+    with pytest.raises(Stopped, match="stopped after step 3"):
+        on_policy.train_whole(plan)
+
+
+def test_a_model_of_texts_learns_its_own_alone(config, monkeypatch):  # noqa: F811
+    rounds = {"rounds": 2, "texts": 5, "max_new_tokens": 12}
+    train = config["train"] | {"steps": 4, "on_policy": rounds}
+    plan = plan_run(RunConfig.model_validate(config | {"train": train, "sample": {}}))
+    prepare(plan)
+    spells_letters(monkeypatch, plan, LetterSampler)
+    on_policy.train_whole(plan)
+    for item in on_policy.rounds_of(plan):
+        records = [json.loads(line) for line in (item.folder / "texts.jsonl").read_text().splitlines()]
+        assert all(record["prompt"] and record["generated"]["tokens"] <= 12 for record in records)
+        figures = json.loads((item.folder / "round.json").read_text())
+        assert figures["learned"] > 0
+        assert figures["share_ended"] < 1
+
+
+def test_what_has_no_rounds_or_no_prompts_is_refused(make_plan, config):  # noqa: F811
+    with pytest.raises(ValueError, match="2 rounds, for which 2 steps are too few"):
+        RunConfig.model_validate(
+            config | {"train": config["train"] | {"steps": 2, "on_policy": {"rounds": 2, "begin": 1}}}
+        )
+    plan = make_plan("alone")
+    with pytest.raises(UsageError, match="a comparison or a search has no rounds"):
+        on_policy.train_student(plan)
