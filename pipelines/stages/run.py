@@ -57,8 +57,9 @@ def _results(
             write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
-    with timed("tasks"):
-        report = add_tasks(plan, report)
+    if plan.config.evaluate.tasks.names:
+        with timed("tasks"):
+            report = add_tasks(plan, report)
     with timed("export"):
         if measured is None or not is_exported(plan, measured):
             write_model(plan)

@@ -1,5 +1,6 @@
 """`ctd generate`: a corpus that goes on where it was stopped."""
 
+import copy
 import json
 
 import pytest
@@ -178,7 +179,7 @@ def test_a_file_that_was_cut_is_not_filled_up_and_odd_characters_come_back(model
 
 
 def test_messages_to_a_model_without_a_template_and_greedy_corpora_are_refused(model, tmp_path):
-    tokenizer = chat_tokenizer("ChatML")
+    tokenizer = copy.deepcopy(chat_tokenizer("ChatML"))  # which other tests are given too
     tokenizer.chat_template = None
     tokenizer.save_pretrained(model)
     (model / "chat_template.jinja").unlink(missing_ok=True)
