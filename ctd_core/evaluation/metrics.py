@@ -53,6 +53,10 @@ class Metric:
     is_headline: bool
     measure: Callable[[Likelihoods], float]
 
+    def words(self, of: str = "") -> str:
+        """The title, with what it is of, and the unit."""
+        return f"{self.title}{of}" + (f" ({self.unit})" if self.unit else "")
+
 
 def _bits_per_byte(found: Likelihoods) -> float:
     return -float(found.student_logprobs.sum()) * found.bits_a_nat_and_byte
@@ -112,8 +116,7 @@ def metric_words(name: str) -> str:
     """What a person calls a metric of metrics.jsonl, with its unit; `name` itself where it is none."""
     for metric in METRICS:
         if name.endswith(f"_{metric.name}"):
-            unit = f" ({metric.unit})" if metric.unit else ""
-            return f"{metric.title} on {name.removesuffix(f'_{metric.name}')}{unit}"
+            return metric.words(f" on {name.removesuffix(f'_{metric.name}')}")
     return name.replace("_", " ")
 
 

@@ -27,10 +27,8 @@ def prompts_of(document: Document, is_chat: bool) -> list[Record]:
             for number, turn in enumerate(turns)
             if number and turn.role == "assistant" and not any(before.tool_calls for before in turns[:number])
         ]
-    if turns or not document.text.strip():
-        return []
     text = document.text
-    if is_chat:
+    if turns or is_chat or not text.strip():
         return []
     cut = text.rfind(" ", 0, PROMPT_CHARACTERS)
     return [{"prompt": text[:cut] if cut > 0 and len(text) > PROMPT_CHARACTERS else text[: PROMPT_CHARACTERS // 2]}]

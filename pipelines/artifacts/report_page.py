@@ -48,7 +48,7 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
         f"steps.{gap}"
     )
     is_drawn = has_matplotlib()
-    samples = [[sample.prompt, *(sample.teacher.strip(), sample.student.strip())] for sample in report.samples]
+    samples = [[sample.prompt, sample.teacher.strip(), sample.student.strip()] for sample in report.samples]
     spent = [[stage, f"{seconds:,.0f}"] for stage, seconds in report.seconds.items()]
     resolved = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     return pages.page(
@@ -83,8 +83,7 @@ def _measured(report: Report) -> str:
                 models = zip(MODELS, (measured.teacher, measured.student_before, measured.student_after), strict=True)
                 values |= {f"{name}, {model}": (figures[metric.name], None) for model, figures in models}
             colors = {f"{name}, {model}": COLOR_OF[model] for name in report.sets for model in MODELS}
-            title = f"{metric.title}{f' ({metric.unit})' if metric.unit else ''}"
-            panels.append(Dots(title, values, colors=colors))
+            panels.append(Dots(metric.words(), values, colors=colors))
     return dots(panels)
 
 
