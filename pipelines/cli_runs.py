@@ -79,40 +79,38 @@ def evaluate(
     recipe: Recipe = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
-    model: Annotated[
-        list[str] | None, typer.Option(help="In place of a run: a model to ask --tasks. May be repeated.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="In place of a run: a model to ask. May be repeated.")] = None,
     ensemble: Annotated[
         str | None, typer.Option(help="Ask all --model together too: the average of their probabilities or logprobs.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Ask these tasks of lm-evaluation-harness alone, such as arc_easy,gsm8k.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="So many questions of each task.")] = None,
+    problems: Annotated[
+        str | None, typer.Option(help="Ask these problems alone: JSON lines, each with a question and an answer.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="So many questions of each task, or problems.")] = None,
     include_path: Annotated[str | None, typer.Option(help="A directory with tasks of your own.")] = None,
 ) -> None:
     """Measure the student before and after training against its teacher, on every evaluation set and task.
 
-    With --tasks, tasks are asked and what is measured already stays; other ways to ask are fields of evaluate.tasks,
-    which --set changes. Figures that are there already are not asked for again.
+    With --tasks or --problems, these are asked and what is measured already stays; other ways to ask are fields of
+    evaluate.tasks and evaluate.problems, which --set changes. Figures that are there already are not asked for again.
 
     Example: ctd evaluate --config mine.yaml --tasks arc_easy,hellaswag --limit 200
     """
-    asked = [f"evaluate.tasks.names=[{tasks}]"] * (tasks is not None)
-    asked += [f"evaluate.tasks.limit={limit}"] * (limit is not None)
-    asked += [f"evaluate.tasks.include_path={json.dumps(include_path)}"] * (include_path is not None)
-    if tasks is None and asked:
-        raise UsageError("--limit and --include-path belong to --tasks")
+    is_asked = tasks is not None or problems is not None
+    asked = _asked(tasks, problems, limit, include_path)
     if ensemble is not None and len(model or []) < 2:
         raise UsageError("--ensemble belongs to several --model")
     if model:
-        if config is not None or recipe is not None or tasks is None:
-            raise UsageError("give --model with --tasks, and without --config or --recipe")
-        from ctd_core.config.evaluation import Tasks
+        if config is not None or recipe is not None or not is_asked:
+            raise UsageError("give --model with --tasks or --problems, and without --config or --recipe")
+        from ctd_core.config.evaluation import Evaluate
         from pipelines.artifacts.report import tasks_table
         from pipelines.stages.tasks import ask_named_models
 
-        options = read_group(Tasks, "evaluate.tasks", [*asked, *(overrides or [])])
+        options = read_group(Evaluate, "evaluate", [*asked, *(overrides or [])])
         print_table(tasks_table(ask_named_models(model, options, None if ensemble is None else read_average(ensemble))))
         return
 
@@ -121,12 +119,27 @@ def evaluate(
         from pipelines.stages.evaluate import evaluate as stage
         from pipelines.stages.evaluate import evaluate_tasks
 
-        report = stage(plan) if tasks is None else evaluate_tasks(plan)
+        report = evaluate_tasks(plan) if is_asked else stage(plan)
         print_table(metrics_table(report))
         if report.tasks:
             print_table(tasks_table(report.tasks))
 
     work_on_run(config, recipe, [*asked, *(overrides or [])], dry_run, work)
+
+
+def _asked(tasks: str | None, problems: str | None, limit: int | None, include_path: str | None) -> list[str]:
+    """What --tasks, --problems and what belongs to them put into a run."""
+    if tasks is None and (include_path is not None or (limit is not None and problems is None)):
+        raise UsageError("--limit and --include-path belong to --tasks, and --limit to --problems too")
+    values: dict[str, object] = {}
+    if tasks is not None or problems is not None:
+        values = {"tasks.names": [] if tasks is None else tasks.split(","), "problems": {}}
+    if tasks is not None:
+        values |= {"tasks.limit": limit, "tasks.include_path": include_path}
+    if problems is not None:
+        corpus = {"kind": "jsonl", "paths": [problems], "prompt": "question", "response": "answer"}
+        values["problems"] = {Path(problems).stem: {"corpus": corpus, "limit": limit}}
+    return [f"evaluate.{path}={json.dumps(value)}" for path, value in values.items() if value is not None]
 
 
 @runs.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ctd_core.config.base import Options, resource
-from ctd_core.config.text import AnyCorpus, HeldOut
+from ctd_core.config.text import AnyCorpus, AnyRecords, HeldOut
 
 
 class Tasks(Options):
@@ -22,6 +22,26 @@ class Tasks(Options):
     gpus: float = resource(0, ge=0, description="GPUs for each model")
 
 
+class Problems(Options):
+    """Problems with a number as their answer, such as GSM8K's: every model writes after each, greedily.
+
+    An answer in the data is the number alone, or a solution that ends in `#### 24`.
+    """
+
+    corpus: AnyRecords = Field(description="records with `prompt` (the question) and `response` (the answer)")
+    limit: int | None = Field(default=None, gt=0, description="the first so many; all without it")
+    max_new_tokens: int = Field(default=256, gt=0, description="of each answer")
+    batch_size: int = resource(16, gt=0, description="problems that are answered at once")
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> "Problems":
+        if self.corpus.prompt is None:
+            raise ValueError("corpus has to name its fields for questions and answers: prompt and response")
+        if self.corpus.held_out_fraction or self.corpus.sample_fraction != 1 or self.corpus.as_text:
+            raise ValueError("held_out_fraction, sample_fraction and as_text are not for problems")
+        return self
+
+
 class Evaluate(Options):
     """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
 
@@ -32,14 +52,20 @@ class Evaluate(Options):
     gap_set: str | None = Field(default=None, description="the set by which searches and `gap_closed` go")
 
     tasks: Tasks = Field(default=Tasks(), description="tasks with answers")
+    problems: dict[str, Problems] = Field(
+        default={}, description="by name: problems with numbers as answers; asked on the cpus and gpus of tasks"
+    )
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":
-        wrong = [name for name in self.sets if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
+        named = [*self.sets, *self.problems]
+        wrong = [name for name in named if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
         if wrong:
             raise ValueError(
                 f"{wrong[0]!r} cannot name a set: names are letters, digits, _ - and ., and do not begin `train-`"
             )
+        if twice := set(self.tasks.names) & set(self.problems):
+            raise ValueError(f"{min(twice)!r} names a task and problems: give the problems another name")
         if self.gap_set is not None and self.gap_set not in self.sets:
             raise ValueError(f"gap_set is {self.gap_set!r}, but the sets are {sorted(self.sets)}")
         return self

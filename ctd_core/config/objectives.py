@@ -83,6 +83,20 @@ class PrefixKl(Options):
     )
 
 
+class PolicyGradient(Options):
+    """The policy gradient of the student's own texts: a chunk that its teacher finds likelier is written more often."""
+
+    needs: ClassVar[Needs] = frozenset({"targets"})
+    kind: Literal["policy_gradient"]
+    weight: float = Field(default=1.0, gt=0, description="its share of the loss")
+    credit: Literal["even", "proportional", "whole"] = Field(
+        default="proportional",
+        description="what a token gets of its chunk's advantage: an even share, one in proportion to its own "
+        "log-probability, or all",
+    )
+    max_advantage: float = Field(default=10.0, gt=0, description="in nats, of a chunk, either way")
+
+
 class Online(Options):
     """An objective that loads the teacher beside the student: stored targets do not hold what it compares."""
 
@@ -141,7 +155,8 @@ class Dskd(Online):
 
 
 AnyObjective = Annotated[
-    Alm | PrefixKl | Sft | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd, Field(discriminator="kind")
+    Alm | PrefixKl | Sft | PolicyGradient | OneToOneKl | Kd | Uld | MinEd | PKl | Gold | HiddenStates | Dskd,
+    Field(discriminator="kind"),
 ]
 
 

@@ -194,6 +194,7 @@ class WrittenConversations(Corpus):
         return True
 
 
+AnyRecords = Annotated[JsonLines | Parquet | Csv | Arrow | HubDataset, Field(discriminator="kind")]
 Part = JsonLines | Parquet | Csv | Arrow | TextFiles | HubDataset | StdlibDocs | GeneralText | WrittenConversations
 
 

@@ -37,7 +37,20 @@ class OnPolicy(Options):
     max_new_tokens: int = Field(default=128, gt=0, description="of each text; an answer that is longer is left out")
     temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
     top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest tokens that have this share")
-    batch: int = Field(default=32, gt=0, description="how many are written at once")
+    batch: int = Field(default=32, gt=0, description="how many are written at once, which are then one shard")
+    prompts: str | None = Field(
+        default=None, description="JSON lines, each with a `prompt` or `messages`; beginnings of the corpus without it"
+    )
+    staleness: Literal[0, 1] = Field(
+        default=0,
+        description="1: a round's texts are by the student as it was before the last round; on Ray they are written "
+        "and scored while that round is learned",
+    )
+    generation_actors: int = resource(default=1, gt=0, description="copies of the student that write, on Ray")
+    generation_gpus: float = resource(default=0, ge=0, description="GPUs for each of them")
+    generation_resources: dict[str, Annotated[float, Field(gt=0)]] = resource(
+        default={}, description="what else of a cluster's own resources each of them needs"
+    )
 
 
 class Train(Options):
@@ -106,6 +119,8 @@ class Train(Options):
     def result_values(self) -> dict[str, Any]:
         """Without what is not used: options that are new change no name of an older training."""
         values = super().result_values()
+        if self.on_policy is not None:
+            values["on_policy"] = self.on_policy.result_values()
         return {name: value for name, value in values.items() if name not in ("stages", "on_policy") or value}
 
     @property
@@ -152,6 +167,17 @@ class Train(Options):
             raise ValueError(f"on_policy has {self.on_policy.rounds} rounds, for which {self.steps} steps are too few")
         if self.stages and self.strategy == "fsdp":
             raise ValueError("stages are not supported with strategy: fsdp; use ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _own_texts_are_there(self) -> "Train":
+        rounds = self.on_policy
+        is_asked = any(objective.kind == "policy_gradient" for objective in self.objectives)
+        if is_asked and (rounds is None or rounds.begin or rounds.fraction < 1):
+            raise ValueError(
+                "policy_gradient learns from the student's own texts alone: give on_policy, with fraction 1 and no "
+                "begin; a student that has learned the corpus before is student.model"
+            )
         return self
 
     @model_validator(mode="after")

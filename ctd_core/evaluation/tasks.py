@@ -11,25 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ctd_core.config.base import Record
 from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError, first_line
+from ctd_core.evaluation.figures import TaskFigures
 
 BOOTSTRAP_ROUNDS = 1000  # for standard errors of figures that are no mean
-
-
-class TaskFigures(Record):
-    """What one model reaches in one task."""
-
-    task: str
-    model: str
-    figures: dict[str, float] = Field(description="by the harness's name, such as acc or exact_match (strict-match)")
-    errors: dict[str, float] = Field(description="standard errors, where the harness gives them")
-    questions: int
-    cut_questions: int = Field(default=0, description="longer than the model reads: their beginnings were left out")
 
 
 def harness_version() -> str:

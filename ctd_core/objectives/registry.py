@@ -14,6 +14,7 @@ from ctd_core.objectives.kd import kd
 from ctd_core.objectives.min_ed import min_ed
 from ctd_core.objectives.one_to_one import one_to_one_kl
 from ctd_core.objectives.p_kl import p_kl
+from ctd_core.objectives.policy_gradient import policy_gradient
 from ctd_core.objectives.prefix_kl import prefix_kl
 from ctd_core.objectives.sft import sft
 from ctd_core.objectives.uld import uld
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "min_ed": min_ed,
     "one_to_one_kl": one_to_one_kl,
     "p_kl": p_kl,
+    "policy_gradient": policy_gradient,
     "prefix_kl": prefix_kl,
     "sft": sft,
     "uld": uld,

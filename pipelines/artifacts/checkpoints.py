@@ -72,7 +72,10 @@ def starting_checkpoint(training: str, worker: Worker) -> str | None:
 
 
 def checkpoint_writer(
-    training: str, worker: Worker = ALONE, afterwards: Callable[[Metrics], None] = lambda metrics: None
+    training: str,
+    worker: Worker = ALONE,
+    afterwards: Callable[[Metrics], None] = lambda metrics: None,
+    keeps: int | None = None,
 ) -> Callable[[Metrics, Callable[[str | Path], None]], None]:
     """The loop's hook that writes checkpoints of `training` and deletes all but the last CHECKPOINTS_KEPT.
 
@@ -83,6 +86,7 @@ def checkpoint_writer(
         training: the location of the training's checkpoints.
         worker: this worker.
         afterwards: called on every worker with the step's metrics.
+        keeps: the step of a checkpoint that is not deleted.
 
     Returns:
         The hook, which every worker has to call.
@@ -102,16 +106,16 @@ def checkpoint_writer(
                 _broadcast(str(temporary))
                 write(temporary)
         if worker.rank == 0:
-            _delete_old(training)
+            _delete_old(training, keeps)
         afterwards(metrics)
 
     return save
 
 
-def _delete_old(training: str) -> None:
+def _delete_old(training: str, keeps: int | None) -> None:
     oldest = checkpoints(training)[-CHECKPOINTS_KEPT:][0]
     for location in _begun(training):
-        if steps_done(location) < steps_done(oldest):
+        if steps_done(location) < steps_done(oldest) and steps_done(location) != keeps:
             delete_folder(location)
 
 

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
+from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS
-from ctd_core.evaluation.tasks import TaskFigures
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of

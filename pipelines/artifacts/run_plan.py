@@ -56,6 +56,20 @@ class DatasetPlan:
 
 
 @dataclass(frozen=True)
+class TrainingPart:
+    """A part of a training in rounds: the steps after `first` up to `last`.
+
+    own_texts: the set of what the student wrote itself, which it learns from then, beside the corpus or alone. keeps:
+    the step whose checkpoint is kept beside the latest ones.
+    """
+
+    first: int
+    last: int
+    own_texts: DatasetPlan | None = None
+    keeps: int | None = None
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """A run's config, with where everything that it makes lies; paths of directories are on this machine.
 
@@ -63,8 +77,7 @@ class RunPlan:
     init: the directory of the student before training. training: that of metrics and checkpoints.
     datasets: the training sets, one for each teacher, and the evaluation sets, by name.
     evaluation: the fingerprint of what the student is measured on.
-    own_texts: the set of what the student wrote itself, which it learns from now, beside the corpus or alone.
-    until: the step at which this part of the training ends; None for its last.
+    part: the part of the training that is meant, where it has several.
     """
 
     config: RunConfig
@@ -74,8 +87,7 @@ class RunPlan:
     training: Path
     datasets: Mapping[str, DatasetPlan]
     evaluation: str
-    own_texts: DatasetPlan | None = None
-    until: int | None = None
+    part: TrainingPart | None = None
 
     @property
     def model(self) -> Path:
@@ -110,7 +122,7 @@ class RunPlan:
     @property
     def last_step(self) -> int:
         """Where this part of the training ends."""
-        return self.config.train.steps if self.until is None else self.until
+        return self.config.train.steps if self.part is None else self.part.last
 
     @property
     def training_sets(self) -> dict[str | None, DatasetPlan]:
@@ -149,7 +161,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         training=files.directory / _training_name(config, datasets, init),
         datasets=datasets,
         evaluation=fingerprint(
-            config.evaluate.model_dump(mode="json", exclude={"tasks"}),
+            config.evaluate.model_dump(mode="json", exclude={"tasks", "problems"}),
             [datasets[name].stamp for name in config.evaluate.sets],
         ),
     )
@@ -257,9 +269,18 @@ def _init_name(config: RunConfig, tokenizer: str, teacher_weights: str) -> str:
 def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init: Path) -> str:
     options = config.train.result_values()
     options["autocast"] = config.train.use_gpu and config.train.autocast == "auto"  # losses in bfloat16 are others
+    if config.train.on_policy is not None and (prompts := config.train.on_policy.prompts) is not None:
+        options["prompts"] = hashlib.sha256(_prompts_of(prompts)).hexdigest()
     names = [None, *config.extra_teachers]
     shares = [config.corpus.shares] if isinstance(config.corpus, Mixture) else []
     return f"train-{fingerprint(options, [datasets[_train_set(name)].stamp for name in names], init.name, *shares)}"
+
+
+def _prompts_of(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"train.on_policy.prompts: {file} cannot be read ({error.strerror}).") from error
 
 
 def _plan_datasets(

@@ -12,7 +12,7 @@ import ray
 import torch
 from pydantic import Field
 
-from ctd_core.config.base import Options
+from ctd_core.config.base import Options, fingerprint
 from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
@@ -26,11 +26,14 @@ from pipelines.display.plots import require_matplotlib
 from pipelines.display.progress import progress
 from pipelines.display.tables import as_markdown
 from pipelines.recipes import read_run
+from pipelines.stages.asked_models import student_after, student_before, teacher_of
+from pipelines.stages.asked_tasks import tasks_in
 from pipelines.stages.evaluate import measure
+from pipelines.stages.on_policy import train_whole
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
-from pipelines.stages.train import train_student
+from pipelines.stages.tasks import ask_here, ask_models
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
         for name, changes in comparison.variants.items()
         for seed in comparison.seeds
     }
-    if not base.config.evaluate.sets:
+    evaluated = base.config.evaluate
+    if not evaluated.sets:
         raise UsageError(f"{file}: the run has no evaluate.sets, so there is nothing to compare by.")
     if len({plan.training for plan in trials.values()}) < len(comparison.variants) * len(comparison.seeds):
         raise UsageError(f"{file}: two variants, or two seeds, are the same training. Take one of them out.")
@@ -72,8 +76,11 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     check_inputs(base.config)
     prepare(base)
     ensure_student(base)
+    references = ask_models([teacher_of(base), student_before(base)], evaluated, base.files)
     results = _run(trials, comparison.cpus_per_trial, float(gpus))
-    rows = [row_of(name, [results[name, seed] for seed in comparison.seeds]) for name in comparison.variants]
+    rows = [
+        row_of(name, [results[name, seed] for seed in comparison.seeds], references) for name in comparison.variants
+    ]
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "table.json", json.dumps([row.model_dump() for row in rows], indent=1, ensure_ascii=False))
     write_atomic(directory / "table.md", as_markdown(as_table(rows)))
@@ -129,7 +136,7 @@ def _trial_alone(plan: RunPlan) -> str:
         plan.training.mkdir(parents=True)
         write_atomic(plan.training / COMPARED, "")
         plan.files.upload(plan.training / COMPARED)
-        train_student(plan)
+        train_whole(plan)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
         else:
@@ -137,7 +144,8 @@ def _trial_alone(plan: RunPlan) -> str:
         steps = [line["seconds"] for line in read_metrics(plan.training / METRICS_FILE)]
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
         plan.files.upload(cost)
-    trial = SeedResult(report=measure(plan), cost=Cost.model_validate_json(cost.read_text()))
+    report = measure(plan).model_copy(update={"tasks": ask_here(student_after(plan), plan.config.evaluate, plan.files)})
+    trial = SeedResult(report=report, cost=Cost.model_validate_json(cost.read_text()))
     write_atomic(_trial_file(plan), trial.model_dump_json())
     plan.files.upload(_trial_file(plan))
     return trial.model_dump_json()
@@ -150,4 +158,5 @@ def _is_ours(plan: RunPlan) -> bool:
 
 
 def _trial_file(plan: RunPlan) -> Path:
-    return plan.training / f"trial-{plan.evaluation}.json"
+    asked = [task.stamp() for task in tasks_in(plan.config.evaluate)]
+    return plan.training / f"trial-{fingerprint(plan.evaluation, asked) if asked else plan.evaluation}.json"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ctd_core.config.base import Record
+from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.metrics import METRICS
 from pipelines.artifacts.report import BEFORE, TEACHER, Report
 from pipelines.display.plots import Dots, dots
@@ -38,8 +39,17 @@ class Row(Record):
     references: dict[str, dict[str, float]] = Field(default={})
 
 
-def row_of(variant: str, results: Sequence[SeedResult]) -> Row:
-    """Means and standard errors over `results`, one a seed."""
+def row_of(variant: str, results: Sequence[SeedResult], asked: Sequence[TaskFigures] = ()) -> Row:
+    """Means and standard errors over `results`, one a seed.
+
+    Args:
+        variant: its name.
+        results: one a seed.
+        asked: what teacher and student before training reach in the tasks.
+
+    Returns:
+        The row.
+    """
     columns: dict[str, list[float]] = {}
     references: dict[str, dict[str, float]] = {}
     for result in results:
@@ -51,6 +61,15 @@ def row_of(variant: str, results: Sequence[SeedResult]) -> Row:
                     references[column] = {
                         TEACHER: measured.teacher[metric.name], BEFORE: measured.student_before[metric.name]
                     }  # fmt: skip
+        for found in result.report.tasks:
+            for name, value in found.figures.items():
+                column = f"{found.task}: {name}"
+                columns.setdefault(column, []).append(value)
+                references[column] = {
+                    other.model: other.figures[name]
+                    for other in asked
+                    if other.task == found.task and name in other.figures
+                }
         if result.report.gap_closed is not None:
             columns.setdefault("gap closed", []).append(result.report.gap_closed)
         columns.setdefault("seconds a step", []).append(result.cost.seconds_a_step)

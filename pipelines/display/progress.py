@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Reporter:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Reporter]:
     """A reporter for `total` pieces of work."""
-    if not console.is_terminal:
+    if not console.is_terminal or threading.current_thread() is not threading.main_thread():  # one bar at a time
         yield Reporter(title, total, None)
         return
     columns = (

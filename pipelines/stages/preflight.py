@@ -71,10 +71,11 @@ def _check(config: RunConfig) -> Iterator[str]:
         untrained = with_chat(bytes_tokenizer(), config.student, config.teacher)
         templates.append(ChatTemplate(untrained, "the student's tokenizer"))
     yield from _check_documents(config, templates)
-    if config.evaluate.tasks.names:
-        from ctd_core.evaluation.tasks import TaskHarness  # takes seconds
+    if config.evaluate.tasks.names or config.evaluate.problems:
+        from pipelines.stages.asked_tasks import tasks_in  # takes seconds
 
-        TaskHarness(config.evaluate.tasks)
+        for task in tasks_in(config.evaluate):
+            task.check()
     _check_frozen(config)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds

@@ -73,7 +73,7 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, teacher, tokenizers, plan.config.prepare)
             for dataset in of_teacher:
-                _finish(plan, dataset, slices[dataset.name], tokenizers)
+                finish_set(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
 
 
@@ -125,8 +125,18 @@ def _make_shards(
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
 
 
-def _finish(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:
-    """Check what was dropped and write the manifest."""
+def finish_set(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:
+    """Check what was dropped and write the manifest.
+
+    Args:
+        plan: the run.
+        dataset: the set, all of whose shards are there.
+        slices: those that the shards were made of.
+        tokenizers: student's and teacher's.
+
+    Raises:
+        CtdError: too much was dropped, or the set holds no text.
+    """
     config, folder = plan.config, Folder(dataset.location)
     shards = finished_shards(folder)
     student_tokenizer, teacher_tokenizer = map(tokenizer_fingerprint, tokenizers)

@@ -1,7 +1,8 @@
-"""The actor of `ctd prepare` that holds the teacher."""
+"""The teacher's part of `ctd prepare`: targets for the rows of a slice, in this process or in an actor."""
 
 import os
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -17,24 +18,57 @@ from ctd_core.models.scoring import score_rows
 from ctd_core.shards.manifest import Counts
 from pipelines.cluster.tally import Handle, reporting
 from pipelines.stages.prepare_progress import SliceProgress
-from pipelines.stages.prepare_tasks import SliceTask, outcome, shared_tokenizers, write_slice
+from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, outcome, shared_tokenizers, write_slice
+
+
+class SliceScorer:
+    """A teacher that adds its targets to the rows of slices and writes their shards.
+
+    Args:
+        teacher: which.
+        options: what is stored.
+        tokenizers: student's and teacher's.
+        device: where it calculates.
+
+    Raises:
+        CtdError: the teacher cannot be loaded, or does not fit its tokenizer.
+    """
+
+    def __init__(self, teacher: Teacher, options: Prepare, tokenizers: Tokenizers, device: torch.device) -> None:
+        self._options = options
+        self._scorer = build_scorer(teacher, tokenizers[1], device)
+        self._stored = stored_targets(options, *tokenizers)
+
+    def score(
+        self,
+        task: SliceTask,
+        rows: pa.RecordBatch,
+        counts: Counts,
+        report: Callable[[SliceProgress], None] = lambda progress: None,
+    ) -> dict[str, Any]:
+        """Score rows, and write them as the shard of `task`; what a progress bar shows of it."""
+
+        def on_batch(tokens: int, of_tokens: int) -> None:
+            report(SliceProgress(counts.text_bytes, tokens, of_tokens))
+
+        return write_slice(
+            task, score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch), counts
+        )
 
 
 class ScoringActor:
-    """Adds the teacher's targets to the rows of a slice and writes their shard."""
+    """A SliceScorer on Ray Data, whose rows are slices."""
 
     def __init__(self, teacher: Teacher, options: Prepare, tokenizers: ray.ObjectRef[Any], tally: Handle) -> None:
-        self._options, self._tally = options, tally
+        self._tally = tally
         device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
-        student_tokenizer, teacher_tokenizer = shared_tokenizers(tokenizers)
         self._failure: CtdError | None = None
         try:
-            self._scorer = build_scorer(teacher, teacher_tokenizer, device)
+            self._scorer = SliceScorer(teacher, options, shared_tokenizers(tokenizers), device)
         except CtdError as error:
             self._failure = error  # raised with the first row
-        self._stored = stored_targets(options, student_tokenizer, teacher_tokenizer)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return outcome(row, lambda: self._score(row))
@@ -45,11 +79,6 @@ class ScoringActor:
         with ipc.open_file(pa.py_buffer(row["content"])) as reader:
             rows = reader.get_batch(0)
         task: SliceTask = pickle.loads(row["task"])
-        counts = Counts.model_validate_json(row["counts"])
-        report = reporting(self._tally, task.key)
-
-        def on_batch(tokens: int, of_tokens: int) -> None:
-            report(SliceProgress(counts.text_bytes, tokens, of_tokens))
-
-        scored = score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch)
-        return write_slice(task, scored, counts)
+        return self._scorer.score(
+            task, rows, Counts.model_validate_json(row["counts"]), reporting(self._tally, task.key)
+        )

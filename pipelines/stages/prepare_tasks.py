@@ -64,10 +64,13 @@ def shared_tokenizers(tokenizers: ray.ObjectRef[Any]) -> Tokenizers:
 
 
 def align_slice(
-    task: SliceTask, tokenizers: ray.ObjectRef[Any], options: Prepare, tally: Handle
+    task: SliceTask,
+    tokenizers: Tokenizers,
+    options: Prepare,
+    report: Callable[[SliceProgress], None] = lambda progress: None,
 ) -> tuple[pa.RecordBatch, Counts]:
     """Read a slice, encode it twice, align and cut it: the content of its shard but for the targets."""
-    report, text_bytes = reporting(tally, task.key), 0
+    text_bytes = 0
 
     def reported(document: Document | DocumentError) -> Document | DocumentError:
         nonlocal text_bytes
@@ -77,7 +80,7 @@ def align_slice(
         return document
 
     rows, counts = build_rows(
-        *shared_tokenizers(tokenizers),
+        *tokenizers,
         (reported(document) for _, document in task.documents()),
         options.student_window_tokens,
         options.teacher_window_tokens,
@@ -97,7 +100,7 @@ def encode(row: dict[str, Any], tokenizers: ray.ObjectRef[Any], options: Prepare
 
     def work() -> dict[str, Any]:
         task: SliceTask = pickle.loads(row["task"])
-        rows, counts = align_slice(task, tokenizers, options, tally)
+        rows, counts = align_slice(task, shared_tokenizers(tokenizers), options, reporting(tally, task.key))
         tally.record.remote(task.key, SliceProgress(counts.text_bytes, 0, counts.teacher_tokens))
         return {"task": row["task"], "content": shard_bytes(rows).to_pybytes(), "counts": counts.model_dump_json()}
 
@@ -111,7 +114,8 @@ def encode_and_write(
 
     def work() -> dict[str, Any]:
         task: SliceTask = pickle.loads(row["task"])
-        return write_slice(task, *align_slice(task, tokenizers, options, tally))
+        aligned = align_slice(task, shared_tokenizers(tokenizers), options, reporting(tally, task.key))
+        return write_slice(task, *aligned)
 
     return outcome(row, work)
 

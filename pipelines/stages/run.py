@@ -57,7 +57,7 @@ def _results(
             write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
-    if plan.config.evaluate.tasks.names:
+    if plan.config.evaluate.tasks.names or plan.config.evaluate.problems:
         with timed("tasks"):
             report = add_tasks(plan, report)
     with timed("export"):

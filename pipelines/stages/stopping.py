@@ -63,8 +63,8 @@ class Switch:
         return self._last is not None and step >= self._last
 
 
-def run_stoppable(work: Callable[[], Any], switch: ray.actor.ActorHandle[Any]) -> None:
-    """Do `work`, and turn `switch` when the command is asked to end.
+def run_stoppable(work: Callable[[], Any], switch: ray.actor.ActorHandle[Any]) -> bool:
+    """Do `work`, and turn `switch` when the command is asked to end; whether it was.
 
     In a thread: Ray Train would take the signals for itself in the main one.
     """
@@ -88,3 +88,4 @@ def run_stoppable(work: Callable[[], Any], switch: ray.actor.ActorHandle[Any]) -
                 turned = True
     if failed:
         raise failed[0]
+    return turned

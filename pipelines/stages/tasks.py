@@ -1,12 +1,9 @@
 """Tasks with answers: each model is an actor on Ray, which is asked one task after another."""
 
-import hashlib
-import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import ray
 import torch
@@ -15,115 +12,37 @@ from ray.exceptions import RayError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.config.base import fingerprint
-from ctd_core.config.evaluation import Tasks
-from ctd_core.config.models import Average, Dtype
+from ctd_core.config.evaluation import Evaluate, Tasks
+from ctd_core.config.models import Average
 from ctd_core.errors import CtdError
-from ctd_core.evaluation.tasks import TaskFigures, TaskHarness, harness_version
-from ctd_core.models.ensemble import load_ensemble
-from ctd_core.models.export import beginning_texts
-from ctd_core.models.fingerprints import weights_fingerprint
-from ctd_core.models.loading import load_model
+from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.storage.atomic import write_atomic
-from ctd_core.text.documents import BEGIN
-from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.background import repeating
-from pipelines.artifacts.checkpoints import name_of, trained_checkpoint
 from pipelines.artifacts.remote_copy import RunFiles
-from pipelines.artifacts.report import AFTER, BEFORE, TEACHER
 from pipelines.artifacts.run_plan import RunPlan, user_cache
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.cluster.tally import Handle, Tally, reporting
 from pipelines.display.progress import progress
-from pipelines.stages.student import load_student
-from pipelines.stages.tokenizer import student_tokenizer
+from pipelines.stages.asked_models import (
+    AskedModel,
+    NamedEnsemble,
+    NamedModel,
+    student_after,
+    student_before,
+    teacher_of,
+)
+from pipelines.stages.asked_tasks import AskedTask, tasks_in
 
-PATH = re.compile(r"[^\s\"'\[\]{},]*[/.][^\s\"'\[\]{},]*")  # what may be one, in YAML
 RETRIES = 3  # of a task whose machine is lost
 
 
-class AskedModel(Protocol):
-    """A model that can be asked. name: what results call it."""
-
-    @property
-    def name(self) -> str: ...
-
-    def stamp(self) -> str:
-        """What its figures belong to."""
-        ...
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]: ...
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A directory or a hub id."""
-
-    name: str
-    location: str
-    revision: str | None = None
-    dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-    weights: str | None = None  # the fingerprint of its files, where it is known
-
-    def stamp(self) -> str:
-        """Of its files."""
-        return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype)
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
-        model = load_model(self.location, self.revision, self.dtype, self.trust_remote_code)
-        return model, load_tokenizer(self.location, self.revision)
-
-
-@dataclass(frozen=True)
-class NamedEnsemble:
-    """Models in directories or of hub ids, together."""
-
-    name: str
-    locations: tuple[str, ...]
-    average: Average
-
-    def stamp(self) -> str:
-        """Of all their files."""
-        return fingerprint([weights_fingerprint(location, None) for location in self.locations], self.average)
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
-        return load_ensemble(self.locations, self.average)
-
-
-@dataclass(frozen=True)
-class RunStudent:
-    """The student of a run: as a checkpoint has it, or before training."""
-
-    name: str
-    plan: RunPlan
-    checkpoint: str | None
-
-    def stamp(self) -> str:
-        """Of the training and the step, or of the student before."""
-        plan, checkpoint = self.plan, self.checkpoint
-        return plan.init.name if checkpoint is None else f"{plan.training.name}/{name_of(checkpoint)}"
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
-        tokenizer = student_tokenizer(self.plan)
-        student = load_student(self.plan, tokenizer, self.checkpoint)
-        return student.model, beginning_texts(tokenizer.encoder.tokenizer, list(tokenizer.markers.get(BEGIN, ())))
-
-
 def ask_models_of_run(plan: RunPlan) -> list[TaskFigures]:
-    """Ask teacher and student, before training and at its latest checkpoint, the tasks of the run."""
-    teacher, weights = plan.config.teacher, plan.training_sets[None].teacher_weights
-    models: list[AskedModel] = [
-        NamedModel(TEACHER, teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, weights),
-        RunStudent(BEFORE, plan, None),
-        RunStudent(AFTER, plan, trained_checkpoint(plan.checkpoints)),
-    ]
-    return ask_models(models, plan.config.evaluate.tasks, plan.files)
+    """Ask teacher and student, before training and at its latest checkpoint, what the run asks."""
+    models: list[AskedModel] = [teacher_of(plan), student_before(plan), student_after(plan)]
+    return ask_models(models, plan.config.evaluate, plan.files)
 
 
-def ask_named_models(names: Sequence[str], options: Tasks, average: Average | None) -> list[TaskFigures]:
+def ask_named_models(names: Sequence[str], options: Evaluate, average: Average | None) -> list[TaskFigures]:
     """Ask models in directories or of hub ids, and their ensemble by what it averages; figures are kept in the user's
     cache.
     """
@@ -133,12 +52,12 @@ def ask_named_models(names: Sequence[str], options: Tasks, average: Average | No
     return ask_models(models, options, RunFiles(user_cache(), None))
 
 
-def ask_models(models: Sequence[AskedModel], options: Tasks, files: RunFiles) -> list[TaskFigures]:
+def ask_models(models: Sequence[AskedModel], options: Evaluate, files: RunFiles) -> list[TaskFigures]:
     """Ask every model every task, but for those whose figures are there already.
 
     Args:
         models: whom to ask.
-        options: which tasks, and how.
+        options: which tasks and problems, and how.
         files: where figures are kept, in a folder tasks.
 
     Returns:
@@ -148,62 +67,75 @@ def ask_models(models: Sequence[AskedModel], options: Tasks, files: RunFiles) ->
         UsageError: there is no such task, or no harness.
         CtdError: a task fails. What is done is kept.
     """
-    if not options.names:
-        return []
-    harness = fingerprint(harness_version(), _own_tasks(options))
-    kept: dict[tuple[str, str], Path] = {}
-    for model in models:
-        stamp = model.stamp()
-        for task in options.names:
-            how = options.result_values() | {"names": [task], "include_path": None}
-            path = files.directory / "tasks" / f"{task.replace('/', '-')}-{fingerprint(harness, how, stamp)}.json"
-            kept[task, model.name] = path
-            files.fetch(path)
-    missing = [key for key, path in kept.items() if _read(path) is None]
+    tasks = tasks_in(options)
+    kept = _kept(models, tasks, files)
+    missing = [(task, model) for task in tasks for model in models if _read(kept[task.name, model.name]) is None]
     if missing:
-        _ask(models, missing, options, kept, files)
-    found = [(name, _read(kept[task, name])) for task in options.names for name in (model.name for model in models)]
+        for task in tasks:
+            task.check()  # its errors come before Ray starts
+        _ask(missing, options.tasks, kept, files)
+    found = [(model.name, _read(kept[task.name, model.name])) for task in tasks for model in models]
     return [figures.model_copy(update={"model": name}) for name, figures in found if figures is not None]
 
 
+def ask_here(model: AskedModel, options: Evaluate, files: RunFiles) -> list[TaskFigures]:
+    """As `ask_models`, of one model, in this process."""
+    tasks = tasks_in(options)
+    kept, loaded = _kept([model], tasks, files), None
+    found = []
+    for task in tasks:
+        path = kept[task.name, model.name]
+        if (figures := _read(path)) is None:
+            loaded = loaded or model.load()
+            figures = task.ask(*loaded, model.name, lambda share: None)
+            write_atomic(path, figures.model_dump_json(indent=1))
+            files.upload(path)
+        found.append(figures.model_copy(update={"model": model.name}))
+    return found
+
+
+Kept = dict[tuple[str, str], Path]  # where the figures of a task and a model are
+
+
+def _kept(models: Sequence[AskedModel], tasks: Sequence[AskedTask], files: RunFiles) -> Kept:
+    kept: Kept = {}
+    task_stamps = {task.name: task.stamp() for task in tasks}
+    for model in models:
+        stamp = model.stamp() if tasks else ""
+        for task in tasks:
+            name = f"{task.name.replace('/', '-')}-{fingerprint(task_stamps[task.name], stamp)}.json"
+            kept[task.name, model.name] = files.directory / "tasks" / name
+            files.fetch(kept[task.name, model.name])
+    return kept
+
+
 class _Actor:
-    """A model on its device, and the tasks."""
+    """A model on its device."""
 
     def __init__(self, source: AskedModel, options: Tasks, tally: Handle) -> None:
         self._source, self._options, self._tally = source, options, tally
-        self._loaded: tuple[TaskHarness, PreTrainedModel, PreTrainedTokenizerFast] | None = None
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast] | None = None
 
-    def ask(self, task: str) -> TaskFigures:
+    def ask(self, task: AskedTask) -> TaskFigures:
         if self._loaded is None:  # not before: an error of __init__ would not come out as itself
-            harness = TaskHarness(self._options)
+            task.check()
             model, tokenizer = self._source.load()
-            device = torch.device("cuda" if self._options.gpus else "cpu")
-            self._loaded = harness, model.to(device), tokenizer
-        harness, model, tokenizer = self._loaded
+            self._loaded = model.to(torch.device("cuda" if self._options.gpus else "cpu")), tokenizer
         name = self._source.name
-        return harness.run(model, tokenizer, task, name, reporting(self._tally, f"{task} {name}"))
+        return task.ask(*self._loaded, name, reporting(self._tally, f"{task.name} {name}"))
 
 
-def _ask(
-    models: Sequence[AskedModel],
-    missing: list[tuple[str, str]],
-    options: Tasks,
-    kept: dict[tuple[str, str], Path],
-    files: RunFiles,
-) -> None:
-    TaskHarness(options)  # its errors come before Ray starts
+def _ask(missing: list[tuple[AskedTask, AskedModel]], options: Tasks, kept: Kept, files: RunFiles) -> None:
     connect(options.cpus, options.gpus, "evaluate.tasks.cpus and evaluate.tasks.gpus")
     tally = actor_on_driver(Tally)
     resources: dict[str, Any] = {"num_cpus": options.cpus, "num_gpus": options.gpus}
     waiting: dict[Any, tuple[str, str]] = {}
-    asked = {name for _, name in missing}
-    actors = {}
-    for model in models:
-        if model.name in asked:
+    actors: dict[str, Any] = {}
+    for task, model in missing:
+        if model.name not in actors:
             made: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **resources)(_Actor)
             actors[model.name] = made.remote(model, options, tally)
-    for task, name in missing:
-        waiting[actors[name].ask.remote(task)] = task, name
+        waiting[actors[model.name].ask.remote(task)] = task.name, model.name
     done: list[str] = []
     with progress("evaluate", len(missing)) as reporter, reraised_errors():
 
@@ -217,11 +149,11 @@ def _ask(
         with repeating(2.0, show):
             while waiting:
                 (first,), _ = ray.wait(list(waiting))
-                task, name = waiting.pop(first)
+                asked, name = waiting.pop(first)
                 figures = ray.get(first)
-                write_atomic(kept[task, name], figures.model_dump_json(indent=1))
-                files.upload(kept[task, name])
-                done.append(f"{task} {name}")
+                write_atomic(kept[asked, name], figures.model_dump_json(indent=1))
+                files.upload(kept[asked, name])
+                done.append(f"{asked} {name}")
                 if not any(name == other for _, other in waiting.values()):
                     ray.kill(actors[name])  # another model may need its place
         show()
@@ -234,19 +166,3 @@ def _read(path: Path) -> TaskFigures | None:
         return TaskFigures.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise CtdError(f"{path}: not figures of a task. Take the file away, and run it again.") from error
-
-
-def _own_tasks(options: Tasks) -> str | None:
-    """The content of the user's own tasks, and of the files that they name; other figures come of others."""
-    if options.include_path is None:
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(Path(options.include_path).rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            content = file.read_bytes()
-            digest.update(str(file.relative_to(options.include_path)).encode() + content)
-            if file.suffix in (".yaml", ".yml"):
-                for named in map(Path, PATH.findall(content.decode(errors="replace"))):
-                    if named.is_file():
-                        digest.update(str(named).encode() + named.read_bytes())
-    return digest.hexdigest()

@@ -58,11 +58,9 @@ def _train_student(
     options = plan.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
-    if options.on_policy is not None and plan.until is None:
-        raise UsageError(
-            "train.on_policy: a comparison or a search has no rounds. Train with `ctd train` or `ctd run`."
-        )
-    own = [] if plan.own_texts is None else [plan.own_texts]
+    if options.on_policy is not None and plan.part is None:
+        raise UsageError("train.on_policy: a search has no rounds. Train with `ctd train`, `ctd run` or `ctd compare`.")
+    own = [] if plan.part is None or plan.part.own_texts is None else [plan.part.own_texts]
     measured = [plan.datasets[name] for name in plan.config.evaluate.sets] if options.evaluate_every else []
     for dataset in (*plan.training_sets.values(), *own, *measured):
         shards = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
@@ -91,7 +89,11 @@ def _train_student(
             device = torch.device("cuda" if options.use_gpu else "cpu")
             delete_failure(plan.checkpoints)
             with stop_signals() as is_asked:
-                run_worker(plan, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
+                try:
+                    run_worker(plan, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
+                except Stopped as stopped:
+                    if is_asked() or stopped.done < plan.last_step:  # and not only at the end of a part
+                        raise
     _warn_of_idle_objectives(plan)
 
 
@@ -143,12 +145,14 @@ def _train_on_ray(plan: RunPlan, callbacks: list["UserCallback"]) -> None:
         ),
     )
     delete_failure(plan.checkpoints)
+    was_asked = False
     if switch is None:
         trainer.fit()
     else:
-        run_stoppable(trainer.fit, switch)
+        was_asked = run_stoppable(trainer.fit, switch)
     raise_failure(plan.checkpoints)
-    if (done := steps_done(latest_checkpoint(plan.checkpoints))) < options.steps:
+    done = steps_done(latest_checkpoint(plan.checkpoints))
+    if done < plan.last_step or (was_asked and done < options.steps):
         raise Stopped(done)
 
 

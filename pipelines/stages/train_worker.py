@@ -21,7 +21,7 @@ from pipelines.artifacts.checkpoints import checkpoint_writer, starting_checkpoi
 from pipelines.artifacts.failure import write_failure
 from pipelines.artifacts.metrics_file import METRICS_FILE
 from pipelines.artifacts.metrics_log import MetricsLog
-from pipelines.artifacts.run_plan import RunPlan
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.display.progress import Reporter
 from pipelines.stages.measure import measure_sets
 from pipelines.stages.student import online_teacher, student_to_train
@@ -89,7 +89,8 @@ def run_worker(
     It ends after the step that `stops_after` says, with Stopped.
     """
     start = starting_checkpoint(plan.checkpoints, worker)
-    write_checkpoint = checkpoint_writer(plan.checkpoints, worker, after_checkpoint)
+    keeps = None if plan.part is None else plan.part.keeps
+    write_checkpoint = checkpoint_writer(plan.checkpoints, worker, after_checkpoint, keeps)
     sources: dict[str | None, RowSource] = {}
     tokenizer = student_tokenizer(plan)
     student = student_to_train(plan, tokenizer)
@@ -98,8 +99,8 @@ def run_worker(
         check_student(shards.manifest, shards.name, tokenizer, len(student.mask))
         sources[name] = shards
     shares: Mapping[str, float] | None = plan.shares
-    if plan.own_texts is not None:
-        sources[None], shares = _with_own_texts(plan, sources[None])
+    if plan.part is not None and plan.part.own_texts is not None:
+        sources[None], shares = _with_own_texts(plan, plan.part.own_texts, sources[None])
     recorder = Recorder(plan, steps_done(start), reporter) if worker.rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
@@ -120,7 +121,7 @@ def run_worker(
             write_checkpoint(metrics, write)
 
     def ends_after(step: int) -> bool:
-        return step == plan.until or stops_after(step)
+        return step == plan.last_step or stops_after(step)
 
     online = online_teacher(plan, tokenizer, student, worker.device)
     try:
@@ -136,11 +137,12 @@ def run_worker(
         recorder.share()
 
 
-def _with_own_texts(plan: RunPlan, corpus: RowSource) -> tuple[RowSource, Mapping[str, float] | None]:
+def _with_own_texts(
+    plan: RunPlan, dataset: DatasetPlan, corpus: RowSource
+) -> tuple[RowSource, Mapping[str, float] | None]:
     """The rows of the student's own texts, with the corpus's where some of what is learned is to be theirs."""
-    assert plan.own_texts is not None
     assert plan.config.train.on_policy is not None
-    own = ShardSet(plan.own_texts.location, verify=False, cache=plan.shard_cache)
+    own = ShardSet(dataset.location, verify=False, cache=plan.shard_cache)
     fraction = plan.config.train.on_policy.fraction
     if fraction == 1:
         return own, None

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus
 from ctd_core.config.yaml_files import read_config
 from ctd_core.errors import CtdError
@@ -31,16 +32,18 @@ VOCABULARY = 4096
 
 
 def make(directory: Path) -> None:
-    """Write an untrained Llama with a tokenizer of its own, train it by the recipe, put the result in `directory`."""
+    """Train a small Llama with a tokenizer of its own by the recipe, and put the result in `directory`."""
     if directory.exists():
         logger.info(f"{directory} is there already")
         return
     disable_progress_bar()
     config = read_config(read_recipe(RECIPE), f"recipe {RECIPE}", [])
-    untrained = Path(config.teacher.model)
-    if not untrained.exists():
-        with atomic_directory(untrained) as target:
-            _write_untrained(config.corpus, target)
+    write_untrained(config.corpus, VOCABULARY, 256, 4, Path(config.teacher.model))
+    train_into(config, directory)
+
+
+def train_into(config: RunConfig, directory: Path) -> None:
+    """Prepare and train by a run's options, and put the exported student in `directory`."""
     plan = plan_run(config)
     prepare(plan)
     train_student(plan)
@@ -49,18 +52,20 @@ def make(directory: Path) -> None:
         shutil.copytree(plan.model, target, dirs_exist_ok=True)
 
 
-def _write_untrained(corpus: Corpus, directory: Path) -> None:
+def write_untrained(corpus: Corpus, vocabulary: int, hidden: int, layers: int, directory: Path) -> None:
+    """Write an untrained Llama with a tokenizer of so many entries, trained on a corpus, where it is not there yet."""
+    if directory.exists():
+        return
     texts = (document for part in plan_slices(corpus, 2**20) for document in read_slice(corpus, part))
     tokenizer = train_tokenizer(
-        [document.text for document in training_documents(corpus, texts) if isinstance(document, Document)], VOCABULARY
+        [document.text for document in training_documents(corpus, texts) if isinstance(document, Document)], vocabulary
     )
-    tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -68,7 +73,9 @@ def _write_untrained(corpus: Corpus, directory: Path) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    with atomic_directory(directory) as target:
+        tokenizer.save_pretrained(target)
+        LlamaForCausalLM(config).save_pretrained(target)
 
 
 if __name__ == "__main__":

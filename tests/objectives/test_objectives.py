@@ -1,6 +1,7 @@
 """Objectives over a batch against slow sums."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 
 from ctd_core.align.vocabulary import exact_map
 from ctd_core.config.align import AtWhitespace, Debiased, Finest, Groups
-from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, PrefixKl, Sft
+from ctd_core.config.objectives import PUBLISHED_ALM, Alm, OneToOneKl, PolicyGradient, PrefixKl, Sft
 from ctd_core.models.prefix_positions import prefix_top
 from ctd_core.models.scoring import Stored, TopTokens
 from ctd_core.objectives.divergences import binarised_divergence
-from ctd_core.objectives.interface import StudentOutputs, at_chunks, boundary_chunks, chunk_sums, declared
+from ctd_core.objectives.interface import NO_CHUNKS, StudentOutputs, at_chunks, boundary_chunks, chunk_sums, declared
 from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head
 from ctd_core.shards.batches import collate
@@ -104,6 +105,46 @@ def test_alm_is_the_mean_divergence_of_merged_chunks(batch, rule, boundary, aver
         weights += sizes[average]
     assert planned.count == weights
     torch.testing.assert_close(planned.loss_sum(student, None), torch.as_tensor(total), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("credit", ["even", "proportional", "whole"])
+def test_a_policy_gradient_pushes_each_token_by_its_share_of_what_the_chunk_is_credited_with(batch, credit):
+    planned = plan(PolicyGradient(kind="policy_gradient", credit=credit, max_advantage=0.8), batch)
+    token = random_student(batch, NO_CHUNKS).token.requires_grad_()
+    planned.loss_sum(outputs(batch, token), None).backward()
+    chunks, expected = batch.chunks, torch.zeros_like(token)
+    for n in np.flatnonzero(chunks.scored):
+        own = batch.chunk_of_target == int(n)
+        logprobs = token.detach()[own]
+        advantage = min(max(float(chunks.teacher_logprobs[n]) - float(logprobs.sum()), -0.8), 0.8)
+        shares = {"even": 1 / len(logprobs), "proportional": logprobs / logprobs.sum(), "whole": 1.0}[credit]
+        expected[own] = -advantage * shares * torch.ones_like(logprobs)
+    torch.testing.assert_close(token.grad, expected)
+    assert planned.count == chunks.num_student_tokens[chunks.scored].sum()
+
+
+def test_credited_whole_a_policy_gradient_is_that_of_the_reverse_divergence():
+    """All texts of one token of four, as often as the student writes each."""
+    teacher = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    logits = torch.tensor([0.3, -0.2, 0.9, 0.0], requires_grad=True)
+    student = logits.log_softmax(0)
+    divergence = (student.exp() * (student - teacher)).sum()
+    (wanted,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+    total = torch.zeros(())
+    for token in range(4):
+        one = SimpleNamespace(
+            chunks=SimpleNamespace(
+                teacher_logprobs=teacher[token : token + 1].numpy(),
+                scored=np.array([True]),
+                num_student_tokens=np.array([1]),
+            ),
+            chunk_of_target=torch.tensor([0]),
+        )
+        planned = make_objective(PolicyGradient(kind="policy_gradient", credit="whole"), None)(one)
+        given = SimpleNamespace(token=student[token : token + 1], chunk=student[token : token + 1])
+        total = total + student[token].detach().exp() * planned.loss_sum(given, None)
+    (found,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_sft_is_the_cross_entropy_of_the_targets(batch):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +15,10 @@ from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import plan_run
-from pipelines.stages import on_policy, train_worker
+from pipelines.stages import on_policy, own_texts, train_worker
 from pipelines.stages.prepare import prepare
+from pipelines.stages.prepare_scoring import SliceScorer
+from pipelines.stages.rounds import rounds_of
 from pipelines.stages.tokenizer import student_tokenizer
 from tests.pipelines.test_chat import chat_config, chat_inputs  # noqa: F401
 from tests.pipelines.test_run import config, inputs  # noqa: F401
@@ -46,16 +51,20 @@ def spells_letters(monkeypatch, plan, sampler):
     by_id = student_tokenizer(plan).encoder.token_bytes.by_id
     letters = tuple(n for n, raw in enumerate(by_id) if raw and raw.isalpha() and raw.isascii())
     monkeypatch.setattr(sampler, "letters", letters)
-    monkeypatch.setattr(on_policy, "TransformersSampler", sampler)
+    monkeypatch.setattr(own_texts, "TransformersSampler", sampler)
 
 
 @pytest.fixture
 def make_plan(chat_config, tmp_path, monkeypatch):  # noqa: F811
-    """A function that plans and prepares a chat run of such a name, in which a student's answers all end."""
+    """A function that plans a chat run of such a name and prepares it, or takes the shards of a prepared one; its
+    student's answers all end.
+    """
 
-    def make(name, **options):
+    def make(name, prepared=None, **options):
         train = chat_config["train"] | {"steps": 7, "checkpoint_every": 2, "on_policy": ROUNDS | options}
         made = plan_run(RunConfig.model_validate(chat_config | {"name": name, "train": train, "sample": {}}))
+        if prepared is not None:
+            shutil.copytree(prepared.files.directory / "prepared", made.files.directory / "prepared")
         prepare(made)
         spells_letters(monkeypatch, made, AnsweringSampler)
         return made
@@ -63,16 +72,21 @@ def make_plan(chat_config, tmp_path, monkeypatch):  # noqa: F811
     return make
 
 
+def files_of(item):
+    """The files of a round's texts."""
+    return sorted(item.folder.glob("texts-*/*.jsonl"))
+
+
 def outcome(plan):
     """What was written, and every step's loss."""
-    texts = [(item.folder / "texts.jsonl").read_bytes() for item in on_policy.rounds_of(plan)]
+    texts = [b"".join(map(Path.read_bytes, files_of(item))) for item in rounds_of(plan)]
     return texts, [line["loss"] for line in read_metrics(plan.training / METRICS_FILE)]
 
 
 def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
     plan = make_plan("rounds")
     on_policy.train_whole(plan)
-    rounds = on_policy.rounds_of(plan)
+    rounds = rounds_of(plan)
     assert [(item.first, item.last) for item in rounds] == [(1, 4), (4, 7)]
     texts, losses = outcome(plan)
     assert len(losses) == 7
@@ -93,20 +107,21 @@ def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("staleness", "moment"),
     [
-        "writing",
-        "a later step",
+        (0, "writing"),
+        (1, "a later step"),
         *(
-            pytest.param(name, marks=pytest.mark.chaos)
-            for name in ("scoring", "the first step of a round", "its figures")
+            pytest.param(staleness, moment, marks=pytest.mark.chaos)
+            for staleness in (0, 1)
+            for moment in ("writing", "scoring", "its figures", "the first step of a round", "a later step")
         ),
     ],
 )
-def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_plan, monkeypatch, moment):
-    whole = make_plan("whole")
+def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_plan, monkeypatch, staleness, moment):
+    whole = make_plan("whole", staleness=staleness)
     on_policy.train_whole(whole)
-    plan = make_plan("stopped")
+    plan = make_plan("stopped", whole, staleness=staleness)
     calls = []
 
     def stops_at(count, function):
@@ -122,9 +137,9 @@ def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_pla
         if moment == "writing":  # in the second batch of the second round
             patch.setattr(AnsweringSampler, "write", stops_at(4, AnsweringSampler.write))
         elif moment == "scoring":
-            patch.setattr(on_policy, "prepare", stops_at(2, on_policy.prepare))
+            patch.setattr(SliceScorer, "score", stops_at(4, SliceScorer.score))
         elif moment == "its figures":
-            patch.setattr(on_policy, "_figures", stops_at(2, on_policy._figures))
+            patch.setattr(own_texts, "_figures", stops_at(2, own_texts._figures))
         else:
             add = train_worker.Recorder.add
             patch.setattr(train_worker.Recorder, "add", stops_at(5 if moment.startswith("the first") else 6, add))
@@ -138,9 +153,49 @@ def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_pla
 
 def test_a_signal_in_a_round_stops_it(make_plan, monkeypatch):
     plan = make_plan("signal")
-    monkeypatch.setattr("pipelines.stages.train.run_worker", lambda *arguments: (_ for _ in ()).throw(Stopped(3)))
-    with pytest.raises(Stopped, match="stopped after step 3"):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.stages.train.run_worker", lambda *arguments: (_ for _ in ()).throw(Stopped(0)))
+        with pytest.raises(Stopped, match="stopped after step 0"):
+            on_policy.train_whole(plan)
+    with monkeypatch.context() as patch:  # just as the steps on the corpus end
+        patch.setattr("pipelines.stages.train.stop_signals", lambda: nullcontext(lambda: True))
+        with pytest.raises(Stopped, match="stopped after step 1"):
+            on_policy.train_whole(plan)
+
+
+def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_path):  # noqa: F811
+    rounds = {"rounds": 3, "texts": 24, "batch": 8, "max_new_tokens": 2, "staleness": 1}
+    plans = {}
+    for name, workers in (("here", 0), ("ray", 1)):
+        train = config["train"] | {"steps": 6, "num_workers": workers, "on_policy": rounds}
+        plan = plan_run(RunConfig.model_validate(config | {"name": name, "train": train, "sample": {}}))
+        prepare(plan)
         on_policy.train_whole(plan)
+        plans[name] = plan
+    assert outcome(plans["ray"])[0] == outcome(plans["here"])[0]
+    assert outcome(plans["ray"])[1] == pytest.approx(outcome(plans["here"])[1], rel=1e-5)
+    for plan in plans.values():
+        figures = [json.loads((item.folder / "round.json").read_text()) for item in rounds_of(plan)]
+        assert [found["written_at"] for found in figures] == [0, 0, 2]  # a round before
+
+
+def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F811
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt, "id": 7}) + "\n" for prompt in ("The sum", "A difference")))
+    rounds = {"rounds": 1, "texts": 4, "max_new_tokens": 6, "prompts": str(file)}
+    train = config["train"] | {"steps": 1, "on_policy": rounds}
+    plan = plan_run(RunConfig.model_validate(config | {"train": train, "sample": {}}))
+    prepare(plan)
+    spells_letters(monkeypatch, plan, LetterSampler)
+    on_policy.train_whole(plan)
+    (item,) = rounds_of(plan)
+    records = [json.loads(line) for file in files_of(item) for line in file.read_text().splitlines()]
+    assert sorted(record["prompt"] for record in records) == ["A difference"] * 2 + ["The sum"] * 2
+    file.write_text(json.dumps({"prompt": "Another"}) + "\n")
+    assert plan_run(plan.config).training != plan.training  # another training
+    file.unlink()
+    with pytest.raises(UsageError, match=r"train\.on_policy\.prompts: .* cannot be read"):
+        plan_run(plan.config)
 
 
 def test_a_model_of_texts_learns_its_own_alone(config, monkeypatch):  # noqa: F811
@@ -150,8 +205,8 @@ def test_a_model_of_texts_learns_its_own_alone(config, monkeypatch):  # noqa: F8
     prepare(plan)
     spells_letters(monkeypatch, plan, LetterSampler)
     on_policy.train_whole(plan)
-    for item in on_policy.rounds_of(plan):
-        records = [json.loads(line) for line in (item.folder / "texts.jsonl").read_text().splitlines()]
+    for item in rounds_of(plan):
+        records = [json.loads(line) for file in files_of(item) for line in file.read_text().splitlines()]
         assert all(record["prompt"] and record["generated"]["tokens"] <= 12 for record in records)
         figures = json.loads((item.folder / "round.json").read_text())
         assert figures["learned"] > 0
@@ -164,5 +219,5 @@ def test_what_has_no_rounds_or_no_prompts_is_refused(make_plan, config):  # noqa
             config | {"train": config["train"] | {"steps": 2, "on_policy": {"rounds": 2, "begin": 1}}}
         )
     plan = make_plan("alone")
-    with pytest.raises(UsageError, match="a comparison or a search has no rounds"):
+    with pytest.raises(UsageError, match="a search has no rounds"):
         on_policy.train_student(plan)

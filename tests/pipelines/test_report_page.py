@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ctd_core.config.run import RunConfig
-from ctd_core.evaluation.tasks import TaskFigures
+from ctd_core.evaluation.figures import TaskFigures
 from pipelines.artifacts import report_page
 from pipelines.artifacts.metrics_file import METRICS_FILE
 from pipelines.artifacts.report import MODELS, Continuation, Report, SetMetrics

@@ -131,7 +131,7 @@ def test_figures_belong_to_the_data_that_a_task_names_wherever_it_lies(tmp_path,
 
 
 def test_a_table_of_tasks_shows_shares_of_the_teacher():
-    from ctd_core.evaluation.tasks import TaskFigures
+    from ctd_core.evaluation.figures import TaskFigures
 
     found = [
         TaskFigures(

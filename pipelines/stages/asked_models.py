@@ -1,0 +1,107 @@
+"""The models that can be asked tasks: those of a run, and those that a command names."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ctd_core.config.base import fingerprint
+from ctd_core.config.models import Average, Dtype
+from ctd_core.models.ensemble import load_ensemble
+from ctd_core.models.export import beginning_texts
+from ctd_core.models.fingerprints import weights_fingerprint
+from ctd_core.models.loading import load_model
+from ctd_core.text.documents import BEGIN
+from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.artifacts.checkpoints import name_of, trained_checkpoint
+from pipelines.artifacts.report import AFTER, BEFORE, TEACHER
+from pipelines.artifacts.run_plan import RunPlan
+from pipelines.stages.student import load_student
+from pipelines.stages.tokenizer import student_tokenizer
+
+
+class AskedModel(Protocol):
+    """A model that can be asked. name: what results call it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stamp(self) -> str:
+        """What its figures belong to."""
+        ...
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]: ...
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A directory or a hub id."""
+
+    name: str
+    location: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    weights: str | None = None  # the fingerprint of its files, where it is known
+
+    def stamp(self) -> str:
+        """Of its files."""
+        return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on the CPU."""
+        model = load_model(self.location, self.revision, self.dtype, self.trust_remote_code)
+        return model, load_tokenizer(self.location, self.revision)
+
+
+@dataclass(frozen=True)
+class NamedEnsemble:
+    """Models in directories or of hub ids, together."""
+
+    name: str
+    locations: tuple[str, ...]
+    average: Average
+
+    def stamp(self) -> str:
+        """Of all their files."""
+        return fingerprint([weights_fingerprint(location, None) for location in self.locations], self.average)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on the CPU."""
+        return load_ensemble(self.locations, self.average)
+
+
+@dataclass(frozen=True)
+class RunStudent:
+    """The student of a run: as a checkpoint has it, or before training."""
+
+    name: str
+    plan: RunPlan
+    checkpoint: str | None
+
+    def stamp(self) -> str:
+        """Of the training and the step, or of the student before."""
+        plan, checkpoint = self.plan, self.checkpoint
+        return plan.init.name if checkpoint is None else f"{plan.training.name}/{name_of(checkpoint)}"
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on the CPU."""
+        tokenizer = student_tokenizer(self.plan)
+        student = load_student(self.plan, tokenizer, self.checkpoint)
+        return student.model, beginning_texts(tokenizer.encoder.tokenizer, list(tokenizer.markers.get(BEGIN, ())))
+
+
+def teacher_of(plan: RunPlan) -> NamedModel:
+    """The main teacher of a run."""
+    teacher, weights = plan.config.teacher, plan.training_sets[None].teacher_weights
+    return NamedModel(TEACHER, teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, weights)
+
+
+def student_before(plan: RunPlan) -> RunStudent:
+    """The student of a run before training."""
+    return RunStudent(BEFORE, plan, None)
+
+
+def student_after(plan: RunPlan) -> RunStudent:
+    """The student of a run at its latest checkpoint; raises CtdError where there is none."""
+    return RunStudent(AFTER, plan, trained_checkpoint(plan.checkpoints))

@@ -1,0 +1,234 @@
+"""A round's texts: the student writes them, its teacher scores them, in this process or in actors on Ray."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+
+from ctd_core.config.models import Teacher
+from ctd_core.config.shards import Prepare
+from ctd_core.config.training import OnPolicy
+from ctd_core.evaluation.likelihoods import measure_likelihoods
+from ctd_core.evaluation.metrics import metrics_of
+from ctd_core.generation.own_texts import figures_of
+from ctd_core.generation.prompts import Answerer
+from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.models.export import beginning_texts
+from ctd_core.models.model_config import max_positions
+from ctd_core.models.tokenizers import build_teacher_tokenizer
+from ctd_core.shards.files import Folder, finished_shards, is_finished, read_manifest, shard_file
+from ctd_core.shards.reading import ShardSet
+from ctd_core.shards.rows import MemoryRows
+from ctd_core.storage.atomic import write_atomic
+from ctd_core.storage.locations import file_system, open_to_read
+from ctd_core.text.documents import BEGIN
+from pipelines.artifacts.checkpoints import checkpoint_at
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
+from pipelines.cluster.connection import connect, reraised_errors
+from pipelines.display.progress import progress
+from pipelines.stages.prepare import finish_set
+from pipelines.stages.prepare_scoring import SliceScorer
+from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, align_slice
+from pipelines.stages.rounds import OwnTextsPlan, Round, WritingTask, plan_own_texts
+from pipelines.stages.student import load_student
+from pipelines.stages.tokenizer import student_tokenizer
+
+RETRIES = 3  # of a piece of work whose machine is lost
+MEASURED_ROWS = 64  # at least, on which the distance to the teacher is measured
+Seconds = tuple[float, float]  # of writing, of scoring
+
+
+class StudentWriter:
+    """The student of a run as it was after `step`, which writes."""
+
+    def __init__(self, plan: RunPlan, step: int, uses_gpu: bool) -> None:
+        self._plan, self._step = plan, step
+        self._device = torch.device("cuda" if uses_gpu else "cpu")
+        self._answerer: Answerer | None = None
+
+    def write(self, task: WritingTask) -> tuple[SliceTask, float]:
+        """Write the texts of a task, where they are not there yet; what is to be scored, and the seconds it took."""
+        if _exists(task.texts):
+            return task.shard, 0.0
+        if self._answerer is None:  # not before: an error of an actor's __init__ would not come out as itself
+            self._answerer = self._load()
+        begun = time.monotonic()
+        encoded = [self._answerer.encode(record, f"prompt {n}") for n, record in enumerate(task.prompts)]
+        lines = [json.dumps(record) + "\n" for record in self._answerer.answer(task.prompts, encoded, task.seed)]
+        write_atomic(task.texts, "".join(lines))
+        return task.shard, time.monotonic() - begun
+
+    def _load(self) -> Answerer:
+        plan, tokenizer = self._plan, student_tokenizer(self._plan)
+        student, teacher, options = plan.config.student, plan.config.teacher, plan.config.train.on_policy
+        assert options is not None
+        checkpoint = checkpoint_at(plan.checkpoints, self._step) if self._step else None
+        model = load_student(plan, tokenizer, checkpoint).model.to(self._device)
+        origin, revision = student.model or teacher.model, student.revision or teacher.revision
+        longest = max_positions(origin, revision, student.trust_remote_code or teacher.trust_remote_code)
+        begun = beginning_texts(tokenizer.encoder.tokenizer, list(tokenizer.markers.get(BEGIN, ())))
+        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
+        return Answerer(TransformersSampler(model), begun, "the student", sampling, longest)
+
+
+class TextScorer:
+    """A teacher that scores what was written."""
+
+    def __init__(self, teacher: Teacher, options: Prepare, tokenizers: Tokenizers, uses_gpu: bool) -> None:
+        self._given = teacher, options, tokenizers, torch.device("cuda" if uses_gpu else "cpu")
+        self._scorer: SliceScorer | None = None
+
+    def score(self, written: tuple[SliceTask, float]) -> Seconds:
+        """Align, score and store a file of texts; the seconds of its writing and of this."""
+        task, seconds_writing = written
+        _, options, tokenizers, _ = self._given
+        if self._scorer is None:
+            self._scorer = SliceScorer(*self._given)
+        begun = time.monotonic()
+        self._scorer.score(task, *align_slice(task, tokenizers, options))
+        return seconds_writing, time.monotonic() - begun
+
+
+def own_texts(plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Event) -> DatasetPlan:
+    """The scored texts of a round, which are made where they are not there yet.
+
+    Args:
+        plan: the run.
+        options: its rounds.
+        item: the round.
+        stops: once it is set, no further piece of work is begun.
+
+    Returns:
+        Their set.
+
+    Raises:
+        CtdError: they cannot be written or scored. What is done is kept.
+        KeyboardInterrupt: `stops` was set.
+    """
+    made = plan_own_texts(plan, options, item)
+    dataset, done_file, begun = made.dataset, item.folder / "round.json", time.monotonic()
+    plan.files.fetch(done_file)
+    if done_file.exists() and is_finished(Folder(dataset.location), plan.shard_cache):
+        return dataset
+    finished = finished_shards(Folder(dataset.location))
+    missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
+    tokenizers = student_tokenizer(plan), build_teacher_tokenizer(dataset.teacher)
+    work = _on_ray if plan.config.train.num_workers else _here
+    writing = scoring = 0.0
+    if missing:
+        with progress(f"round {item.number}", len(made.tasks)) as reporter:
+            for number, (seconds_writing, seconds_scoring) in enumerate(
+                work(plan, options, item, missing, tokenizers, stops), len(made.tasks) - len(missing) + 1
+            ):
+                writing, scoring = writing + seconds_writing, scoring + seconds_scoring
+                reporter.update(number, "batches of texts written and scored")
+    counted = plan.config.prepare.model_copy(update={"max_dropped_fraction": 0.99})  # and shown below
+    config = plan.config.model_copy(update={"prepare": counted})
+    finish_set(replace(plan, config=config), dataset, [task.shard.slice for task in made.tasks], tokenizers)
+    figures: dict[str, float] = {"round": item.number, "first_step": item.first}
+    figures |= {"last_step": item.last, "written_at": item.written_at}
+    figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
+    measuring = time.monotonic()
+    figures |= _figures(plan, made, item)
+    figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
+    write_atomic(done_file, json.dumps(figures, indent=1))
+    plan.files.upload(done_file)
+    return dataset
+
+
+def _here(
+    plan: RunPlan,
+    options: OnPolicy,
+    item: Round,
+    tasks: list[WritingTask],
+    tokenizers: Tokenizers,
+    stops: threading.Event,
+) -> Iterator[Seconds]:
+    """In this process: first all is written, then all is scored, so that one model is there at a time."""
+    uses_gpu = torch.cuda.is_available()
+    writer = StudentWriter(plan, item.written_at, uses_gpu)
+    written = [writer.write(task) for task in tasks]
+    del writer
+    scorer = TextScorer(plan.training_sets[None].teacher, plan.config.prepare, tokenizers, uses_gpu)
+    for one in written:
+        yield scorer.score(one)
+
+
+def _on_ray(
+    plan: RunPlan,
+    options: OnPolicy,
+    item: Round,
+    tasks: list[WritingTask],
+    tokenizers: Tokenizers,
+    stops: threading.Event,
+) -> Iterator[Seconds]:
+    """In actors, which write and score at the same time; each asks for resources of its own."""
+    prepare = plan.config.prepare
+    resources = options.generation_resources | (prepare.scoring_resources or {})
+    gpus = options.generation_actors * options.generation_gpus + prepare.scoring_actors * prepare.scoring_gpus
+    connect(1, gpus, "train.on_policy.generation_gpus and prepare.scoring_gpus", resources)
+    with reraised_errors():
+        shared = ray.put(plan), ray.put(tokenizers)
+        writers = [
+            _actor(StudentWriter, options.generation_gpus, options.generation_resources).remote(
+                shared[0], item.written_at, bool(options.generation_gpus)
+            )
+            for _ in range(min(options.generation_actors, len(tasks)))
+        ]
+        scorers = [
+            _actor(TextScorer, prepare.scoring_gpus, prepare.scoring_resources).remote(
+                plan.training_sets[None].teacher, prepare, shared[1], bool(prepare.scoring_gpus)
+            )
+            for _ in range(min(prepare.scoring_actors, len(tasks)))
+        ]
+        waiting = [
+            scorers[n % len(scorers)].score.remote(writers[n % len(writers)].write.remote(task))
+            for n, task in enumerate(tasks)
+        ]
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=1.0)
+                if stops.is_set():
+                    raise KeyboardInterrupt
+                yield from map(ray.get, ready)
+        finally:
+            for actor in (*writers, *scorers):
+                ray.kill(actor)
+
+
+def _actor(kind: type, gpus: float, resources: dict[str, float] | None) -> Any:
+    needs: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+    made: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, resources=resources or {}, **needs)(kind)
+    return made
+
+
+def _exists(location: str) -> bool:
+    files, path = file_system(location)
+    return bool(files.get_file_info(path).is_file)
+
+
+def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round) -> dict[str, float]:
+    """What the student wrote, and how far from its teacher it is on the first of it."""
+    records: list[dict[str, Any]] = []
+    for task in made.tasks:
+        with open_to_read(task.texts) as stream:
+            records += map(json.loads, stream.read().decode().splitlines())
+    manifest = read_manifest(Folder(made.dataset.location))
+    counts = manifest.counts
+    shards = ShardSet(made.dataset.location, verify=True, cache=plan.shard_cache)
+    rows, taken = 0, 0
+    while taken < len(shards.batches) and rows < MEASURED_ROWS:
+        rows, taken = rows + shards.batches[taken].num_rows, taken + 1
+    first = MemoryRows(shards.name, shards.batches[:taken], counts)
+    checkpoint = checkpoint_at(plan.checkpoints, item.written_at) if item.written_at else None
+    student = load_student(plan, student_tokenizer(plan), checkpoint)
+    student = student.to("cuda" if torch.cuda.is_available() else "cpu")
+    measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
+    learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
+    aligned = {"share_scored": counts.scored_bytes / max(counts.text_bytes, 1)}
+    return figures_of(records) | learned | aligned | measured
