@@ -5,6 +5,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile  # most tests wait for pr
 
 TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers
+MATHS := runs/maths
 SMALL := runs/teachers/small
 
 .PHONY: install demo check test-fast coverage test chaos bench goldens compare clean
@@ -59,6 +60,9 @@ compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small 
 
 $(SMALL): | install
 	$(BIN)/python -m pipelines.teachers.small $@
+
+$(MATHS): | install
+	$(BIN)/python -m pipelines.teachers.maths $@
 
 clean:
 	rm -rf .venv build dist *.egg-info

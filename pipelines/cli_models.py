@@ -39,6 +39,10 @@ def generate(
     ] = 0.95,
     batch: Annotated[int, typer.Option(min=1, help="How many are written at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of what is drawn.")] = 0,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Copies of the model that write at the same time, on Ray; 0: in this process.")
+    ] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="With --actors: GPUs for each.")] = 0.0,
     average: Annotated[
         str, typer.Option(help="What an ensemble averages: probabilities or logprobs.")
     ] = "probabilities",
@@ -46,7 +50,7 @@ def generate(
     """Let a model write: answers to the prompts of a file, or a corpus, such as for a teacher that has none.
 
     With --prompts, each record comes back with what was `generated`: a `text`, whether it `ended` by itself, its number
-    of `tokens`, their `logprob`.
+    of `tokens`, their `logprob`, and how many `special_tokens` it holds, which the text leaves out.
 
     Without, an instruction-tuned model that sees nothing but the beginning of a user's message writes the message, and
     then its own answer. What a student learns of such texts is what its teacher knows best.
@@ -58,13 +62,16 @@ def generate(
 
     if temperature and not LEAST_TEMPERATURE <= temperature <= 100:
         raise UsageError(f"--temperature {temperature}: 0, or from {LEAST_TEMPERATURE} to 100")
+    if gpus and not actors:
+        raise UsageError("--gpus belongs to --actors")
     options, chosen = Sampling(max_new_tokens, temperature, top_p), read_average(average)
+    copies = stage.Actors(actors, gpus)
     if prompts is not None:
-        stage.answer(model, prompts, output, batch, options, seed, chosen)
+        stage.answer(model, prompts, output, batch, options, seed, chosen, copies)
     elif not temperature:
         raise UsageError("--temperature 0 writes the same document again and again: give --prompts, or a higher one")
     else:
-        stage.generate(model, output, documents, batch, options, seed, chosen)
+        stage.generate(model, output, documents, batch, options, seed, chosen, copies)
 
 
 def read_average(word: str) -> Average:

@@ -42,6 +42,14 @@ class Problems(Options):
         return self
 
 
+class WrittenTexts(Options):
+    """Texts that the trained student writes after prompts of the corpus, which its teacher scores."""
+
+    texts: int = Field(default=128, gt=0, description="how many")
+    max_new_tokens: int = Field(default=128, gt=0, description="of each; an answer that is longer is left out")
+    temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
+
+
 class Evaluate(Options):
     """What the student is measured on: sets by name. `gap_closed` is read on the one named in `gap_set`."""
 
@@ -55,6 +63,7 @@ class Evaluate(Options):
     problems: dict[str, Problems] = Field(
         default={}, description="by name: problems with numbers as answers; asked on the cpus and gpus of tasks"
     )
+    own_texts: WrittenTexts | None = Field(default=None, description="the distance to the teacher on own texts")
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":

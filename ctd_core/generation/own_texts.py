@@ -1,7 +1,7 @@
 """What a student writes itself, to learn from what its teacher thinks of it: on-policy distillation.
 
-The prompts are beginnings of the corpus's documents: of a conversation all before an assistant's message, of a text its
-first words.
+The prompts are beginnings of the corpus's documents: of a conversation all before an assistant's message, of a text
+what is not learned of it, or its first words.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctd_core.generation.prompts import GENERATED
-from ctd_core.text.documents import Document
+from ctd_core.text.documents import Document, Text
 
 PROMPT_CHARACTERS = 200  # of a text, up to the end of a word
 
@@ -30,6 +30,9 @@ def prompts_of(document: Document, is_chat: bool) -> list[Record]:
     text = document.text
     if turns or is_chat or not text.strip():
         return []
+    first = next(segment for segment in document.segments if isinstance(segment, Text))
+    if not first.scored:
+        return [{"prompt": first.text}]
     cut = text.rfind(" ", 0, PROMPT_CHARACTERS)
     return [{"prompt": text[:cut] if cut > 0 and len(text) > PROMPT_CHARACTERS else text[: PROMPT_CHARACTERS // 2]}]
 

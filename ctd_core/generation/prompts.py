@@ -77,6 +77,7 @@ class Answerer:
         self._sampler, self._tokenizer, self._name, self._options = sampler, tokenizer, name, options
         self._room = None if max_positions is None else max_positions - options.max_new_tokens
         self._stops = stops_of(tokenizer, name)
+        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def encode(self, record: Record, place: str) -> list[int]:
         """The token ids of a prompt; raises UsageError, naming `place`, where it is too long or has no template."""
@@ -101,19 +102,19 @@ class Answerer:
         return [int(token) for token in ids]
 
     def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
-        """The records with what was `generated`: its `text`, whether it `ended` by itself, its number of `tokens`, and
-        their summed `logprob`.
+        """The records with what was `generated`: its `text`, whether it `ended` by itself, its number of `tokens`, how
+        many before the end are `special_tokens`, which the text leaves out, and all tokens' summed `logprob`.
         """
         written = self._sampler.write(prompts, self._stops, self._options, seed)
-        return [
-            record
-            | {
-                GENERATED: {
-                    "text": self._tokenizer.decode(ids, skip_special_tokens=True),
-                    "ended": bool(ids) and ids[-1] in self._stops,
-                    "tokens": len(ids),
-                    "logprob": round(sum(logprobs), 4),
-                }
-            }
-            for record, (ids, logprobs) in zip(records, written, strict=True)
-        ]
+        pairs = zip(records, written, strict=True)
+        return [record | {GENERATED: self._generated(ids, logprobs)} for record, (ids, logprobs) in pairs]
+
+    def _generated(self, ids: list[int], logprobs: list[float]) -> Record:
+        ended = bool(ids) and ids[-1] in self._stops
+        return {
+            "text": self._tokenizer.decode(ids, skip_special_tokens=True),
+            "ended": ended,
+            "tokens": len(ids),
+            "special_tokens": sum(token in self._special for token in ids) - (ended and ids[-1] in self._special),
+            "logprob": round(sum(logprobs), 4),
+        }

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from pipelines.display.plots import COLORS, REFERENCE_COLOR, Curves, Dots, curve
 from pipelines.display.tables import TextTable
 
 logger = logging.getLogger(__name__)
+SHOWN_TEXTS, SHOWN_CHARACTERS = 2, 60  # of each round
 SHOWN_STEPS = 100  # points of a curve, each the mean of some steps
 COLOR_OF = dict(zip(MODELS, (REFERENCE_COLOR, COLORS[1], COLORS[0]), strict=True))
 Steps = list[dict[str, Any]]
@@ -65,12 +67,53 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
             pages.picture(_tasks(report)) if is_drawn else "",
             pages.table(tasks_table(report.tasks)),
         ),
+        pages.section("Own texts", pages.table(rounds_table(rounds_in(plan.training)))),
         pages.section("Samples", pages.table(TextTable(["prompt", "teacher", "student"], samples), is_prose=True)),
         pages.section("Training", pages.picture(_training(plan, report, steps)) if is_drawn and steps else ""),
         pages.section("Data and alignment", pages.table(counts_table(report.data))),
         pages.section("Seconds", pages.table(TextTable(["stage", "seconds"], spent))),
         pages.section("Run", pages.preformatted(resolved)),
     )
+
+
+def rounds_in(training: Path) -> list[dict[str, Any]]:
+    """What was recorded of each round of an on-policy training, with the beginnings of some of its texts."""
+    rounds = []
+    for file in sorted(training.glob("round-*/round.json")):
+        texts = sorted(file.parent.glob("texts-*/*.jsonl"))
+        lines = texts[0].read_text(encoding="utf-8").split("\n")[:SHOWN_TEXTS] if texts else []
+        rounds.append(json.loads(file.read_text()) | {"samples": [json.loads(line) for line in lines if line]})
+    return rounds
+
+
+def rounds_table(rounds: Sequence[dict[str, Any]]) -> TextTable:
+    """A row for each round: what the student wrote and how far its teacher is from it, and what it took."""
+    columns = ["round", "steps", "written after step", "texts", "learned", "tokens a text", "ended", "bits a token"]
+    columns += ["distance to the teacher", "texts a second", "seconds of writing, scoring", "samples"]
+    rows = [
+        [
+            f"{found['round']}",
+            f"{found['first_step'] + 1} to {found['last_step']}",
+            f"{found['written_at']}",
+            f"{found['texts']:,}",
+            f"{found['learned']:,}",
+            f"{found['mean_tokens']:.1f}",
+            f"{found['share_ended']:.0%}",
+            f"{found['bits_per_token']:.2f}",
+            f"{found['teacher_distance_bits_per_byte']:.3f}",
+            f"{found['texts'] / max(found['seconds_writing'], 1e-9):.1f}",
+            f"{found['seconds_writing']:.0f}, {found['seconds_scoring']:.0f}",
+            " | ".join(_beginning(record) for record in found["samples"]),
+        ]
+        for found in rounds
+    ]
+    return TextTable(columns, rows, "own texts")
+
+
+def _beginning(record: dict[str, Any]) -> str:
+    prompt = record["messages"][-1]["content"] if "messages" in record else record["prompt"]
+    text = record["generated"]["text"]
+    return f"{prompt[-SHOWN_CHARACTERS:].strip()} → {text[:SHOWN_CHARACTERS].strip()}"
 
 
 def _measured(report: Report) -> str:

@@ -161,7 +161,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         training=files.directory / _training_name(config, datasets, init),
         datasets=datasets,
         evaluation=fingerprint(
-            config.evaluate.model_dump(mode="json", exclude={"tasks", "problems"}),
+            config.evaluate.model_dump(mode="json", exclude={"tasks", "problems", "own_texts"}),
             [datasets[name].stamp for name in config.evaluate.sets],
         ),
     )

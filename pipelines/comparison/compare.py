@@ -30,6 +30,7 @@ from pipelines.stages.asked_models import student_after, student_before, teacher
 from pipelines.stages.asked_tasks import tasks_in
 from pipelines.stages.evaluate import measure
 from pipelines.stages.on_policy import train_whole
+from pipelines.stages.own_texts import measure_own_texts
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
@@ -144,7 +145,11 @@ def _trial_alone(plan: RunPlan) -> str:
         steps = [line["seconds"] for line in read_metrics(plan.training / METRICS_FILE)]
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
         plan.files.upload(cost)
-    report = measure(plan).model_copy(update={"tasks": ask_here(student_after(plan), plan.config.evaluate, plan.files)})
+    evaluated = plan.config.evaluate
+    tasks = ask_here(student_after(plan), evaluated, plan.files)
+    if evaluated.own_texts is not None:
+        tasks.append(measure_own_texts(plan, evaluated.own_texts))
+    report = measure(plan).model_copy(update={"tasks": tasks})
     trial = SeedResult(report=report, cost=Cost.model_validate_json(cost.read_text()))
     write_atomic(_trial_file(plan), trial.model_dump_json())
     plan.files.upload(_trial_file(plan))
@@ -158,5 +163,7 @@ def _is_ours(plan: RunPlan) -> bool:
 
 
 def _trial_file(plan: RunPlan) -> Path:
-    asked = [task.stamp() for task in tasks_in(plan.config.evaluate)]
+    evaluated = plan.config.evaluate
+    asked: list[object] = [task.stamp() for task in tasks_in(evaluated)]
+    asked += [] if evaluated.own_texts is None else [evaluated.own_texts.model_dump()]
     return plan.training / f"trial-{fingerprint(plan.evaluation, asked) if asked else plan.evaluation}.json"

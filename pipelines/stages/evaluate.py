@@ -2,6 +2,7 @@
 
 import torch
 
+from ctd_core.config.evaluation import Evaluate
 from ctd_core.evaluation.metrics import Likelihoods, gap_closed, metrics_of
 from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
@@ -13,6 +14,7 @@ from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.export import refresh_card
 from pipelines.stages.measure import measure_set
+from pipelines.stages.own_texts import measure_own_texts
 from pipelines.stages.student import load_student
 from pipelines.stages.tasks import ask_models_of_run
 from pipelines.stages.tokenizer import student_tokenizer
@@ -35,11 +37,18 @@ def evaluate_tasks(plan: RunPlan) -> Report:
         return add_tasks(plan, read_report(plan) or measure(plan))
 
 
+def asks_anything(options: Evaluate) -> bool:
+    """Whether there is more than sets to measure."""
+    return bool(options.tasks.names or options.problems or options.own_texts)
+
+
 def add_tasks(plan: RunPlan, report: Report) -> Report:
     """The report, which is written, with the figures of the run's tasks, and those of others that it has; for who has
     the lock.
     """
     figures = ask_models_of_run(plan)
+    if (written := plan.config.evaluate.own_texts) is not None:
+        figures.append(measure_own_texts(plan, written))
     names = {asked.task for asked in figures}
     report = report.model_copy(update={"tasks": [old for old in report.tasks if old.task not in names] + figures})
     write_report(plan, report)

@@ -5,9 +5,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import ray
 import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerFast
@@ -22,15 +28,36 @@ from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.text.documents import is_unicode
+from ctd_core.text.tokenizers import load_tokenizer
+from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
 
 logger = logging.getLogger(__name__)
 SEEDS = 1_000_003  # apart, so that no batch of one seed draws as one of another
+RETRIES = 3  # of a batch whose machine is lost
 Batches = Callable[[int, int], list[Record]]  # from one number on, up to another
 
 
+@dataclass(frozen=True)
+class Actors:
+    """Copies of the model that write on Ray at the same time; none writes in this process. gpus: of each."""
+
+    count: int = 0
+    gpus: float = 0.0
+
+
+HERE = Actors()
+
+
 def generate(
-    models: Sequence[str], output: Path, documents: int, batch: int, options: Sampling, seed: int, average: Average
+    models: Sequence[str],
+    output: Path,
+    documents: int,
+    batch: int,
+    options: Sampling,
+    seed: int,
+    average: Average,
+    actors: Actors = HERE,
 ) -> None:
     """Write a corpus as a file of JSON lines; what is there from an earlier, stopped call is kept and gone on with.
 
@@ -42,31 +69,39 @@ def generate(
         options: how tokens are drawn.
         seed: of the draws.
         average: what an ensemble averages.
+        actors: which copies write.
 
     Raises:
         UsageError: there is no such model, the file is of other settings, or another command writes it.
     """
+    longest = _max_positions(models)
+    if longest is not None and options.max_new_tokens >= longest:
+        raise UsageError(f"--max-new-tokens {options.max_new_tokens}: the model reads {longest} tokens at most.")
     settings = _settings(models, batch, options, seed, average)
-
-    def begin() -> Batches:
-        longest = _max_positions(models)
-        if longest is not None and options.max_new_tokens >= longest:
-            raise UsageError(f"--max-new-tokens {options.max_new_tokens}: the model reads {longest} tokens at most.")
-        sampler, tokenizer, name = _sampler(models, average)
-        writer = Writer(sampler, tokenizer, name, options)
-        field = "messages: messages" if writer.is_chat else "field: text"
-        logger.info("generate: use it as corpus: {kind: jsonl, paths: [%s], %s}", output, field)
-        return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
-
-    kept = append_batches(output, settings, documents, batch, begin)
+    begin = partial(_documents, models, options, seed, average)
+    kept = append_batches(output, settings, documents, batch, begin, actors)
+    field = "messages: messages" if load_tokenizer(models[0], None).chat_template else "field: text"
     logger.info(
-        "generate: %d of %d are in %s; the others were empty, or longer than %d tokens",
-        kept, documents, output, options.max_new_tokens,
+        "generate: %d of %d are in %s; the others were empty, or longer than %d tokens. "
+        "Use it as corpus: {kind: jsonl, paths: [%s], %s}",
+        kept, documents, output, options.max_new_tokens, output, field,
     )  # fmt: skip
 
 
+def _documents(models: Sequence[str], options: Sampling, seed: int, average: Average) -> Batches:
+    writer = Writer(*_sampler(models, average), options)
+    return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
+
+
 def answer(
-    models: Sequence[str], prompts: Path, output: Path, batch: int, options: Sampling, seed: int, average: Average
+    models: Sequence[str],
+    prompts: Path,
+    output: Path,
+    batch: int,
+    options: Sampling,
+    seed: int,
+    average: Average,
+    actors: Actors = HERE,
 ) -> None:
     """Write after each prompt of a file of JSON lines: its record with the answer.
 
@@ -78,6 +113,7 @@ def answer(
         options: how tokens are drawn.
         seed: of the draws.
         average: what an ensemble averages.
+        actors: which copies write.
 
     Raises:
         UsageError: as `generate`, and where a prompt cannot be read, or is too long.
@@ -85,15 +121,16 @@ def answer(
     records = read_prompts(prompts)
     content = hashlib.sha256(prompts.read_bytes()).hexdigest()
     settings = _settings(models, batch, options, seed, average) | {"prompts": content}
-
-    def begin() -> Batches:
-        sampler, tokenizer, name = _sampler(models, average)
-        answerer = Answerer(sampler, tokenizer, name, options, _max_positions(models))
-        encoded = [answerer.encode(record, f"{prompts}: prompt {number}") for number, record in enumerate(records, 1)]
-        return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
-
-    append_batches(output, settings, len(records), batch, begin)
+    begin = partial(_answers, models, prompts, options, seed, average)
+    append_batches(output, settings, len(records), batch, begin, actors)
     logger.info("generate: %d answers are in %s", len(records), output)
+
+
+def _answers(models: Sequence[str], prompts: Path, options: Sampling, seed: int, average: Average) -> Batches:
+    records = read_prompts(prompts)
+    answerer = Answerer(*_sampler(models, average), options, _max_positions(models))
+    encoded = [answerer.encode(record, f"{prompts}: prompt {number}") for number, record in enumerate(records, 1)]
+    return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
 
 
 def _max_positions(models: Sequence[str]) -> int | None:
@@ -115,7 +152,12 @@ def _sampler(models: Sequence[str], average: Average) -> tuple[Sampler, PreTrain
 
 
 def append_batches(
-    output: Path, settings: dict[str, object], total: int, batch: int, begin: Callable[[], Batches]
+    output: Path,
+    settings: dict[str, object],
+    total: int,
+    batch: int,
+    begin: Callable[[], Batches],
+    actors: Actors = HERE,
 ) -> int:
     """Append the records of all batches that are not there yet to a file of JSON lines.
 
@@ -125,6 +167,7 @@ def append_batches(
         total: how many records are asked for.
         batch: how many at once.
         begin: makes the function that writes those from one number up to another.
+        actors: which copies write.
 
     Returns:
         How many lines there are in the end.
@@ -144,14 +187,14 @@ def append_batches(
             if done >= total:
                 logger.info("generate: %s has its %d already", output, total)
             else:
-                write_batch, since = begin(), time.monotonic()
+                bounds = [(start, min(start + batch, total)) for start in range(done, total, batch)]
+                since, written = time.monotonic(), _in_order(begin, bounds, actors)
+                first = next(written)  # whatever is wrong comes out before there is a file
                 if not done:
-                    record(0, 0)  # whoever is stopped in the first batch goes on too
+                    record(0, 0)
                 with progress("generate", total) as reporter, output.open("a", encoding="utf-8") as stream:
-                    for start in range(done, total, batch):
-                        stop = min(start + batch, total)
-                        lines = [_line(item) for item in write_batch(start, stop)]
-                        stream.write("".join(lines))
+                    for (_, stop), items in zip(bounds, chain([first], written), strict=True):
+                        stream.write("".join(map(_line, items)))
                         stream.flush()
                         record(stop, output.stat().st_size)
                         reporter.update(stop, f"written, {time.monotonic() - since:.0f} s")
@@ -159,6 +202,35 @@ def append_batches(
                 return sum(1 for _ in stream)
     except Timeout as error:
         raise UsageError(f"{output}: another `ctd generate` writes this file. Wait for it, or name another.") from error
+
+
+def _in_order(begin: Callable[[], Batches], bounds: list[tuple[int, int]], actors: Actors) -> Iterator[list[Record]]:
+    """What is written from each number up to another, one after another."""
+    if not actors.count:
+        write = begin()
+        yield from (write(start, stop) for start, stop in bounds)
+        return
+    connect(actors.count, actors.count * actors.gpus, "--actors and --gpus")
+    with reraised_errors():
+        needs = {"num_gpus": actors.gpus} if actors.gpus else {"num_cpus": 1}
+        made: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **needs)(_Writing)
+        copies = [made.remote(begin) for _ in range(min(actors.count, len(bounds)))]
+        waiting = deque(copies[n % len(copies)].write.remote(*bound) for n, bound in enumerate(bounds))
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+
+class _Writing:
+    """A copy of the model on Ray."""
+
+    def __init__(self, begin: Callable[[], Batches]) -> None:
+        self._begin = begin
+        self._write: Batches | None = None
+
+    def write(self, start: int, stop: int) -> list[Record]:
+        if self._write is None:  # not before: an error of __init__ would not come out as itself
+            self._write = self._begin()
+        return self._write(start, stop)
 
 
 def _line(record: Record) -> str:

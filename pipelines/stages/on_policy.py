@@ -50,7 +50,7 @@ def train_on_policy(plan: RunPlan) -> None:
     stops = threading.Event()
 
     def make(item: Round) -> DatasetPlan:
-        return own_texts(plan, options, item, stops)
+        return own_texts(plan, options, item, stops, on_ray=bool(plan.config.train.num_workers))
 
     with stage_lock(plan.files, f"rounds-{plan.training.name}"):
         ensure_student(plan)

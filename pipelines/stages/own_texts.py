@@ -10,9 +10,11 @@ from typing import Any
 import ray
 import torch
 
+from ctd_core.config.evaluation import WrittenTexts
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.config.training import OnPolicy
+from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.generation.own_texts import figures_of
@@ -27,7 +29,8 @@ from ctd_core.shards.rows import MemoryRows
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
 from ctd_core.text.documents import BEGIN
-from pipelines.artifacts.checkpoints import checkpoint_at
+from pipelines.artifacts.checkpoints import checkpoint_at, steps_done, trained_checkpoint
+from pipelines.artifacts.report import AFTER
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
@@ -40,14 +43,20 @@ from pipelines.stages.tokenizer import student_tokenizer
 
 RETRIES = 3  # of a piece of work whose machine is lost
 MEASURED_ROWS = 64  # at least, on which the distance to the teacher is measured
+OWN_FIGURES = {
+    "teacher_distance_bits_per_byte": "distance to the teacher",
+    "bits_per_byte": "bits per byte",
+    "mean_tokens": "tokens a text",
+    "share_ended": "ended by itself",
+}
 Seconds = tuple[float, float]  # of writing, of scoring
 
 
 class StudentWriter:
     """The student of a run as it was after `step`, which writes."""
 
-    def __init__(self, plan: RunPlan, step: int, uses_gpu: bool) -> None:
-        self._plan, self._step = plan, step
+    def __init__(self, plan: RunPlan, options: OnPolicy, step: int, uses_gpu: bool) -> None:
+        self._plan, self._options, self._step = plan, options, step
         self._device = torch.device("cuda" if uses_gpu else "cpu")
         self._answerer: Answerer | None = None
 
@@ -65,8 +74,7 @@ class StudentWriter:
 
     def _load(self) -> Answerer:
         plan, tokenizer = self._plan, student_tokenizer(self._plan)
-        student, teacher, options = plan.config.student, plan.config.teacher, plan.config.train.on_policy
-        assert options is not None
+        student, teacher, options = plan.config.student, plan.config.teacher, self._options
         checkpoint = checkpoint_at(plan.checkpoints, self._step) if self._step else None
         model = load_student(plan, tokenizer, checkpoint).model.to(self._device)
         origin, revision = student.model or teacher.model, student.revision or teacher.revision
@@ -94,7 +102,9 @@ class TextScorer:
         return seconds_writing, time.monotonic() - begun
 
 
-def own_texts(plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Event) -> DatasetPlan:
+def own_texts(
+    plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Event, *, on_ray: bool = False
+) -> DatasetPlan:
     """The scored texts of a round, which are made where they are not there yet.
 
     Args:
@@ -102,6 +112,7 @@ def own_texts(plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Ev
         options: its rounds.
         item: the round.
         stops: once it is set, no further piece of work is begun.
+        on_ray: in actors, or else in this process.
 
     Returns:
         Their set.
@@ -118,7 +129,7 @@ def own_texts(plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Ev
     finished = finished_shards(Folder(dataset.location))
     missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
     tokenizers = student_tokenizer(plan), build_teacher_tokenizer(dataset.teacher)
-    work = _on_ray if plan.config.train.num_workers else _here
+    work = _on_ray if on_ray else _here
     writing = scoring = 0.0
     if missing:
         with progress(f"round {item.number}", len(made.tasks)) as reporter:
@@ -141,6 +152,31 @@ def own_texts(plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Ev
     return dataset
 
 
+def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
+    """What the student writes at its latest checkpoint, scored by its teacher, in this process.
+
+    Args:
+        plan: the run.
+        options: how much is written.
+
+    Returns:
+        The distance to the teacher there, and what the texts are like, as figures of a task.
+
+    Raises:
+        CtdError: there is no checkpoint, or nothing could be scored.
+    """
+    step = steps_done(trained_checkpoint(plan.checkpoints))
+    drawn = OnPolicy(
+        rounds=1, texts=options.texts, batch=options.texts, max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+    )  # fmt: skip
+    item = Round(0, step, step, step, plan.training / "own-texts")
+    own_texts(plan, drawn, item, threading.Event())
+    found = json.loads((item.folder / "round.json").read_text())
+    figures = {title: found[name] for name, title in OWN_FIGURES.items()}
+    return TaskFigures(task="own texts", model=AFTER, figures=figures, errors={}, questions=options.texts)
+
+
 def _here(
     plan: RunPlan,
     options: OnPolicy,
@@ -151,7 +187,7 @@ def _here(
 ) -> Iterator[Seconds]:
     """In this process: first all is written, then all is scored, so that one model is there at a time."""
     uses_gpu = torch.cuda.is_available()
-    writer = StudentWriter(plan, item.written_at, uses_gpu)
+    writer = StudentWriter(plan, options, item.written_at, uses_gpu)
     written = [writer.write(task) for task in tasks]
     del writer
     scorer = TextScorer(plan.training_sets[None].teacher, plan.config.prepare, tokenizers, uses_gpu)
@@ -176,7 +212,7 @@ def _on_ray(
         shared = ray.put(plan), ray.put(tokenizers)
         writers = [
             _actor(StudentWriter, options.generation_gpus, options.generation_resources).remote(
-                shared[0], item.written_at, bool(options.generation_gpus)
+                shared[0], options, item.written_at, bool(options.generation_gpus)
             )
             for _ in range(min(options.generation_actors, len(tasks)))
         ]

@@ -15,7 +15,7 @@ from pipelines.artifacts.report import RESULTS, Continuation, Report, read_repor
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
-from pipelines.stages.evaluate import add_tasks, measure
+from pipelines.stages.evaluate import add_tasks, asks_anything, measure
 from pipelines.stages.export import is_exported, write_model
 from pipelines.stages.on_policy import train_whole
 from pipelines.stages.prepare import prepare
@@ -57,7 +57,7 @@ def _results(
             write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
-    if plan.config.evaluate.tasks.names or plan.config.evaluate.problems:
+    if asks_anything(plan.config.evaluate):
         with timed("tasks"):
             report = add_tasks(plan, report)
     with timed("export"):

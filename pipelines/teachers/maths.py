@@ -24,7 +24,7 @@ from pipelines.teachers.small import train_into, write_untrained
 logger = logging.getLogger(__name__)
 
 RECIPE = "maths-beginner"
-SIZES = {"problems": 40_000, "few": 1_000, "test": 300}
+SIZES = {"problems": 40_000, "few": 2_000, "test": 300}
 TEACHER = {"vocabulary": 512, "hidden": 96, "layers": 3}
 STUDENT = {"vocabulary": 280, "hidden": 64, "layers": 3}
 
@@ -34,8 +34,8 @@ def make(directory: Path) -> None:
     disable_progress_bar()
     write_problems(directory, SIZES)
     _train(directory, "teacher", TEACHER, "problems", steps=1200)
-    _train(directory, "student", STUDENT, "few", steps=100)
-    _train(directory, "same", STUDENT | {"vocabulary": TEACHER["vocabulary"]}, "few", steps=100)
+    _train(directory, "student", STUDENT, "few", steps=500)
+    _train(directory, "same", STUDENT | {"vocabulary": TEACHER["vocabulary"]}, "few", steps=500)
 
 
 def _train(directory: Path, name: str, sizes: dict[str, int], learned: str, steps: int) -> None:

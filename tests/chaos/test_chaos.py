@@ -126,6 +126,30 @@ def test_losses_are_those_of_a_quiet_day_whatever_dies_in_training(undisturbed, 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_rounds_are_those_of_a_quiet_day_whenever_the_command_dies(undisturbed, chaos, tmp_path, seed):
+    _, _, file, quiet = undisturbed
+    rounds = {"rounds": 3, "texts": 24, "batch": 8, "max_new_tokens": 2, "staleness": seed % 2}
+    train = {"steps": 60, "batch_tokens": 400, "checkpoint_every": 5, "on_policy": rounds}
+    found = {}
+    for name, kills in (("quiet", 0), ("killed", 3)):
+        path = file(tmp_path / name, train=train)
+        run, _ = prepared(quiet, tmp_path / name)
+
+        def files_there(least, run=run):
+            return lambda: len(list(run.glob("train-*/**/*"))) >= least
+
+        for kill in range(kills):
+            moment = files_there(chaos.random.randrange(1 + 15 * kill, 15 + 15 * kill))
+            chaos.run("train", "--config", path, when=moment, strike=kill_command)
+        ctd("train", "--config", path)
+        texts = {str(item.relative_to(run)): item.read_bytes() for item in run.glob("train-*/round-*/texts-*/*")}
+        found[name] = texts, losses(run)
+    assert found["killed"] == found["quiet"]
+    assert len(found["quiet"][1]) == 60
+    assert chaos.injected.count("SIGKILL of the command") >= 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, chaos, tmp_path, seed):
     expected, _, file, _ = undisturbed
     run, path = tmp_path / "runs" / "tiny", file(tmp_path)

@@ -15,6 +15,7 @@ from ctd_core.text.documents import Document
 from pipelines.cli import app
 from tests.support.chat_templates import chat_tokenizer
 from tests.support.models import EndingSampler, llama
+from tests.support.tokenizers import TOTAL
 
 
 @pytest.fixture
@@ -44,8 +45,9 @@ def test_a_stopped_corpus_goes_on_to_the_same_file(model, tmp_path, monkeypatch,
 
     monkeypatch.setattr(sampling.TransformersSampler, "write", until_stopped)
     assert generate(model, tmp_path / "stopped.jsonl").exit_code == 130
-    with (tmp_path / "stopped.jsonl").open("a") as stream:
-        stream.write('{"messages": [{"ro')  # a line that was cut
+    if (tmp_path / "stopped.jsonl").exists():
+        with (tmp_path / "stopped.jsonl").open("a") as stream:
+            stream.write('{"messages": [{"ro')  # a line that was cut
     assert generate(model, tmp_path / "stopped.jsonl").exit_code == 0
     whole, stopped = ((tmp_path / name).read_bytes() for name in ("whole.jsonl", "stopped.jsonl"))
     assert whole == stopped
@@ -53,6 +55,28 @@ def test_a_stopped_corpus_goes_on_to_the_same_file(model, tmp_path, monkeypatch,
     documents = list(read_documents(corpus, 10**6))
     assert len(documents) == len(whole.splitlines()) > 3
     assert all(isinstance(document, Document) for document in documents)
+
+
+def test_copies_on_ray_write_what_this_process_writes(tmp_path):
+    tokenizer = TOTAL["byte-level BPE, 600"]()
+    llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lines = [json.dumps({"prompt": text}) + "\n" for text in ("One", "Two", "Three", "Four", "Five")]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    written = []
+    for name, options in (("here", []), ("ray", ["--actors", "2"])):
+        command = ["generate", "--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.jsonl")]
+        command += ["--output", str(tmp_path / name), "--batch", "2", "--max-new-tokens", "8", *options]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        written.append((tmp_path / name).read_text())
+    assert written[0] == written[1]
+    assert len(written[0].splitlines()) == 5
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "on and on " * 900}) + "\n")
+    command[-1] = "1"
+    with pytest.raises(UsageError, match=r"prompt 1: .* tokens and 8 new ones"):
+        raise CliRunner().invoke(app, [*command, "--output", str(tmp_path / "long")]).exception
+    assert not (tmp_path / "long").exists()
 
 
 def test_of_two_at_once_one_is_refused(model, tmp_path):

@@ -14,6 +14,7 @@ from ctd_core.generation.sampler import TransformersSampler, Written
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
+from pipelines.artifacts.report_page import rounds_in, rounds_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.stages import on_policy, own_texts, train_worker
 from pipelines.stages.prepare import prepare
@@ -104,6 +105,10 @@ def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
         (shards,) = item.folder.glob("own-*")
         counts = read_manifest(Folder(shards)).counts
         assert 0 < counts.scored_bytes < counts.text_bytes  # prompts are context
+    table = rounds_table(rounds_in(plan.training))
+    assert [row[:4] for row in table.rows] == [["0", "2 to 4", "1", "6"], ["1", "5 to 7", "4", "6"]]
+    first = json.loads(texts[0].splitlines()[0])
+    assert first["generated"]["text"][:60].strip() in table.rows[0][-1]
 
 
 @pytest.mark.parametrize(

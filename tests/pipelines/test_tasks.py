@@ -9,7 +9,7 @@ from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER, Report, tasks_table
 from pipelines.cli import app
-from pipelines.stages.tasks import _own_tasks
+from pipelines.stages.asked_tasks import _own_tasks
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
 from tests.support.models import llama
 from tests.support.task_files import write_tasks

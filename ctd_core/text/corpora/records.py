@@ -65,6 +65,8 @@ def own_text_of(record: Any, path: str) -> Document | DocumentError:
     answer, has_ended, is_chat = record["generated"]["text"], record["generated"]["ended"], "messages" in record
     if not answer.strip():
         return DocumentError("a text of its own that is empty", path)
+    if record["generated"]["special_tokens"]:  # without them it would be another text
+        return DocumentError("a text of its own with special tokens inside", f"{path}: {answer[:40]!r}")
     if "\ufffd" in answer:  # a student of bytes may stop in the middle of a character
         return DocumentError("a text of its own that is not Unicode", f"{path}: {answer[-40:]!r}")
     if not is_chat:

@@ -1,0 +1,113 @@
+"""What a student wrote, whatever tokens it drew, is aligned exactly with its teacher, or dropped by reason."""
+
+import json
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctd_core.align.documents import MARKER, SCORED, align_documents
+from ctd_core.errors import DocumentError
+from ctd_core.generation.prompts import Answerer
+from ctd_core.generation.sampler import Sampling, Written
+from ctd_core.text.corpora.records import own_text_of
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.token_bytes import decode
+from tests.align.test_conversations import check
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.tokenizers import TOTAL, encoder
+
+REASONS = {
+    "a text of its own that is empty",
+    "a text of its own with special tokens inside",
+    "a text of its own that is not Unicode",
+    "an answer of its own that did not end",
+}
+NAMED = ("<|im_end|>", "</s>", "[/INST]", "<end_of_turn>\n", "<|endoftext|>")  # of teachers, as text
+DRAWN = st.lists(st.one_of(st.integers(0, 10**6), st.sampled_from(NAMED)), max_size=12)
+
+
+class Draws:
+    """A sampler that has drawn these tokens."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def write(self, prompts, stops, options, seed):
+        end = next((n + 1 for n, token in enumerate(self.ids) if token in stops), len(self.ids))
+        return [Written(self.ids[:end], [-1.0] * end)]
+
+
+@cache
+def answerer(tokenizer):
+    return Answerer(Draws([]), tokenizer, "the student", Sampling(12), None)
+
+
+def drawn(tokenizer, tokens, stops):
+    """Ids of the tokenizer: numbers as they come, names as the tokenizer writes them as text; then an end."""
+    ids = []
+    for token in tokens:
+        if isinstance(token, int):
+            ids.append(token % len(tokenizer))
+        else:
+            pieces = tokenizer.tokenize(token, split_special_tokens=True)
+            ids += [number for number in tokenizer.convert_tokens_to_ids(pieces) if number is not None]
+    return ids + stops
+
+
+def own_text(tokenizer, record, tokens, ends):
+    asking = answerer(tokenizer)
+    asking._sampler.ids = drawn(tokenizer, tokens, [min(asking._stops)] if ends else [])
+    (written,) = asking.answer([record], [[1]], seed=0)
+    return own_text_of(json.loads(json.dumps(written)), "texts:1")
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(sorted(TEMPLATES)), st.sampled_from(sorted(TEMPLATES)), DRAWN, st.booleans())
+def test_an_answer_of_any_tokens_is_aligned_by_its_bytes_or_dropped(student, teacher, tokens, ends):
+    record = {"messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+    document = own_text(chat_tokenizer(student), record, tokens, ends)
+    if isinstance(document, DocumentError):
+        assert document.reason in REASONS
+    else:
+        check(student, teacher, document, names_special=True)
+
+
+KINDS = ["bytes", "byte-level BPE, 600", "SentencePiece BPE with a leading space"]
+
+
+@pytest.mark.parametrize(("student", "teacher"), product(KINDS, KINDS))
+def test_a_text_of_any_tokens_is_aligned_by_its_bytes_or_dropped(student, teacher):
+    tokenizers = [PreparedTokenizer(encoder(kind), {"begin": (1,), "end": (2,)}) for kind in (student, teacher)]
+    writes = TOTAL[student]()
+    prompt = "It is"
+
+    @given(DRAWN)
+    def promises(tokens):
+        document = own_text(writes, {"prompt": prompt}, tokens, ends=False)
+        if isinstance(document, DocumentError):
+            assert document.reason in REASONS
+            return
+        (aligned,) = align_documents(*tokenizers, [document])
+        if isinstance(aligned, DocumentError):
+            assert aligned.reason
+            return
+        answer = document.text.removeprefix(prompt).encode()
+        scored = (aligned.chunk_kinds & SCORED > 0) & (aligned.chunk_kinds & MARKER == 0)
+        assert aligned.chunk_bytes.sum() == len(document.text.encode())
+        for side, ids, ends in (
+            (tokenizers[0], aligned.student_ids, aligned.student_chunk_ends),
+            (tokenizers[1], aligned.teacher_ids, aligned.teacher_chunk_ends),
+        ):
+            pieces = np.split(ids, ends[:-1])
+            spelled = b"".join(decode(side.encoder.token_bytes, piece) for piece, is_text in zip(
+                pieces, aligned.chunk_kinds & MARKER == 0, strict=True
+            ) if is_text)  # fmt: skip
+            begun = document.text.removeprefix(prompt)  # one kind of tokenizer begins each part with a space
+            assert spelled.strip() in {f"{prompt}{space}{begun}".encode().strip() for space in ("", " ")}
+        assert aligned.chunk_bytes[scored].sum() <= len(answer)  # of the prompt nothing is learned
+
+    promises()
