@@ -21,7 +21,7 @@ from ctd_core.text.tokenizers import load_tokenizer
 
 
 class UnlikeEnsemble(PreTrainedModel):
-    """The mean of A's distribution and of B's in A's tokens where B ends a token at the same byte; A alone elsewhere."""
+    """The mean of two distributions over A's tokens where B ends a token at the same byte; A's alone elsewhere."""
 
     def __init__(self, first, second, tokenizers):
         super().__init__(first.config)
