@@ -60,8 +60,13 @@ def align_documents(
         if chats
         else ()
     )
-    texts = [segment.text for document in documents for segment in document.segments if isinstance(segment, Text)]
-    pairs = encode_pairs(student.encoder, teacher.encoder, texts)
+    texts, continues = [], []
+    for document in documents:
+        for before, segment in zip((None, *document.segments), document.segments, strict=False):
+            if isinstance(segment, Text):
+                texts.append(segment.text)
+                continues.append(isinstance(before, Text) and bool(before.text))
+    pairs = encode_pairs(student.encoder, teacher.encoder, texts, continues)
     good = [pair for pair in pairs if isinstance(pair, EncodedPair)]
     aligned = finest_chunks([pair.student.byte_ends for pair in good], [pair.teacher.byte_ends for pair in good])
     chunks = iter(aligned)

@@ -106,13 +106,21 @@ class Answerer:
         many before the end are `special_tokens`, which the text leaves out, and all tokens' summed `logprob`.
         """
         written = self._sampler.write(prompts, self._stops, self._options, seed)
-        pairs = zip(records, written, strict=True)
-        return [record | {GENERATED: self._generated(ids, logprobs)} for record, (ids, logprobs) in pairs]
+        return [
+            record | {GENERATED: self._generated(prompt, ids, logprobs)}
+            for record, prompt, (ids, logprobs) in zip(records, prompts, written, strict=True)
+        ]
 
-    def _generated(self, ids: list[int], logprobs: list[float]) -> Record:
+    def _generated(self, prompt: Sequence[int], ids: list[int], logprobs: list[float]) -> Record:
         ended = bool(ids) and ids[-1] in self._stops
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        if not self._tokenizer.chat_template:  # by themselves, some tokenizers' tokens lose the space before them
+            before, whole = (
+                self._tokenizer.decode(part, skip_special_tokens=True) for part in (list(prompt), [*prompt, *ids])
+            )
+            text = whole.removeprefix(before) if whole.startswith(before) else text
         return {
-            "text": self._tokenizer.decode(ids, skip_special_tokens=True),
+            "text": text,
             "ended": ended,
             "tokens": len(ids),
             "special_tokens": sum(token in self._special for token in ids) - (ended and ids[-1] in self._special),

@@ -68,9 +68,17 @@ class TextEncoder:
         """The token ids [S] of each of `texts`, not verified."""
         return encode_ids(self._backend, texts)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[EncodedText | DocumentError]:
-        """The encoding of each of `texts`, or the reason why there is none that spells it."""
-        ids = self.encode_ids(texts)
+    def encode_batch(
+        self, texts: Sequence[str], continues: Sequence[bool] | None = None
+    ) -> list[EncodedText | DocumentError]:
+        """The encoding of each of `texts`, or the reason why there is none that spells it.
+
+        Where a text `continues` another and begins with a space, the space that the tokenizer invents is that one.
+        """
+        followed = [False] * len(texts) if continues is None or not self._invents_space else continues
+        ids = self.encode_ids(
+            [text.removeprefix(" ") if follows else text for text, follows in zip(texts, followed, strict=True)]
+        )
         flat = np.concatenate([np.zeros(0, dtype=np.int32), *ids])
         byte_ends = np.cumsum(self.token_bytes.lengths_bytes[flat])
         spelled = decode(self.token_bytes, flat)
@@ -142,8 +150,13 @@ def encode_ids(backend: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.
     return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def encode_pairs(student: TextEncoder, teacher: TextEncoder, texts: Sequence[str]) -> list[EncodedPair | DocumentError]:
-    """Each of `texts` encoded by both sides in the form that both leave alone, or why it has to be dropped."""
+def encode_pairs(
+    student: TextEncoder, teacher: TextEncoder, texts: Sequence[str], continues: Sequence[bool] | None = None
+) -> list[EncodedPair | DocumentError]:
+    """Each of `texts` encoded by both sides in the form that both leave alone, or why it has to be dropped.
+
+    continues: which of them follow another text, see TextEncoder.encode_batch.
+    """
     normalise = [side.normalise for side in (student, teacher) if side.normalise is not None]
     results: list[EncodedPair | DocumentError | None] = [None] * len(texts)
     canonical: dict[int, str] = {}
@@ -153,7 +166,9 @@ def encode_pairs(student: TextEncoder, teacher: TextEncoder, texts: Sequence[str
         except DocumentError as error:
             results[row] = error
     forms = list(canonical.values())
-    sides = zip(canonical, forms, student.encode_batch(forms), teacher.encode_batch(forms), strict=True)
+    follows = None if continues is None else [continues[row] for row in canonical]
+    encoded = student.encode_batch(forms, follows), teacher.encode_batch(forms, follows)
+    sides = zip(canonical, forms, *encoded, strict=True)
     for row, form, student_text, teacher_text in sides:
         if isinstance(student_text, DocumentError):
             results[row] = student_text

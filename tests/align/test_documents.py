@@ -90,6 +90,17 @@ def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, t
     promises()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.text("ab c,", min_size=1, max_size=8), st.text("ab c,", min_size=1, max_size=8))
+def test_a_text_that_goes_on_with_a_space_has_that_space_once(kind, prompt, response):
+    document = Document("d", (Marker("begin", scored=False), Text(prompt, False), Text(" " + response), Marker("end")))
+    (aligned,) = align_documents(prepared(kind), prepared("bytes"), [document])
+    whole = document.text.encode()
+    assert spelled(prepared(kind), aligned.student_ids[1:-1]) in (whole, b" " + whole)
+    assert spelled(prepared("bytes"), aligned.teacher_ids[1:-1]) == whole
+    assert aligned.chunk_bytes.sum() == len(whole)
+
+
 def test_the_first_token_is_not_one_to_one_where_one_side_alone_invents_a_space():
     invents = prepared("SentencePiece BPE with a leading space")
     letter = next(

@@ -15,6 +15,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     "objectives": ("teacher", "tokenizers"),
     "texts": (),
     "scheduling": ("teacher",),
+    "rounds": ("teacher", "tokenizers"),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from ctd_core.align.documents import MARKER, SCORED, align_documents
 from ctd_core.errors import DocumentError
@@ -111,3 +112,16 @@ def test_a_text_of_any_tokens_is_aligned_by_its_bytes_or_dropped(student, teache
         assert aligned.chunk_bytes[scored].sum() <= len(answer)  # of the prompt nothing is learned
 
     promises()
+
+
+def test_the_space_before_what_is_written_stays_where_tokens_alone_would_lose_it():
+    tokenizer = TOTAL["SentencePiece BPE with a leading space"]()
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(  # as Llama 2 and Mistral v1 have it
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    asking = Answerer(Draws([]), tokenizer, "the student", Sampling(12), None)
+    prompt, drawn = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the fox", "jumps"))
+    asking._sampler.ids = drawn
+    assert tokenizer.decode(drawn) == "jumps"
+    (written,) = asking.answer([{"prompt": "the fox"}], [prompt], seed=0)
+    assert written["generated"]["text"] == " jumps"
