@@ -57,6 +57,7 @@ class Report(Record):
     tasks: list[TaskFigures] = Field(default=[])
     samples: list[Continuation] = Field(default=[])
     seconds: dict[str, float] = Field(default={})
+    peak_memory_mb: dict[str, int] = Field(default={}, description="by stage, of this machine's processes")
 
 
 def run_stamp(plan: RunPlan) -> str:

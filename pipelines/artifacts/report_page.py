@@ -51,7 +51,10 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
     )
     is_drawn = has_matplotlib()
     samples = [[sample.prompt, sample.teacher.strip(), sample.student.strip()] for sample in report.samples]
-    spent = [[stage, f"{seconds:,.0f}"] for stage, seconds in report.seconds.items()]
+    spent = [
+        [stage, f"{seconds:,.0f}", f"{report.peak_memory_mb[stage]:,}" if stage in report.peak_memory_mb else ""]
+        for stage, seconds in report.seconds.items()
+    ]
     resolved = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
     return pages.page(
         config.name,
@@ -71,7 +74,7 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
         pages.section("Samples", pages.table(TextTable(["prompt", "teacher", "student"], samples), is_prose=True)),
         pages.section("Training", pages.picture(_training(plan, report, steps)) if is_drawn and steps else ""),
         pages.section("Data and alignment", pages.table(counts_table(report.data))),
-        pages.section("Seconds", pages.table(TextTable(["stage", "seconds"], spent))),
+        pages.section("Cost", pages.table(TextTable(["stage", "seconds", "peak memory, MB"], spent, ""))),
         pages.section("Run", pages.preformatted(resolved)),
     )
 

@@ -49,7 +49,7 @@ OWN_FIGURES = {
     "mean_tokens": "tokens a text",
     "share_ended": "ended by itself",
 }
-Seconds = tuple[float, float]  # of writing, of scoring
+Seconds = tuple[float, float]  # of writing, of scoring: of a piece of work one of them
 
 
 class StudentWriter:
@@ -124,25 +124,26 @@ def own_texts(
     made = plan_own_texts(plan, options, item)
     dataset, done_file, begun = made.dataset, item.folder / "round.json", time.monotonic()
     plan.files.fetch(done_file)
-    if done_file.exists() and is_finished(Folder(dataset.location), plan.shard_cache):
+    is_told = done_file.exists() and json.loads(done_file.read_text()).get("set") == dataset.stamp
+    if is_told and is_finished(Folder(dataset.location), plan.shard_cache):
         return dataset
     finished = finished_shards(Folder(dataset.location))
     missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
     tokenizers = student_tokenizer(plan), build_teacher_tokenizer(dataset.teacher)
-    work = _on_ray if on_ray else _here
     writing = scoring = 0.0
     if missing:
-        with progress(f"round {item.number}", len(made.tasks)) as reporter:
-            for number, (seconds_writing, seconds_scoring) in enumerate(
-                work(plan, options, item, missing, tokenizers, stops), len(made.tasks) - len(missing) + 1
-            ):
-                writing, scoring = writing + seconds_writing, scoring + seconds_scoring
-                reporter.update(number, "batches of texts written and scored")
+        work = _on_ray(plan, options, item, missing, tokenizers, stops) if on_ray else _here(
+            plan, options, item, missing, tokenizers
+        )  # fmt: skip
+        with progress(f"round {item.number}", 2 * len(missing)) as reporter:
+            for number, seconds in enumerate(work, 1):
+                writing, scoring = writing + seconds[0], scoring + seconds[1]
+                reporter.update(number, "batches of texts written, and scored")
     counted = plan.config.prepare.model_copy(update={"max_dropped_fraction": 0.99})  # and shown below
     config = plan.config.model_copy(update={"prepare": counted})
     finish_set(replace(plan, config=config), dataset, [task.shard.slice for task in made.tasks], tokenizers)
-    figures: dict[str, float] = {"round": item.number, "first_step": item.first}
-    figures |= {"last_step": item.last, "written_at": item.written_at}
+    figures: dict[str, Any] = {"round": item.number, "set": dataset.stamp, "written_at": item.written_at}
+    figures |= {"first_step": item.first, "last_step": item.last}
     figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
     measuring = time.monotonic()
     figures |= _figures(plan, made, item)
@@ -178,21 +179,17 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
 
 
 def _here(
-    plan: RunPlan,
-    options: OnPolicy,
-    item: Round,
-    tasks: list[WritingTask],
-    tokenizers: Tokenizers,
-    stops: threading.Event,
+    plan: RunPlan, options: OnPolicy, item: Round, tasks: list[WritingTask], tokenizers: Tokenizers
 ) -> Iterator[Seconds]:
     """In this process: first all is written, then all is scored, so that one model is there at a time."""
     uses_gpu = torch.cuda.is_available()
     writer = StudentWriter(plan, options, item.written_at, uses_gpu)
-    written = [writer.write(task) for task in tasks]
+    for task in tasks:
+        yield writer.write(task)[1], 0.0
     del writer
     scorer = TextScorer(plan.training_sets[None].teacher, plan.config.prepare, tokenizers, uses_gpu)
-    for one in written:
-        yield scorer.score(one)
+    for task in tasks:
+        yield 0.0, scorer.score((task.shard, 0.0))[1]
 
 
 def _on_ray(
@@ -231,7 +228,9 @@ def _on_ray(
                 ready, waiting = ray.wait(waiting, timeout=1.0)
                 if stops.is_set():
                     raise KeyboardInterrupt
-                yield from map(ray.get, ready)
+                for writing, scoring in map(ray.get, ready):
+                    yield writing, 0.0
+                    yield 0.0, scoring
         finally:
             for actor in (*writers, *scorers):
                 ray.kill(actor)

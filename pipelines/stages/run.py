@@ -11,6 +11,7 @@ from ctd_core.models.loading import load_model
 from ctd_core.shards.manifest import Manifest
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.locks import stage_lock
+from pipelines.artifacts.memory import peak_memory
 from pipelines.artifacts.report import RESULTS, Continuation, Report, read_report, write_report
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
@@ -26,11 +27,13 @@ logger = logging.getLogger(__name__)
 def run(plan: RunPlan) -> Report:
     """Run every stage; returns what report.json then holds."""
     seconds: dict[str, float] = {}
+    peaks: dict[str, int] = {}
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
+        with peak_memory(peaks, stage):
+            yield
         seconds[stage] = round(time.monotonic() - start, 1)
 
     with timed("prepare"):
@@ -40,13 +43,14 @@ def run(plan: RunPlan) -> Report:
     with timed("train"):
         train_whole(plan)
     with stage_lock(plan.files, RESULTS):
-        return _results(plan, manifests, seconds, timed)
+        return _results(plan, manifests, seconds, peaks, timed)
 
 
 def _results(
     plan: RunPlan,
     manifests: Mapping[str, Manifest],
     seconds: dict[str, float],
+    peaks: dict[str, int],
     timed: Callable[[str], AbstractContextManager[None]],
 ) -> Report:
     """Measure, export, sample, and write the report."""
@@ -67,8 +71,9 @@ def _results(
         samples = _samples(plan, [] if measured is None else measured.samples)
     data = {name: manifest.counts for name, manifest in manifests.items()}
     if measured is not None and measured.seconds:
-        seconds = measured.seconds  # this time nothing was done
-    report = report.model_copy(update={"data": data, "samples": samples, "seconds": seconds})
+        seconds, peaks = measured.seconds, measured.peak_memory_mb  # this time nothing was done
+    of_run = {"data": data, "samples": samples, "seconds": seconds, "peak_memory_mb": peaks}
+    report = report.model_copy(update=of_run)
     write_report(plan, report)
     write_page(plan, report)
     return report

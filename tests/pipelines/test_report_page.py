@@ -44,17 +44,19 @@ REPORT = Report(
     ],
     samples=[Continuation(prompt="<script>alert(1)</script>", teacher="a & b", student="c")],
     seconds={"train": 12.0},
+    peak_memory_mb={"train": 3456},
 )
 
 
 def test_a_page_tells_all_of_a_run_and_runs_nothing(plan):
     report_page.write_page(plan, REPORT)
     page = plan.report.with_suffix(".html").read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Measured", "Tasks", "Samples", "Training", "Seconds", "Run"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Measured", "Tasks", "Samples", "Training", "Cost", "Run"]
     assert page.count("<svg") == 3
     assert "for 300 steps. It closed 25.0% of the distance to its teacher." in page
     assert "bits per byte on held-out" in page
     assert "0.500 ± 0.100 (100%)" in page
+    assert "3,456" in page
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=.?http", page.replace("http://www.w3.org", ""))  # one file, nothing is loaded

@@ -111,7 +111,10 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     assert figures["teacher"]["teacher_distance_bits_per_byte"] == 0.0
     distances = [figures[which]["teacher_distance_bits_per_byte"] for which in ("student_before", "student_after")]
     assert report["gap_closed"] == pytest.approx(1 - distances[1] / distances[0])
-    assert set(report["seconds"]) == {"prepare", "train", "evaluate", "export", "sample"}
+    assert (
+        set(report["seconds"]) == {"prepare", "train", "evaluate", "export", "sample"} == set(report["peak_memory_mb"])
+    )
+    assert min(report["peak_memory_mb"].values()) > 100
     assert report["student_parameters"] < report["teacher_parameters"]
     assert report["samples"][0]["prompt"] == "the quick"
     lines = [json.loads(line) for line in (only(run, "train-*") / "metrics.jsonl").read_text().splitlines()]
