@@ -17,7 +17,7 @@ from ctd_core.errors import UsageError
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, TrainingPart
-from pipelines.stages.own_texts import own_texts
+from pipelines.stages.own_texts import TextMaker
 from pipelines.stages.rounds import Round, rounds_of
 from pipelines.stages.student import ensure_student
 from pipelines.stages.train import train_student
@@ -47,17 +47,14 @@ def train_on_policy(plan: RunPlan) -> None:
     assert options is not None
     if isinstance(plan.config.corpus, Mixture) and options.fraction < 1:
         raise UsageError("train.on_policy.fraction: beside a mixture of corpora, only 1 is supported.")
-    stops = threading.Event()
-
-    def make(item: Round) -> DatasetPlan:
-        return own_texts(plan, options, item, stops, on_ray=bool(plan.config.train.num_workers))
-
+    stops, on_ray = threading.Event(), bool(plan.config.train.num_workers)
+    maker = TextMaker(plan, options, stops, on_ray=on_ray)
     with stage_lock(plan.files, f"rounds-{plan.training.name}"):
         ensure_student(plan)
         if options.begin:
             train_student(replace(plan, part=TrainingPart(0, options.begin)))
         done = steps_done(latest_checkpoint(plan.checkpoints))
-        ahead = _Ahead(make, on_thread=bool(options.staleness and plan.config.train.num_workers))
+        ahead = _Ahead(maker.make, on_thread=on_ray and options.staleness > 0)
         try:
             items = [item for item in rounds_of(plan) if done < item.last]
             for item, following in zip_longest(items, items[1:]):

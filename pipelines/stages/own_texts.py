@@ -3,8 +3,9 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -14,10 +15,11 @@ from ctd_core.config.evaluation import WrittenTexts
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.config.training import OnPolicy
+from ctd_core.errors import CtdError
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
-from ctd_core.generation.own_texts import figures_of
+from ctd_core.generation.own_texts import Record, figures_of
 from ctd_core.generation.prompts import Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.export import beginning_texts
@@ -37,7 +39,7 @@ from pipelines.display.progress import progress
 from pipelines.stages.prepare import finish_set
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, align_slice
-from pipelines.stages.rounds import OwnTextsPlan, Round, WritingTask, plan_own_texts
+from pipelines.stages.rounds import OwnTextsPlan, Round, WritingTask, plan_own_texts, prompts_for
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
@@ -102,55 +104,125 @@ class TextScorer:
         return seconds_writing, time.monotonic() - begun
 
 
-def own_texts(
-    plan: RunPlan, options: OnPolicy, item: Round, stops: threading.Event, *, on_ray: bool = False
-) -> DatasetPlan:
-    """The scored texts of a round, which are made where they are not there yet.
+class TextMaker:
+    """Makes the scored texts of rounds, where they are not there yet.
 
     Args:
         plan: the run.
         options: its rounds.
-        item: the round.
         stops: once it is set, no further piece of work is begun.
         on_ray: in actors, or else in this process.
-
-    Returns:
-        Their set.
-
-    Raises:
-        CtdError: they cannot be written or scored. What is done is kept.
-        KeyboardInterrupt: `stops` was set.
     """
-    made = plan_own_texts(plan, options, item)
-    dataset, done_file, begun = made.dataset, item.folder / "round.json", time.monotonic()
-    plan.files.fetch(done_file)
-    is_told = done_file.exists() and json.loads(done_file.read_text()).get("set") == dataset.stamp
-    if is_told and is_finished(Folder(dataset.location), plan.shard_cache):
+
+    def __init__(
+        self, plan: RunPlan, options: OnPolicy, stops: threading.Event | None = None, *, on_ray: bool = False
+    ) -> None:
+        self._plan, self._options, self._stops, self._on_ray = plan, options, stops or threading.Event(), on_ray
+
+    @cached_property
+    def _prompts(self) -> Sequence[Record]:
+        return prompts_for(self._plan, self._options)
+
+    @cached_property
+    def _tokenizers(self) -> Tokenizers:
+        return student_tokenizer(self._plan), build_teacher_tokenizer(self._plan.training_sets[None].teacher)
+
+    def make(self, item: Round) -> DatasetPlan:
+        """The scored texts of a round.
+
+        Args:
+            item: the round.
+
+        Returns:
+            Their set.
+
+        Raises:
+            CtdError: they cannot be written or scored. What is done is kept.
+            KeyboardInterrupt: the maker was asked to stop.
+        """
+        plan, begun = self._plan, time.monotonic()
+        made = plan_own_texts(plan, self._options, item, self._prompts)
+        dataset, done_file = made.dataset, item.folder / "round.json"
+        plan.files.fetch(done_file)
+        is_told = done_file.exists() and json.loads(done_file.read_text()).get("set") == dataset.stamp
+        if is_told and is_finished(Folder(dataset.location), plan.shard_cache):
+            return dataset
+        finished = finished_shards(Folder(dataset.location))
+        missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
+        writing = scoring = 0.0
+        if missing:
+            work = self._work_on_ray(item, missing) if self._on_ray else self._work_here(item, missing)
+            with progress(f"round {item.number}", 2 * len(missing)) as reporter:
+                for number, seconds in enumerate(work, 1):
+                    writing, scoring = writing + seconds[0], scoring + seconds[1]
+                    reporter.update(number, "batches of texts written, and scored")
+        counted = plan.config.prepare.model_copy(update={"max_dropped_fraction": 0.99})  # and shown below
+        config = plan.config.model_copy(update={"prepare": counted})
+        slices = [task.shard.slice for task in made.tasks]
+        try:
+            finish_set(replace(plan, config=config), dataset, slices, self._tokenizers)
+        except CtdError as error:
+            raise CtdError(
+                f"train.on_policy: round {item.number}: the student hardly writes what can be learned. Take a lower "
+                f"train.learning_rate, a train.on_policy.fraction below 1, or more max_new_tokens. ({error})"
+            ) from error
+        figures: dict[str, Any] = {"round": item.number, "set": dataset.stamp, "written_at": item.written_at}
+        figures |= {"first_step": item.first, "last_step": item.last}
+        figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
+        measuring = time.monotonic()
+        figures |= _figures(plan, made, item)
+        figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
+        write_atomic(done_file, json.dumps(figures, indent=1))
+        plan.files.upload(done_file)
         return dataset
-    finished = finished_shards(Folder(dataset.location))
-    missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
-    tokenizers = student_tokenizer(plan), build_teacher_tokenizer(dataset.teacher)
-    writing = scoring = 0.0
-    if missing:
-        work = _on_ray(plan, options, item, missing, tokenizers, stops) if on_ray else _here(
-            plan, options, item, missing, tokenizers
-        )  # fmt: skip
-        with progress(f"round {item.number}", 2 * len(missing)) as reporter:
-            for number, seconds in enumerate(work, 1):
-                writing, scoring = writing + seconds[0], scoring + seconds[1]
-                reporter.update(number, "batches of texts written, and scored")
-    counted = plan.config.prepare.model_copy(update={"max_dropped_fraction": 0.99})  # and shown below
-    config = plan.config.model_copy(update={"prepare": counted})
-    finish_set(replace(plan, config=config), dataset, [task.shard.slice for task in made.tasks], tokenizers)
-    figures: dict[str, Any] = {"round": item.number, "set": dataset.stamp, "written_at": item.written_at}
-    figures |= {"first_step": item.first, "last_step": item.last}
-    figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
-    measuring = time.monotonic()
-    figures |= _figures(plan, made, item)
-    figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
-    write_atomic(done_file, json.dumps(figures, indent=1))
-    plan.files.upload(done_file)
-    return dataset
+
+    def _work_here(self, item: Round, tasks: list[WritingTask]) -> Iterator[Seconds]:
+        """In this process: first all is written, then all is scored, so that one model is there at a time."""
+        uses_gpu = torch.cuda.is_available()
+        writer = StudentWriter(self._plan, self._options, item.written_at, uses_gpu)
+        for task in tasks:
+            yield writer.write(task)[1], 0.0
+        del writer
+        teacher, prepare = self._plan.training_sets[None].teacher, self._plan.config.prepare
+        scorer = TextScorer(teacher, prepare, self._tokenizers, uses_gpu)
+        for task in tasks:
+            yield 0.0, scorer.score((task.shard, 0.0))[1]
+
+    def _work_on_ray(self, item: Round, tasks: list[WritingTask]) -> Iterator[Seconds]:
+        """In actors, which write and score at the same time; each asks for resources of its own."""
+        plan, options, prepare = self._plan, self._options, self._plan.config.prepare
+        resources = options.generation_resources | (prepare.scoring_resources or {})
+        gpus = options.generation_actors * options.generation_gpus + prepare.scoring_actors * prepare.scoring_gpus
+        connect(1, gpus, "train.on_policy.generation_gpus and prepare.scoring_gpus", resources)
+        with reraised_errors():
+            shared = ray.put(plan), ray.put(self._tokenizers)
+            writers = [
+                _actor(StudentWriter, options.generation_gpus, options.generation_resources).remote(
+                    shared[0], options, item.written_at, bool(options.generation_gpus)
+                )
+                for _ in range(min(options.generation_actors, len(tasks)))
+            ]
+            scorers = [
+                _actor(TextScorer, prepare.scoring_gpus, prepare.scoring_resources).remote(
+                    plan.training_sets[None].teacher, prepare, shared[1], bool(prepare.scoring_gpus)
+                )
+                for _ in range(min(prepare.scoring_actors, len(tasks)))
+            ]
+            waiting = [
+                scorers[n % len(scorers)].score.remote(writers[n % len(writers)].write.remote(task))
+                for n, task in enumerate(tasks)
+            ]
+            try:
+                while waiting:
+                    ready, waiting = ray.wait(waiting, timeout=1.0)
+                    if self._stops.is_set():
+                        raise KeyboardInterrupt
+                    for writing, scoring in map(ray.get, ready):
+                        yield writing, 0.0
+                        yield 0.0, scoring
+            finally:
+                for actor in (*writers, *scorers):
+                    ray.kill(actor)
 
 
 def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
@@ -172,68 +244,10 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
         temperature=options.temperature,
     )  # fmt: skip
     item = Round(0, step, step, step, plan.training / "own-texts")
-    own_texts(plan, drawn, item, threading.Event())
+    TextMaker(plan, drawn).make(item)
     found = json.loads((item.folder / "round.json").read_text())
     figures = {title: found[name] for name, title in OWN_FIGURES.items()}
     return TaskFigures(task="own texts", model=AFTER, figures=figures, errors={}, questions=options.texts)
-
-
-def _here(
-    plan: RunPlan, options: OnPolicy, item: Round, tasks: list[WritingTask], tokenizers: Tokenizers
-) -> Iterator[Seconds]:
-    """In this process: first all is written, then all is scored, so that one model is there at a time."""
-    uses_gpu = torch.cuda.is_available()
-    writer = StudentWriter(plan, options, item.written_at, uses_gpu)
-    for task in tasks:
-        yield writer.write(task)[1], 0.0
-    del writer
-    scorer = TextScorer(plan.training_sets[None].teacher, plan.config.prepare, tokenizers, uses_gpu)
-    for task in tasks:
-        yield 0.0, scorer.score((task.shard, 0.0))[1]
-
-
-def _on_ray(
-    plan: RunPlan,
-    options: OnPolicy,
-    item: Round,
-    tasks: list[WritingTask],
-    tokenizers: Tokenizers,
-    stops: threading.Event,
-) -> Iterator[Seconds]:
-    """In actors, which write and score at the same time; each asks for resources of its own."""
-    prepare = plan.config.prepare
-    resources = options.generation_resources | (prepare.scoring_resources or {})
-    gpus = options.generation_actors * options.generation_gpus + prepare.scoring_actors * prepare.scoring_gpus
-    connect(1, gpus, "train.on_policy.generation_gpus and prepare.scoring_gpus", resources)
-    with reraised_errors():
-        shared = ray.put(plan), ray.put(tokenizers)
-        writers = [
-            _actor(StudentWriter, options.generation_gpus, options.generation_resources).remote(
-                shared[0], options, item.written_at, bool(options.generation_gpus)
-            )
-            for _ in range(min(options.generation_actors, len(tasks)))
-        ]
-        scorers = [
-            _actor(TextScorer, prepare.scoring_gpus, prepare.scoring_resources).remote(
-                plan.training_sets[None].teacher, prepare, shared[1], bool(prepare.scoring_gpus)
-            )
-            for _ in range(min(prepare.scoring_actors, len(tasks)))
-        ]
-        waiting = [
-            scorers[n % len(scorers)].score.remote(writers[n % len(writers)].write.remote(task))
-            for n, task in enumerate(tasks)
-        ]
-        try:
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=1.0)
-                if stops.is_set():
-                    raise KeyboardInterrupt
-                for writing, scoring in map(ray.get, ready):
-                    yield writing, 0.0
-                    yield 0.0, scoring
-        finally:
-            for actor in (*writers, *scorers):
-                ray.kill(actor)
 
 
 def _actor(kind: type, gpus: float, resources: dict[str, float] | None) -> Any:

@@ -71,6 +71,11 @@ def _check(config: RunConfig) -> Iterator[str]:
         untrained = with_chat(bytes_tokenizer(), config.student, config.teacher)
         templates.append(ChatTemplate(untrained, "the student's tokenizer"))
     yield from _check_documents(config, templates)
+    rounds = config.train.on_policy
+    if rounds is not None and rounds.prompts is not None:
+        from ctd_core.generation.prompts import read_prompts  # takes seconds
+
+        read_prompts(Path(rounds.prompts))
     if config.evaluate.tasks.names or config.evaluate.problems:
         from pipelines.stages.asked_tasks import tasks_in  # takes seconds
 

@@ -71,23 +71,21 @@ def rounds_of(plan: RunPlan) -> list[Round]:
     ]
 
 
-def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round) -> OwnTextsPlan:
+def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Sequence[Record]) -> OwnTextsPlan:
     """What is written and scored in a round: it depends on the run and on the student's step alone.
 
     Args:
         plan: the run.
         options: its rounds.
         item: the round.
+        prompts: of which some are chosen.
 
     Returns:
         The set, and a piece of work for each of its shards.
-
-    Raises:
-        UsageError: there are no prompts for this student.
     """
     seed = plan.config.train.seed
-    is_chat = bool(student_tokenizer(plan).encoder.tokenizer.chat_template)
-    chosen = choose_prompts(_prompts(plan, options, is_chat), options.texts, seed, item.number)
+    is_chat = _is_chat(plan)
+    chosen = choose_prompts(prompts, options.texts, seed, item.number)
     fields: dict[str, Any] = {"messages": "messages"} if is_chat else {
         "prompt": "prompt", "response": "generated", "as_text": True
     }  # fmt: skip
@@ -119,7 +117,24 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round) -> OwnTextsPla
     )
 
 
-def _prompts(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Record]:
+def _is_chat(plan: RunPlan) -> bool:
+    return bool(student_tokenizer(plan).encoder.tokenizer.chat_template)
+
+
+def prompts_for(plan: RunPlan, options: OnPolicy) -> Sequence[Record]:
+    """All prompts of a training: of its file, or beginnings of its corpus.
+
+    Args:
+        plan: the run.
+        options: its rounds.
+
+    Returns:
+        A record each, with `messages` where the student has a chat template, or with a `prompt`.
+
+    Raises:
+        UsageError: there are no prompts for this student.
+    """
+    is_chat = _is_chat(plan)
     if options.prompts is not None:
         found = [_as_prompt(record, is_chat) for record in read_prompts(Path(options.prompts))]
         if not is_chat and any("messages" in record for record in found):

@@ -17,6 +17,7 @@ from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.report_page import rounds_in, rounds_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.stages import on_policy, own_texts, train_worker
+from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.rounds import rounds_of
@@ -198,6 +199,9 @@ def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F
     assert sorted(record["prompt"] for record in records) == ["A difference"] * 2 + ["The sum"] * 2
     file.write_text(json.dumps({"prompt": "Another"}) + "\n")
     assert plan_run(plan.config).training != plan.training  # another training
+    file.write_text("{}\n")
+    with pytest.raises(UsageError, match="line 1: no `prompt`"):
+        check_inputs(plan.config)
     file.unlink()
     with pytest.raises(UsageError, match=r"train\.on_policy\.prompts: .* cannot be read"):
         plan_run(plan.config)
