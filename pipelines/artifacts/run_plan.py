@@ -57,13 +57,12 @@ class DatasetPlan:
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """A part of a training in rounds: the steps after `first` up to `last`.
+    """A part of a training in rounds, up to the step `last`.
 
     own_texts: the set of what the student wrote itself, which it learns from then, beside the corpus or alone. keeps:
     the step whose checkpoint is kept beside the latest ones.
     """
 
-    first: int
     last: int
     own_texts: DatasetPlan | None = None
     keeps: int | None = None

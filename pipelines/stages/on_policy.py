@@ -52,7 +52,7 @@ def train_on_policy(plan: RunPlan) -> None:
     with stage_lock(plan.files, f"rounds-{plan.training.name}"):
         ensure_student(plan)
         if options.begin:
-            train_student(replace(plan, part=TrainingPart(0, options.begin)))
+            train_student(replace(plan, part=TrainingPart(options.begin)))
         done = steps_done(latest_checkpoint(plan.checkpoints))
         ahead = _Ahead(maker.make, on_thread=on_ray and options.staleness > 0)
         try:
@@ -63,7 +63,7 @@ def train_on_policy(plan: RunPlan) -> None:
                 if following is not None and options.staleness:
                     ahead.begin(following)
                 keeps = item.first if options.staleness else None
-                train_student(replace(plan, part=TrainingPart(item.first, item.last, dataset, keeps)))
+                train_student(replace(plan, part=TrainingPart(item.last, dataset, keeps)))
         finally:
             stops.set()
             ahead.close()

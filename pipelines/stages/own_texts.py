@@ -15,12 +15,12 @@ from ctd_core.config.evaluation import WrittenTexts
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.config.training import OnPolicy
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.generation.own_texts import Record, figures_of
-from ctd_core.generation.prompts import Answerer
+from ctd_core.generation.prompts import GENERATED, Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.export import beginning_texts
 from ctd_core.models.model_config import max_positions
@@ -43,6 +43,7 @@ from pipelines.stages.rounds import OwnTextsPlan, Round, WritingTask, plan_own_t
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
 MEASURED_ROWS = 64  # at least, on which the distance to the teacher is measured
 OWN_FIGURES = {
@@ -69,9 +70,18 @@ class StudentWriter:
         if self._answerer is None:  # not before: an error of an actor's __init__ would not come out as itself
             self._answerer = self._load()
         begun = time.monotonic()
-        encoded = [self._answerer.encode(record, f"prompt {n}") for n, record in enumerate(task.prompts)]
-        lines = [json.dumps(record) + "\n" for record in self._answerer.answer(task.prompts, encoded, task.seed)]
-        write_atomic(task.texts, "".join(lines))
+        encoded: dict[int, list[int]] = {}
+        records = list(task.prompts)
+        for number, record in enumerate(task.prompts):
+            try:
+                encoded[number] = self._answerer.encode(record, f"prompt {number}")
+            except UsageError as error:  # too long, or refused by the chat template
+                records[number] = record | {GENERATED: NOTHING | {"error": str(error)}}
+        asked = [records[number] for number in encoded]
+        answers = self._answerer.answer(asked, list(encoded.values()), task.seed) if asked else []
+        for number, record in zip(encoded, answers, strict=True):
+            records[number] = record
+        write_atomic(task.texts, "".join(json.dumps(record) + "\n" for record in records))
         return task.shard, time.monotonic() - begun
 
     def _load(self) -> Answerer:

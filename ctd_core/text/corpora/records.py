@@ -62,6 +62,8 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
 
 def own_text_of(record: Any, path: str) -> Document | DocumentError:
     """What a student wrote after a prompt, which is context; where it did not end, there is no end to learn."""
+    if error := record["generated"].get("error"):
+        return DocumentError("a prompt that the student cannot be asked", f"{path}: {error}")
     answer, has_ended, is_chat = record["generated"]["text"], record["generated"]["ended"], "messages" in record
     if not answer.strip():
         return DocumentError("a text of its own that is empty", path)
