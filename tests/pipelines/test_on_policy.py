@@ -171,10 +171,10 @@ def test_a_signal_in_a_round_stops_it(make_plan, monkeypatch):
 
 
 def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_path):  # noqa: F811
-    rounds = {"rounds": 3, "texts": 24, "batch": 8, "max_new_tokens": 2, "staleness": 1}
+    rounds = {"rounds": 2, "texts": 16, "batch": 8, "max_new_tokens": 2, "staleness": 1}
     plans = {}
     for name, workers in (("here", 0), ("ray", 1)):
-        train = config["train"] | {"steps": 6, "num_workers": workers, "on_policy": rounds}
+        train = config["train"] | {"steps": 4, "num_workers": workers, "on_policy": rounds}
         plan = plan_run(RunConfig.model_validate(config | {"name": name, "train": train, "sample": {}}))
         prepare(plan)
         on_policy.train_whole(plan)
@@ -183,7 +183,7 @@ def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_p
     assert outcome(plans["ray"])[1] == pytest.approx(outcome(plans["here"])[1], rel=1e-5)
     for plan in plans.values():
         figures = [json.loads((item.folder / "round.json").read_text()) for item in rounds_of(plan)]
-        assert [found["written_at"] for found in figures] == [0, 0, 2]  # a round before
+        assert [found["written_at"] for found in figures] == [0, 0]  # the second a round before
 
 
 def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F811

@@ -61,9 +61,6 @@ def test_teacher_and_student_are_asked_once_and_shown_in_report_card_and_table(r
     ]  # fmt: skip
     card = (tmp_path / "runs" / "tiny" / "model" / "README.md").read_text()
     assert "| next_number | acc | 4 |" in card
-    write_tasks(tmp_path / "tasks", [{"question": "?", "choices": ["yes", "no"], "gold": 1}] * 5)
-    ctd("evaluate", "--config", run_file, "--tasks", "next_number")
-    assert [found.questions for found in report_of(tmp_path).tasks[3:]] == [5] * 3  # other tasks, not those kept
 
 
 def test_models_are_asked_without_a_run(inputs, tmp_path, monkeypatch):  # noqa: F811
@@ -101,7 +98,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_trained(run_file, tm
         ctd("evaluate", "--model", "x", "--ensemble", "logprobs", "--tasks", "next_number")
     with pytest.raises(UsageError, match="give --model with --tasks"):
         ctd("evaluate", "--config", run_file, "--model", "x", "--tasks", "next_number")
-    with pytest.raises(UsageError, match=r"here are options of evaluate\.tasks alone"):
+    with pytest.raises(UsageError, match="here are options of evaluate alone"):
         ctd("evaluate", "--model", "x", "--tasks", "next_number", "--set", "train.steps=3")
 
 
