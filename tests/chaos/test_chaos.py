@@ -132,6 +132,7 @@ def test_rounds_are_those_of_a_quiet_day_whenever_the_command_dies(undisturbed, 
     train = {"steps": 60, "batch_tokens": 400, "checkpoint_every": 5, "on_policy": rounds}
     found = {}
     for name, kills in (("quiet", 0), ("killed", 3)):
+        (tmp_path / name).mkdir()
         path = file(tmp_path / name, train=train)
         run, _ = prepared(quiet, tmp_path / name)
 
