@@ -121,15 +121,16 @@ def answer(
     records = read_prompts(prompts)
     content = hashlib.sha256(prompts.read_bytes()).hexdigest()
     settings = _settings(models, batch, options, seed, average) | {"prompts": content}
-    begin = partial(_answers, models, prompts, options, seed, average)
+    begin = partial(_answers, models, records, str(prompts), options, seed, average)
     append_batches(output, settings, len(records), batch, begin, actors)
     logger.info("generate: %d answers are in %s", len(records), output)
 
 
-def _answers(models: Sequence[str], prompts: Path, options: Sampling, seed: int, average: Average) -> Batches:
-    records = read_prompts(prompts)
+def _answers(
+    models: Sequence[str], records: list[Record], source: str, options: Sampling, seed: int, average: Average
+) -> Batches:
     answerer = Answerer(*_sampler(models, average), options, _max_positions(models))
-    encoded = [answerer.encode(record, f"{prompts}: prompt {number}") for number, record in enumerate(records, 1)]
+    encoded = [answerer.encode(record, f"{source}: prompt {number}") for number, record in enumerate(records, 1)]
     return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
 
 
