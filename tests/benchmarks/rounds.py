@@ -16,7 +16,7 @@ from pipelines.stages.prepare import prepare
 from pipelines.stages.rounds import rounds_of
 from pipelines.stages.student import ensure_student
 
-ROUNDS = {"rounds": 2, "texts": 64, "batch": 32, "max_new_tokens": 64}
+ROUNDS = {"rounds": 2, "texts": 64, "batch": 32, "max_new_tokens": 96}
 
 
 def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
@@ -29,7 +29,7 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
                     "output": folder,
                     "teacher": {"model": teacher},
                     "student": {"tokenizer": {"kind": "pretrained", "name": str(Path(tokenizers) / "mistral-v1")}},
-                    "corpus": {"kind": "stdlib-docs", "sample_fraction": 0.002},
+                    "corpus": {"kind": "conversations", "sample_fraction": 0.05},
                     "prepare": {"student_window_tokens": 256, "teacher_window_tokens": 256},
                     "train": {"steps": 48, "batch_tokens": 512, "checkpoint_every": 24, "on_policy": ROUNDS},
                 }
