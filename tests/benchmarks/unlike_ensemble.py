@@ -23,6 +23,8 @@ from ctd_core.text.tokenizers import load_tokenizer
 class UnlikeEnsemble(PreTrainedModel):
     """The mean of two distributions over A's tokens where B ends a token at the same byte; A's alone elsewhere."""
 
+    _supports_sdpa = True  # as its members do
+
     def __init__(self, first, second, tokenizers):
         super().__init__(first.config)
         self.first, self.second, self.tokenizers = first, second, tokenizers
