@@ -8,7 +8,7 @@ TOKENIZERS := runs/tokenizers
 MATHS := runs/maths
 SMALL := runs/teachers/small
 
-.PHONY: install demo check test-fast coverage test chaos bench goldens compare clean
+.PHONY: runs/maths install demo check test-fast coverage test chaos bench goldens compare clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -61,8 +61,11 @@ compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small 
 $(SMALL): | install
 	$(BIN)/python -m pipelines.teachers.small $@
 
-$(MATHS): | install
-	$(BIN)/python -m pipelines.teachers.maths $@
+$(MATHS) $(MATHS)/teacher: | install
+	$(BIN)/python -m pipelines.teachers.maths $(MATHS)
+
+runs/maths-small: | $(MATHS)/teacher
+	$(BIN)/ctd run --recipe maths-small
 
 clean:
 	rm -rf .venv build dist *.egg-info

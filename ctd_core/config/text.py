@@ -113,7 +113,7 @@ class JsonLines(Records):
 
 
 class OwnTexts(Records):
-    """What the student of a run wrote itself, in JSON lines with `answer` and `ended`; no run's file names it."""
+    """What the student of a run wrote itself, in JSON lines with what was `generated`; no run's file names it."""
 
     kind: Literal["own-texts"]
     paths: list[str]

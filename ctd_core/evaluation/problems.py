@@ -14,6 +14,7 @@ from ctd_core.errors import DocumentError, UsageError
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.generation.prompts import GENERATED, Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.models.model_config import positions_of
 from ctd_core.text.corpora import read_documents
 
 RULES = {
@@ -86,8 +87,7 @@ def ask_problems(
         UsageError: a question is longer than the model reads.
     """
     sampling = Sampling(options.max_new_tokens, temperature=0)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    answerer = Answerer(TransformersSampler(model), tokenizer, name, sampling, longest)
+    answerer = Answerer(TransformersSampler(model), tokenizer, name, sampling, positions_of(model))
     prompts = [
         answerer.encode({"prompt": question}, f"evaluate.problems.{task}: number {number}")
         for number, (question, _) in enumerate(problems, 1)

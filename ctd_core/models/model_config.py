@@ -10,7 +10,7 @@ from ctd_core.errors import UsageError, first_line
 from ctd_core.storage.locations import is_missing_path
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 EXPANSION_BASE = "expansion_base"  # in the config of a student that models.byte_expansion has the code of
 
@@ -57,6 +57,12 @@ def max_positions(name: str, revision: str | None = None, trust_remote_code: boo
     """
     found = _text_value(name, revision, trust_remote_code, "max_position_embeddings")
     return None if found is None else int(found)
+
+
+def positions_of(model: "PreTrainedModel") -> int | None:
+    """The most tokens that a loaded model reads, None where its config names no such number."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def _text_value(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:

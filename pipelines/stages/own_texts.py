@@ -22,20 +22,19 @@ from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.generation.own_texts import Record, figures_of
 from ctd_core.generation.prompts import GENERATED, Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
-from ctd_core.models.export import beginning_texts
-from ctd_core.models.model_config import max_positions
+from ctd_core.models.model_config import positions_of
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.files import Folder, finished_shards, is_finished, read_manifest, shard_file
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
-from ctd_core.text.documents import BEGIN
 from pipelines.artifacts.checkpoints import checkpoint_at, steps_done, trained_checkpoint
 from pipelines.artifacts.report import AFTER
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
+from pipelines.stages.asked_models import RunStudent
 from pipelines.stages.prepare import finish_set
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, align_slice
@@ -85,15 +84,13 @@ class StudentWriter:
         return task.shard, time.monotonic() - begun
 
     def _load(self) -> Answerer:
-        plan, tokenizer = self._plan, student_tokenizer(self._plan)
-        student, teacher, options = plan.config.student, plan.config.teacher, self._options
-        checkpoint = checkpoint_at(plan.checkpoints, self._step) if self._step else None
-        model = load_student(plan, tokenizer, checkpoint).model.to(self._device)
-        origin, revision = student.model or teacher.model, student.revision or teacher.revision
-        longest = max_positions(origin, revision, student.trust_remote_code or teacher.trust_remote_code)
-        begun = beginning_texts(tokenizer.encoder.tokenizer, list(tokenizer.markers.get(BEGIN, ())))
+        options = self._options
+        checkpoint = checkpoint_at(self._plan.checkpoints, self._step) if self._step else None
+        student = RunStudent("the student", self._plan, checkpoint)
+        model, tokenizer = student.load()
+        sampler = TransformersSampler(model.to(self._device))
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-        return Answerer(TransformersSampler(model), begun, "the student", sampling, longest)
+        return Answerer(sampler, tokenizer, student.name, sampling, positions_of(model))
 
 
 class TextScorer:
