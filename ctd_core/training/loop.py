@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,13 @@ EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
 Metrics = dict[str, float]  # of a step, by name
 
 
+class NewRows(NamedTuple):
+    """What is learned from now on: rows of the main teacher, and where they are a mixture's, the sources' shares."""
+
+    rows: RowSource
+    shares: Mapping[str, float] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """What the loop calls, on every worker in the same order; what a worker then does is the caller's business.
@@ -37,12 +45,15 @@ class Hooks:
         for all workers, each of which has to call it.
     stops_after: whether to write a checkpoint after this step, counted from 1, and end, as where the process is asked
         to; all workers have to give the same answer.
+    rows_before: with a step, counted from 0, and the student before it: what is learned from then on, None for what is
+        learned already; the student has to stay as it is. Stopped, raised here, ends the training with a checkpoint.
     """
 
     on_step: Callable[[Metrics], None]
     on_checkpoint: Callable[[Metrics, Callable[[str | Path], None]], None]
     evaluate: Callable[[LogprobModel], Metrics]
     stops_after: Callable[[int], bool] = lambda step: False
+    rows_before: Callable[[int, LogprobModel], NewRows | None] = lambda step, student: None
 
 
 class Stopped(Interrupted):
@@ -83,7 +94,7 @@ def train(
     Raises:
         CtdError: with the step and the rows, where the loss is not finite; where no objective finds anything to
             compare; where an objective needs what the shards do not hold.
-        Stopped: `hooks.stops_after` asked for it.
+        Stopped: a hook asked for it.
     """
     # The main teacher's come last: DDP adds up gradients after the last batch, and waits for every parameter's.
     sources: dict[str | None, RowSource] = dict((extra_shards or {}).items())
@@ -95,8 +106,24 @@ def train(
     if start is not None:
         load_checkpoint(start, student, learner.optimizer)
     streams = row_streams(options, sources, shares, done)
-    compared = 0.0
+    compared, saved = 0.0, done
+    metrics: Metrics = {}
+
+    def save(steps_done: int) -> None:
+        write = partial(save_checkpoint, student=student, optimizer=learner.optimizer, steps_done=steps_done)
+        hooks.on_checkpoint(metrics, write)
+
     for step in range(done, options.steps):
+        try:
+            new = hooks.rows_before(step, student)
+        except Stopped:
+            if saved < step:
+                save(step)
+            raise
+        if new is not None:
+            sources[None] = new.rows
+            check_targets(options, sources)
+            streams = row_streams(options, sources, new.shares, step)
         batches = next_batches(options, streams, sources, worker)
         rate = learner.begin_step(step)
         measured, norm = _learn(step, options, learner, batches, sources, objectives, online)
@@ -104,15 +131,15 @@ def train(
         is_late = step + 1 == done + EMPTY_STEPS or (not done and step + 1 == options.steps)
         if not compared and is_late:
             raise nothing_compared(options, step + 1 - done)
-        metrics: Metrics = {"step": step + 1, "workers": worker.world_size, "learning_rate": rate}
+        metrics = {"step": step + 1, "workers": worker.world_size, "learning_rate": rate}
         metrics |= _step_metrics(options, measured) | {"gradient_norm": norm}
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)
         hooks.on_step(metrics)
         is_asked = hooks.stops_after(step + 1)
         if is_asked or _due(step, options.checkpoint_steps) or step + 1 == options.steps:
-            save = partial(save_checkpoint, student=student, optimizer=learner.optimizer, steps_done=step + 1)
-            hooks.on_checkpoint(metrics, save)
+            save(step + 1)
+            saved = step + 1
         if is_asked and step + 1 < options.steps:
             raise Stopped(step + 1)
 

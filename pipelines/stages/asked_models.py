@@ -84,11 +84,16 @@ class RunStudent:
         plan, checkpoint = self.plan, self.checkpoint
         return plan.init.name if checkpoint is None else f"{plan.training.name}/{name_of(checkpoint)}"
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """As it is exported."""
+        prepared = student_tokenizer(self.plan)
+        return beginning_texts(prepared.encoder.tokenizer, list(prepared.markers.get(BEGIN, ())))
+
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on the CPU."""
-        tokenizer = student_tokenizer(self.plan)
-        student = load_student(self.plan, tokenizer, self.checkpoint)
-        return student.model, beginning_texts(tokenizer.encoder.tokenizer, list(tokenizer.markers.get(BEGIN, ())))
+        student = load_student(self.plan, student_tokenizer(self.plan), self.checkpoint)
+        return student.model, self.tokenizer
 
 
 def teacher_of(plan: RunPlan) -> NamedModel:

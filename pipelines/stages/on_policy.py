@@ -12,8 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import zip_longest
 
+import torch
+
 from ctd_core.config.text import Mixture
+from ctd_core.config.training import OnPolicy
 from ctd_core.errors import UsageError
+from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, TrainingPart
@@ -47,49 +51,57 @@ def train_on_policy(plan: RunPlan) -> None:
     assert options is not None
     if isinstance(plan.config.corpus, Mixture) and options.fraction < 1:
         raise UsageError("train.on_policy.fraction: beside a mixture of corpora, only 1 is supported.")
-    stops, on_ray = threading.Event(), bool(plan.config.train.num_workers)
-    maker = TextMaker(plan, options, stops, on_ray=on_ray)
     with stage_lock(plan.files, f"rounds-{plan.training.name}"):
         ensure_student(plan)
-        if options.begin:
-            train_student(replace(plan, part=TrainingPart(options.begin)))
-        done = steps_done(latest_checkpoint(plan.checkpoints))
-        ahead = _Ahead(maker.make, on_thread=on_ray and options.staleness > 0)
+        if plan.config.train.num_workers:
+            _train_on_ray(plan, options)
+        else:
+            whole = replace(plan, part=TrainingPart(plan.config.train.steps))
+            train_student(whole, own_texts=_TextsOfLiveStudent(plan, options))
+
+
+class _TextsOfLiveStudent:
+    """What a training in this process learns from: at a round's border its student writes, and training goes on."""
+
+    def __init__(self, plan: RunPlan, options: OnPolicy) -> None:
+        self._rounds, self._options = rounds_of(plan), options
+        self._maker = TextMaker(plan, options)
+        self._learned: Round | None = None
+
+    def __call__(self, step: int, student: LogprobModel, stops: Callable[[], bool]) -> DatasetPlan | None:
+        item = next((item for item in self._rounds if item.first <= step < item.last), None)
+        if item is None or item is self._learned:
+            return None
+        self._learned = item
+        following = self._rounds[item.number + 1 : item.number + 1 + self._options.staleness]
+        with torch.random.fork_rng(devices=[]):  # a teacher that is loaded may draw numbers
+            dataset, *_ = [
+                self._maker.make(made, student if made.written_at == step else None, stops)
+                for made in (item, *following)
+            ]
+        _report(item)
+        return dataset
+
+
+def _train_on_ray(plan: RunPlan, options: OnPolicy) -> None:
+    """Each part by workers of its own; the texts of the next round may be made on a thread while one is learned."""
+    maker, stops = TextMaker(plan, options, on_ray=True), threading.Event()
+    if options.begin:
+        train_student(replace(plan, part=TrainingPart(options.begin)))
+    done = steps_done(latest_checkpoint(plan.checkpoints))
+    items = [item for item in rounds_of(plan) if done < item.last]
+    begun: dict[int, Future[DatasetPlan]] = {}
+    with ThreadPoolExecutor(1) as thread:
         try:
-            items = [item for item in rounds_of(plan) if done < item.last]
             for item, following in zip_longest(items, items[1:]):
-                dataset = ahead.result(item)
+                dataset = begun[item.number].result() if item.number in begun else maker.make(item)
                 _report(item)
                 if following is not None and options.staleness:
-                    ahead.begin(following)
+                    begun[following.number] = thread.submit(maker.make, following, stops=stops.is_set)
                 keeps = item.first if options.staleness else None
                 train_student(replace(plan, part=TrainingPart(item.last, dataset, keeps)))
         finally:
             stops.set()
-            ahead.close()
-
-
-class _Ahead:
-    """Makes the texts of the next round: at once, or on a thread, while this one is learned."""
-
-    def __init__(self, make: Callable[[Round], DatasetPlan], on_thread: bool) -> None:
-        self._make = make
-        self._thread = ThreadPoolExecutor(1) if on_thread else None
-        self._begun: dict[int, Future[DatasetPlan]] = {}
-
-    def begin(self, item: Round) -> None:
-        if self._thread is not None:
-            self._begun[item.number] = self._thread.submit(self._make, item)
-        else:
-            self._make(item)
-
-    def result(self, item: Round) -> DatasetPlan:
-        begun = self._begun.get(item.number)
-        return self._make(item) if begun is None else begun.result()
-
-    def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
 
 
 def _report(item: Round) -> None:

@@ -1,9 +1,8 @@
 """A round's texts: the student writes them, its teacher scores them, in this process or in actors on Ray."""
 
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,7 @@ from ctd_core.evaluation.metrics import metrics_of
 from ctd_core.generation.own_texts import Record, figures_of
 from ctd_core.generation.prompts import GENERATED, Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
+from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.model_config import positions_of
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.files import Folder, finished_shards, is_finished, read_manifest, shard_file
@@ -29,7 +29,8 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
-from pipelines.artifacts.checkpoints import checkpoint_at, steps_done, trained_checkpoint
+from ctd_core.training.loop import Stopped
+from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done, trained_checkpoint
 from pipelines.artifacts.report import AFTER
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
@@ -55,10 +56,12 @@ Seconds = tuple[float, float]  # of writing, of scoring: of a piece of work one 
 
 
 class StudentWriter:
-    """The student of a run as it was after `step`, which writes."""
+    """The student of a run as it was after `step`, which writes: `live`, or else as its checkpoint has it."""
 
-    def __init__(self, plan: RunPlan, options: OnPolicy, step: int, uses_gpu: bool) -> None:
-        self._plan, self._options, self._step = plan, options, step
+    def __init__(
+        self, plan: RunPlan, options: OnPolicy, step: int, uses_gpu: bool, live: LogprobModel | None = None
+    ) -> None:
+        self._plan, self._options, self._step, self._live = plan, options, step, live
         self._device = torch.device("cuda" if uses_gpu else "cpu")
         self._answerer: Answerer | None = None
 
@@ -85,12 +88,15 @@ class StudentWriter:
 
     def _load(self) -> Answerer:
         options = self._options
-        checkpoint = checkpoint_at(self._plan.checkpoints, self._step) if self._step else None
+        checkpoint = None if self._live is not None else _checkpoint_of(self._plan, self._step)
         student = RunStudent("the student", self._plan, checkpoint)
-        model, tokenizer = student.load()
-        sampler = TransformersSampler(model.to(self._device))
+        if self._live is None:
+            model, tokenizer = student.load()
+            model = model.to(self._device)
+        else:
+            model, tokenizer = self._live.model, student.tokenizer
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-        return Answerer(sampler, tokenizer, student.name, sampling, positions_of(model))
+        return Answerer(TransformersSampler(model), tokenizer, student.name, sampling, positions_of(model))
 
 
 class TextScorer:
@@ -117,14 +123,11 @@ class TextMaker:
     Args:
         plan: the run.
         options: its rounds.
-        stops: once it is set, no further piece of work is begun.
         on_ray: in actors, or else in this process.
     """
 
-    def __init__(
-        self, plan: RunPlan, options: OnPolicy, stops: threading.Event | None = None, *, on_ray: bool = False
-    ) -> None:
-        self._plan, self._options, self._stops, self._on_ray = plan, options, stops or threading.Event(), on_ray
+    def __init__(self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False) -> None:
+        self._plan, self._options, self._on_ray = plan, options, on_ray
 
     @cached_property
     def _prompts(self) -> Sequence[Record]:
@@ -134,18 +137,22 @@ class TextMaker:
     def _tokenizers(self) -> Tokenizers:
         return student_tokenizer(self._plan), build_teacher_tokenizer(self._plan.training_sets[None].teacher)
 
-    def make(self, item: Round) -> DatasetPlan:
+    def make(
+        self, item: Round, live: LogprobModel | None = None, stops: Callable[[], bool] = lambda: False
+    ) -> DatasetPlan:
         """The scored texts of a round.
 
         Args:
             item: the round.
+            live: the student as it is after the step at which it writes; where none is given, a checkpoint is read.
+            stops: once it is true, no further piece of work is begun.
 
         Returns:
             Their set.
 
         Raises:
             CtdError: they cannot be written or scored. What is done is kept.
-            KeyboardInterrupt: the maker was asked to stop.
+            Stopped: `stops` was true.
         """
         plan, begun = self._plan, time.monotonic()
         made = plan_own_texts(plan, self._options, item, self._prompts)
@@ -158,11 +165,13 @@ class TextMaker:
         missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
         writing = scoring = 0.0
         if missing:
-            work = self._work_on_ray(item, missing) if self._on_ray else self._work_here(item, missing)
+            work = self._work_on_ray(item, missing, stops) if self._on_ray else self._work_here(item, missing, live)
             with progress(f"round {item.number}", 2 * len(missing)) as reporter:
                 for number, seconds in enumerate(work, 1):
                     writing, scoring = writing + seconds[0], scoring + seconds[1]
                     reporter.update(number, "batches of texts written, and scored")
+                    if stops():
+                        raise Stopped(item.written_at)
         counted = plan.config.prepare.model_copy(update={"max_dropped_fraction": 0.99})  # and shown below
         config = plan.config.model_copy(update={"prepare": counted})
         slices = [task.shard.slice for task in made.tasks]
@@ -177,16 +186,16 @@ class TextMaker:
         figures |= {"first_step": item.first, "last_step": item.last}
         figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
         measuring = time.monotonic()
-        figures |= _figures(plan, made, item)
+        figures |= _figures(plan, made, item, live)
         figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
         write_atomic(done_file, json.dumps(figures, indent=1))
         plan.files.upload(done_file)
         return dataset
 
-    def _work_here(self, item: Round, tasks: list[WritingTask]) -> Iterator[Seconds]:
-        """In this process: first all is written, then all is scored, so that one model is there at a time."""
+    def _work_here(self, item: Round, tasks: list[WritingTask], live: LogprobModel | None) -> Iterator[Seconds]:
+        """In this process: first all is written, then all is scored, so that the teacher is there for that alone."""
         uses_gpu = torch.cuda.is_available()
-        writer = StudentWriter(self._plan, self._options, item.written_at, uses_gpu)
+        writer = StudentWriter(self._plan, self._options, item.written_at, uses_gpu, live)
         for task in tasks:
             yield writer.write(task)[1], 0.0
         del writer
@@ -195,7 +204,7 @@ class TextMaker:
         for task in tasks:
             yield 0.0, scorer.score((task.shard, 0.0))[1]
 
-    def _work_on_ray(self, item: Round, tasks: list[WritingTask]) -> Iterator[Seconds]:
+    def _work_on_ray(self, item: Round, tasks: list[WritingTask], stops: Callable[[], bool]) -> Iterator[Seconds]:
         """In actors, which write and score at the same time; each asks for resources of its own."""
         plan, options, prepare = self._plan, self._options, self._plan.config.prepare
         resources = options.generation_resources | (prepare.scoring_resources or {})
@@ -222,8 +231,8 @@ class TextMaker:
             try:
                 while waiting:
                     ready, waiting = ray.wait(waiting, timeout=1.0)
-                    if self._stops.is_set():
-                        raise KeyboardInterrupt
+                    if stops():
+                        raise Stopped(item.written_at)
                     for writing, scoring in map(ray.get, ready):
                         yield writing, 0.0
                         yield 0.0, scoring
@@ -268,7 +277,18 @@ def _exists(location: str) -> bool:
     return bool(files.get_file_info(path).is_file)
 
 
-def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round) -> dict[str, float]:
+def _checkpoint_of(plan: RunPlan, step: int) -> str | None:
+    location = checkpoint_at(plan.checkpoints, step) if step else None
+    if location is not None and location not in checkpoints(plan.checkpoints):
+        raise CtdError(
+            f"{plan.training}: what the student wrote after step {step} is missing or damaged, and its checkpoint of "
+            f"that step is not kept. Move the checkpoints of later steps aside and run the same command again: it goes "
+            "on from an earlier one, and writes again."
+        )
+    return location
+
+
+def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round, live: LogprobModel | None) -> dict[str, float]:
     """What the student wrote, and how far from its teacher it is on the first of it."""
     records: list[dict[str, Any]] = []
     for task in made.tasks:
@@ -281,9 +301,10 @@ def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round) -> dict[str, float]
     while taken < len(shards.batches) and rows < MEASURED_ROWS:
         rows, taken = rows + shards.batches[taken].num_rows, taken + 1
     first = MemoryRows(shards.name, shards.batches[:taken], counts)
-    checkpoint = checkpoint_at(plan.checkpoints, item.written_at) if item.written_at else None
-    student = load_student(plan, student_tokenizer(plan), checkpoint)
-    student = student.to("cuda" if torch.cuda.is_available() else "cpu")
+    student = live
+    if student is None:
+        student = load_student(plan, student_tokenizer(plan), _checkpoint_of(plan, item.written_at))
+        student = student.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
     learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
     aligned = {"share_scored": counts.scored_bytes / max(counts.text_bytes, 1)}

@@ -24,7 +24,7 @@ from pipelines.cluster.connection import actor_on_driver, connect, reraised_erro
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.stopping import Switch, hears_signals, run_stoppable, stop_signals
 from pipelines.stages.student import ensure_student
-from pipelines.stages.train_worker import ray_worker, run_worker
+from pipelines.stages.train_worker import OwnTextsBefore, ray_worker, run_worker
 
 logger = logging.getLogger(__name__)
 MANY_EPOCHS = 10
@@ -40,29 +40,30 @@ def train_student(
     plan: RunPlan,
     after_checkpoint: Callable[[Metrics], None] = lambda metrics: None,
     on_ray: Callable[[], "UserCallback"] | None = None,
+    own_texts: OwnTextsBefore = lambda step, student, stops: None,
 ) -> None:
     """Train to the last step, from the latest checkpoint where there is one; nothing where that is done.
 
-    `after_checkpoint` is called with what the step of each checkpoint measured, where the training is in this process;
-    where it is on Ray's workers, Ray calls what `on_ray` makes.
+    `after_checkpoint` is called with what the step of each checkpoint measured, and `own_texts` before each step, where
+    the training is in this process; where it is on Ray's workers, Ray calls what `on_ray` makes.
     """
     with stage_lock(plan.files, plan.training.name):
-        _train_student(plan, after_checkpoint, on_ray)
+        _train_student(plan, after_checkpoint, on_ray, own_texts)
 
 
 def _train_student(
     plan: RunPlan,
     after_checkpoint: Callable[[Metrics], None],
     on_ray: Callable[[], "UserCallback"] | None,
+    own_texts: OwnTextsBefore,
 ) -> None:
     options = plan.config.train
     if options.use_gpu and not options.num_workers and not torch.cuda.is_available():
         raise UsageError("train.use_gpu is true, and torch sees no GPU here. Set it to false.")
     if options.on_policy is not None and plan.part is None:
         raise UsageError("train.on_policy: a search has no rounds. Train with `ctd train`, `ctd run` or `ctd compare`.")
-    own = [] if plan.part is None or plan.part.own_texts is None else [plan.part.own_texts]
     measured = [plan.datasets[name] for name in plan.config.evaluate.sets] if options.evaluate_every else []
-    for dataset in (*plan.training_sets.values(), *own, *measured):
+    for dataset in (*plan.training_sets.values(), *measured):
         shards = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
         teacher = dataset.teacher
         rows = num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code)
@@ -90,7 +91,8 @@ def _train_student(
             delete_failure(plan.checkpoints)
             with stop_signals() as is_asked:
                 try:
-                    run_worker(plan, after_checkpoint, Worker(device=device), reporter, lambda step: is_asked())
+                    worker = Worker(device=device)
+                    run_worker(plan, after_checkpoint, worker, reporter, lambda step: is_asked(), own_texts)
                 except Stopped as stopped:
                     if is_asked() or stopped.done < plan.last_step:  # and not only at the end of a part
                         raise

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ctd_core.shards.joined_rows import JoinedRows
 from ctd_core.shards.manifest import check_student
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import RowSource
-from ctd_core.training.loop import Hooks, Metrics, Stopped, train
+from ctd_core.training.loop import Hooks, Metrics, NewRows, Stopped, train
 from ctd_core.training.step import FailedElsewhere
 from ctd_core.training.workers import Worker
 from pipelines.artifacts.checkpoints import checkpoint_writer, starting_checkpoint, steps_done
@@ -30,6 +30,9 @@ from pipelines.stages.tokenizer import student_tokenizer
 logger = logging.getLogger(__name__)
 CORPUS, OWN = "corpus", "own texts"  # labels of rows
 SHARE_SECONDS = 30.0  # between copies of the metrics to a store
+# Before a step, with the student as it is then, and whether the training is asked to stop: what of its own texts is
+# learned from then on; None for what is learned already.
+OwnTextsBefore = Callable[[int, LogprobModel, Callable[[], bool]], DatasetPlan | None]
 
 
 class Recorder:
@@ -83,6 +86,7 @@ def run_worker(
     worker: Worker,
     reporter: Reporter | None = None,
     stops_after: Callable[[int], bool] = lambda step: False,
+    own_texts: OwnTextsBefore = lambda step, student, stops: None,
 ) -> None:
     """One worker's part of the training, from the latest checkpoint, also one that another number of workers wrote.
 
@@ -98,9 +102,10 @@ def run_worker(
         shards = ShardSet(dataset.location, verify=False, cache=plan.shard_cache)
         check_student(shards.manifest, shards.name, tokenizer, len(student.mask))
         sources[name] = shards
-    shares: Mapping[str, float] | None = plan.shares
+    corpus = sources.pop(None)
+    rows = NewRows(corpus, plan.shares)
     if plan.part is not None and plan.part.own_texts is not None:
-        sources[None], shares = _with_own_texts(plan, plan.part.own_texts, sources[None])
+        rows = _with_own_texts(plan, plan.part.own_texts, corpus)
     recorder = Recorder(plan, steps_done(start), reporter) if worker.rank == 0 else None
 
     def on_step(metrics: Metrics) -> None:
@@ -120,15 +125,20 @@ def run_worker(
                 recorder.share()
             write_checkpoint(metrics, write)
 
+    def rows_before(step: int, student: LogprobModel) -> NewRows | None:
+        with pause():
+            dataset = own_texts(step, student, lambda: stops_after(step))
+            return None if dataset is None else _with_own_texts(plan, dataset, corpus)
+
     def ends_after(step: int) -> bool:
         return step == plan.last_step or stops_after(step)
 
     online = online_teacher(plan, tokenizer, student, worker.device)
     try:
-        hooks = Hooks(on_step, on_checkpoint, evaluate, ends_after)
+        hooks = Hooks(on_step, on_checkpoint, evaluate, ends_after, rows_before)
         train(
-            plan.config.train, student, sources.pop(None), hooks, start, worker, online,
-            extra_shards=sources, shares=shares,
+            plan.config.train, student, rows.rows, hooks, start, worker, online,
+            extra_shards=sources, shares=rows.shares,
         )  # fmt: skip
     finally:
         if recorder is not None:
@@ -137,16 +147,14 @@ def run_worker(
         recorder.share()
 
 
-def _with_own_texts(
-    plan: RunPlan, dataset: DatasetPlan, corpus: RowSource
-) -> tuple[RowSource, Mapping[str, float] | None]:
+def _with_own_texts(plan: RunPlan, dataset: DatasetPlan, corpus: RowSource) -> NewRows:
     """The rows of the student's own texts, with the corpus's where some of what is learned is to be theirs."""
     assert plan.config.train.on_policy is not None
-    own = ShardSet(dataset.location, verify=False, cache=plan.shard_cache)
+    own = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
     fraction = plan.config.train.on_policy.fraction
     if fraction == 1:
-        return own, None
-    return JoinedRows({CORPUS: corpus, OWN: own}), {CORPUS: 1 - fraction, OWN: fraction}
+        return NewRows(own)
+    return NewRows(JoinedRows({CORPUS: corpus, OWN: own}), {CORPUS: 1 - fraction, OWN: fraction})
 
 
 def ray_worker(loop_config: dict[str, Any]) -> None:

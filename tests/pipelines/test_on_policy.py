@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from ctd_core.config.run import RunConfig
-from ctd_core.errors import UsageError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.generation.sampler import TransformersSampler, Written
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.training.loop import Stopped
+from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, latest_checkpoint, steps_done
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.report_page import rounds_in, rounds_table
 from pipelines.artifacts.run_plan import plan_run
-from pipelines.stages import on_policy, own_texts, train_worker
+from pipelines.stages import asked_models, on_policy, own_texts, train_worker
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.prepare_scoring import SliceScorer
@@ -63,8 +64,8 @@ def make_plan(chat_config, tmp_path, monkeypatch):  # noqa: F811
     student's answers all end.
     """
 
-    def make(name, prepared=None, **options):
-        train = chat_config["train"] | {"steps": 7, "checkpoint_every": 2, "on_policy": ROUNDS | options}
+    def make(name, prepared=None, every=2, **options):
+        train = chat_config["train"] | {"steps": 7, "checkpoint_every": every, "on_policy": ROUNDS | options}
         made = plan_run(RunConfig.model_validate(chat_config | {"name": name, "train": train, "sample": {}}))
         if prepared is not None:
             shutil.copytree(prepared.files.directory / "prepared", made.files.directory / "prepared")
@@ -84,6 +85,19 @@ def outcome(plan):
     """What was written, and every step's loss."""
     texts = [b"".join(map(Path.read_bytes, files_of(item))) for item in rounds_of(plan)]
     return texts, [line["loss"] for line in read_metrics(plan.training / METRICS_FILE)]
+
+
+def raised_at(count, function):
+    """The function, whose call of this number is broken off."""
+    calls = []
+
+    def called(*arguments, **options):
+        calls.append(1)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return called
 
 
 def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
@@ -129,27 +143,16 @@ def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_pla
     whole = make_plan("whole", staleness=staleness)
     on_policy.train_whole(whole)
     plan = make_plan("stopped", whole, staleness=staleness)
-    calls = []
-
-    def stops_at(count, function):
-        def called(*arguments, **options):
-            calls.append(1)
-            if len(calls) == count:
-                raise KeyboardInterrupt
-            return function(*arguments, **options)
-
-        return called
-
     with monkeypatch.context() as patch:
         if moment == "writing":  # in the second batch of the second round
-            patch.setattr(AnsweringSampler, "write", stops_at(4, AnsweringSampler.write))
+            patch.setattr(AnsweringSampler, "write", raised_at(4, AnsweringSampler.write))
         elif moment == "scoring":
-            patch.setattr(SliceScorer, "score", stops_at(4, SliceScorer.score))
+            patch.setattr(SliceScorer, "score", raised_at(4, SliceScorer.score))
         elif moment == "its figures":
-            patch.setattr(own_texts, "_figures", stops_at(2, own_texts._figures))
+            patch.setattr(own_texts, "_figures", raised_at(2, own_texts._figures))
         else:
             add = train_worker.Recorder.add
-            patch.setattr(train_worker.Recorder, "add", stops_at(5 if moment.startswith("the first") else 6, add))
+            patch.setattr(train_worker.Recorder, "add", raised_at(5 if moment.startswith("the first") else 6, add))
         with pytest.raises(KeyboardInterrupt):
             on_policy.train_whole(plan)
     on_policy.train_whole(plan)
@@ -168,6 +171,50 @@ def test_a_signal_in_a_round_stops_it(make_plan, monkeypatch):
         patch.setattr("pipelines.stages.train.stop_signals", lambda: nullcontext(lambda: True))
         with pytest.raises(Stopped, match="stopped after step 1"):
             on_policy.train_whole(plan)
+
+
+def test_asked_to_stop_while_it_writes_it_keeps_what_was_learned_before(make_plan, monkeypatch):
+    whole = make_plan("whole", every=5, begin=0)
+    with monkeypatch.context() as patch:  # the student that learns is the one that writes
+        patch.setattr(asked_models.RunStudent, "load", None)
+        on_policy.train_whole(whole)
+    plan, asked = make_plan("asked", whole, every=5, begin=0), []
+    write = AnsweringSampler.write
+
+    def last(self, *arguments):
+        asked.append(1)
+        return write(self, *arguments)
+
+    with monkeypatch.context() as patch:  # in the second batch of the second round, after step 4 of 7
+        patch.setattr(AnsweringSampler, "write", last)
+        patch.setattr("pipelines.stages.train.stop_signals", lambda: nullcontext(lambda: len(asked) == 4))
+        with pytest.raises(Stopped, match="stopped after step 4"):
+            on_policy.train_whole(plan)
+    assert len(asked) == 4
+    assert steps_done(latest_checkpoint(plan.checkpoints)) == 4
+    on_policy.train_whole(plan)
+    assert outcome(plan) == outcome(whole)
+
+
+def test_texts_that_are_lost_are_written_again_by_the_student_of_that_step(make_plan, monkeypatch):
+    whole = make_plan("whole")
+    on_policy.train_whole(whole)
+    plan = make_plan("lost", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_worker.Recorder, "add", raised_at(7, train_worker.Recorder.add))
+        with pytest.raises(KeyboardInterrupt):
+            on_policy.train_whole(plan)
+    assert list(map(steps_done, checkpoints(plan.checkpoints))) == [4, 6]
+    lost = rounds_of(plan)[1].folder
+    shutil.rmtree(lost)
+    shutil.copytree(plan.training, other := plan.training.with_name("other"))
+    on_policy.train_whole(plan)
+    assert outcome(plan) == outcome(whole)
+    shutil.rmtree(plan.training)
+    other.rename(plan.training)
+    shutil.rmtree(checkpoint_at(plan.checkpoints, 4))
+    with pytest.raises(CtdError, match=r"after step 4 is missing or damaged.*goes on from an earlier one"):
+        on_policy.train_whole(plan)
 
 
 def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_path):  # noqa: F811
