@@ -28,12 +28,14 @@ class Turn:
     """A message of a conversation: its content. Each tokenizer's chat template writes markers of its own around it.
 
     tool_calls: what its model calls, each with a `name` and `arguments`, which a template writes behind the content.
+    is_cut: it would go on, so that the end that templates write is not learned.
     """
 
     role: str
     text: str
     scored: bool = True
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ctd_core.models.export import beginning_texts
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.loading import load_model
 from ctd_core.text.documents import BEGIN
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.checkpoints import name_of, trained_checkpoint
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER
@@ -78,22 +79,22 @@ class RunStudent:
     name: str
     plan: RunPlan
     checkpoint: str | None
+    prepared: PreparedTokenizer | None = None  # its tokenizer, where that is known
 
     def stamp(self) -> str:
         """Of the training and the step, or of the student before."""
         plan, checkpoint = self.plan, self.checkpoint
         return plan.init.name if checkpoint is None else f"{plan.training.name}/{name_of(checkpoint)}"
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """As it is exported."""
-        prepared = student_tokenizer(self.plan)
-        return beginning_texts(prepared.encoder.tokenizer, list(prepared.markers.get(BEGIN, ())))
-
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on the CPU."""
-        student = load_student(self.plan, student_tokenizer(self.plan), self.checkpoint)
-        return student.model, self.tokenizer
+        prepared = self.prepared or student_tokenizer(self.plan)
+        return load_student(self.plan, prepared, self.checkpoint).model, as_exported(prepared)
+
+
+def as_exported(prepared: PreparedTokenizer) -> PreTrainedTokenizerFast:
+    """A student's tokenizer as it is exported."""
+    return beginning_texts(prepared.encoder.tokenizer, list(prepared.markers.get(BEGIN, ())))
 
 
 def teacher_of(plan: RunPlan) -> NamedModel:

@@ -29,13 +29,14 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done, trained_checkpoint
 from pipelines.artifacts.report import AFTER
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
-from pipelines.stages.asked_models import RunStudent
+from pipelines.stages.asked_models import RunStudent, as_exported
 from pipelines.stages.prepare import finish_set
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, align_slice
@@ -45,7 +46,7 @@ from pipelines.stages.tokenizer import student_tokenizer
 
 NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
-MEASURED_ROWS = 64  # at least, on which the distance to the teacher is measured
+MEASURED_ROWS = 32  # at least, on which the distance to the teacher is measured
 OWN_FIGURES = {
     "teacher_distance_bits_per_byte": "distance to the teacher",
     "bits_per_byte": "bits per byte",
@@ -59,9 +60,10 @@ class StudentWriter:
     """The student of a run as it was after `step`, which writes: `live`, or else as its checkpoint has it."""
 
     def __init__(
-        self, plan: RunPlan, options: OnPolicy, step: int, uses_gpu: bool, live: LogprobModel | None = None
-    ) -> None:
-        self._plan, self._options, self._step, self._live = plan, options, step, live
+        self, plan: RunPlan, options: OnPolicy, tokenizer: PreparedTokenizer, step: int, uses_gpu: bool,
+        live: LogprobModel | None = None,
+    ) -> None:  # fmt: skip
+        self._plan, self._options, self._tokenizer, self._step, self._live = plan, options, tokenizer, step, live
         self._device = torch.device("cuda" if uses_gpu else "cpu")
         self._answerer: Answerer | None = None
 
@@ -87,16 +89,15 @@ class StudentWriter:
         return task.shard, time.monotonic() - begun
 
     def _load(self) -> Answerer:
-        options = self._options
-        checkpoint = None if self._live is not None else _checkpoint_of(self._plan, self._step)
-        student = RunStudent("the student", self._plan, checkpoint)
+        options, name = self._options, "the student"
         if self._live is None:
-            model, tokenizer = student.load()
+            checkpoint = _checkpoint_of(self._plan, self._step)
+            model, tokenizer = RunStudent(name, self._plan, checkpoint, self._tokenizer).load()
             model = model.to(self._device)
         else:
-            model, tokenizer = self._live.model, student.tokenizer
+            model, tokenizer = self._live.model, as_exported(self._tokenizer)
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
-        return Answerer(TransformersSampler(model), tokenizer, student.name, sampling, positions_of(model))
+        return Answerer(TransformersSampler(model), tokenizer, name, sampling, positions_of(model))
 
 
 class TextScorer:
@@ -128,10 +129,12 @@ class TextMaker:
 
     def __init__(self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False) -> None:
         self._plan, self._options, self._on_ray = plan, options, on_ray
+        self._live_writer: StudentWriter | None = None  # whose student is the same in all rounds
 
     @cached_property
     def _prompts(self) -> Sequence[Record]:
-        return prompts_for(self._plan, self._options)
+        student, _ = self._tokenizers
+        return prompts_for(self._plan, self._options, is_chat=bool(student.encoder.tokenizer.chat_template))
 
     @cached_property
     def _tokenizers(self) -> Tokenizers:
@@ -195,7 +198,11 @@ class TextMaker:
     def _work_here(self, item: Round, tasks: list[WritingTask], live: LogprobModel | None) -> Iterator[Seconds]:
         """In this process: first all is written, then all is scored, so that the teacher is there for that alone."""
         uses_gpu = torch.cuda.is_available()
-        writer = StudentWriter(self._plan, self._options, item.written_at, uses_gpu, live)
+        writer = self._live_writer
+        if live is None or writer is None:
+            step, student = item.written_at, self._tokenizers[0]
+            writer = StudentWriter(self._plan, self._options, student, step, uses_gpu, live)
+        self._live_writer = None if live is None else writer
         for task in tasks:
             yield writer.write(task)[1], 0.0
         del writer
@@ -211,10 +218,10 @@ class TextMaker:
         gpus = options.generation_actors * options.generation_gpus + prepare.scoring_actors * prepare.scoring_gpus
         connect(1, gpus, "train.on_policy.generation_gpus and prepare.scoring_gpus", resources)
         with reraised_errors():
-            shared = ray.put(plan), ray.put(self._tokenizers)
+            shared = ray.put(plan), ray.put(self._tokenizers), ray.put(self._tokenizers[0])
             writers = [
                 _actor(StudentWriter, options.generation_gpus, options.generation_resources).remote(
-                    shared[0], options, item.written_at, bool(options.generation_gpus)
+                    shared[0], options, shared[2], item.written_at, bool(options.generation_gpus)
                 )
                 for _ in range(min(options.generation_actors, len(tasks)))
             ]

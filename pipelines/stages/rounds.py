@@ -21,9 +21,9 @@ from ctd_core.text.corpora import CorpusSlice, read_documents
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.stages.prepare_tasks import SliceTask
-from pipelines.stages.tokenizer import student_tokenizer
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
+OWN_TEXTS_VERSION = 2  # of what is learned of a text: since 2, what was cut is, up to its last word
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,14 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
         The set, and a piece of work for each of its shards.
     """
     seed = plan.config.train.seed
-    is_chat = _is_chat(plan)
     chosen = choose_prompts(prompts, options.texts, seed, item.number)
-    fields: dict[str, Any] = {"messages": "messages"} if is_chat else {
+    fields: dict[str, Any] = {"messages": "messages"} if "messages" in chosen[0] else {
         "prompt": "prompt", "response": "generated", "as_text": True
     }  # fmt: skip
     base = plan.training_sets[None]
     content = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
     drawn = [options.max_new_tokens, options.temperature, options.top_p, options.batch]
-    stamp = f"own-{fingerprint(SCHEMA_VERSION, base.stamp, content, drawn, seed, item.written_at)}"
+    stamp = f"own-{fingerprint(OWN_TEXTS_VERSION, SCHEMA_VERSION, base.stamp, content, drawn, seed, item.written_at)}"
     folder = plan.files.within(item.folder)
     starts = range(0, len(chosen), options.batch)
     files = [below(folder, f"texts-{stamp}", f"{number:05d}.jsonl") for number in range(len(starts))]
@@ -117,24 +116,20 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
     )
 
 
-def _is_chat(plan: RunPlan) -> bool:
-    return bool(student_tokenizer(plan).encoder.tokenizer.chat_template)
-
-
-def prompts_for(plan: RunPlan, options: OnPolicy) -> Sequence[Record]:
+def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Record]:
     """All prompts of a training: of its file, or beginnings of its corpus.
 
     Args:
         plan: the run.
         options: its rounds.
+        is_chat: whether the student has a chat template.
 
     Returns:
-        A record each, with `messages` where the student has a chat template, or with a `prompt`.
+        A record each, with `messages` where it has one, or with a `prompt`.
 
     Raises:
         UsageError: there are no prompts for this student.
     """
-    is_chat = _is_chat(plan)
     if options.prompts is not None:
         found = [_as_prompt(record, is_chat) for record in read_prompts(Path(options.prompts))]
         if not is_chat and any("messages" in record for record in found):

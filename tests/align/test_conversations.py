@@ -1,6 +1,7 @@
 """Conversations of any chat template, aligned with those of any other."""
 
 import re
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -111,6 +112,19 @@ def check(student, teacher, document, names_special=False):
 @given(st.sampled_from(PAIRS), conversations())
 def test_ids_are_those_of_the_templates_and_contents_align_by_their_bytes(pair, document):
     check(*pair, document)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
+def test_of_an_answer_that_was_cut_all_but_its_end_is_learned(pair):
+    asked, answer = Turn("user", "How far is the moon?", scored=False), Turn("assistant", "About 384,400 km")
+    documents = [Document("d", (asked, replace(answer, is_cut=is_cut))) for is_cut in (False, True)]
+    whole, cut = align_documents(*map(prepared_chat, pair), documents)
+    assert cut.student_ids.tolist() == whole.student_ids.tolist()
+    assert cut.student_chunk_ends.tolist() == whole.student_chunk_ends.tolist()
+    learned = whole.chunk_kinds & SCORED > 0
+    is_content = whole.chunk_kinds & MARKER == 0
+    assert (learned & ~is_content).any()
+    assert (cut.chunk_kinds & SCORED > 0).tolist() == (learned & is_content).tolist()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)

@@ -25,7 +25,7 @@ REASONS = {
     "a text of its own that is empty",
     "a text of its own with special tokens inside",
     "a text of its own that is not Unicode",
-    "an answer of its own that did not end",
+    "a text of its own that was cut in its first word",
 }
 NAMED = ("<|im_end|>", "</s>", "[/INST]", "<end_of_turn>\n", "<|endoftext|>")  # of teachers, as text
 DRAWN = st.lists(st.one_of(st.integers(0, 10**6), st.sampled_from(NAMED)), max_size=12)

@@ -31,14 +31,19 @@ ROUNDS = {"rounds": 2, "begin": 1, "texts": 6, "batch": 4, "max_new_tokens": 8, 
 
 
 class LetterSampler(TransformersSampler):
-    """Writes tokens that are printable ASCII, which random models hardly ever do."""
+    """Writes words of printable ASCII, which random models hardly ever do."""
 
     letters: tuple[int, ...] = ()
+    space: int
 
     def write(self, prompts, stops, options, seed):
         written = super().write(prompts, stops, options, seed)
         return [
-            Written([self.letters[token % len(self.letters)] for token in ids], logprobs) for ids, logprobs in written
+            Written(
+                [self.space if n % 4 == 3 else self.letters[token % len(self.letters)] for n, token in enumerate(ids)],
+                logprobs,
+            )
+            for ids, logprobs in written
         ]
 
 
@@ -55,6 +60,7 @@ def spells_letters(monkeypatch, plan, sampler):
     by_id = student_tokenizer(plan).encoder.token_bytes.by_id
     letters = tuple(n for n, raw in enumerate(by_id) if raw and raw.isalpha() and raw.isascii())
     monkeypatch.setattr(sampler, "letters", letters)
+    monkeypatch.setattr(sampler, "space", by_id.index(b" "), raising=False)
     monkeypatch.setattr(own_texts, "TransformersSampler", sampler)
 
 

@@ -61,12 +61,18 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
 
 
 def own_text_of(record: Any, path: str) -> Document | DocumentError:
-    """What a student wrote after a prompt, which is context; where it did not end, there is no end to learn."""
+    """What a student wrote after a prompt, which is context; of a text that was cut neither its last word, which may have
+    gone on, nor an end.
+    """
     if error := record["generated"].get("error"):
         return DocumentError("a prompt that the student cannot be asked", f"{path}: {error}")
     answer, has_ended, is_chat = record["generated"]["text"], record["generated"]["ended"], "messages" in record
     if not answer.strip():
         return DocumentError("a text of its own that is empty", path)
+    if not has_ended:
+        answer, *last = answer.rsplit(maxsplit=1)
+        if not last:
+            return DocumentError("a text of its own that was cut in its first word", f"{path}: {answer[-40:]!r}")
     if record["generated"]["special_tokens"]:  # without them it would be another text
         return DocumentError("a text of its own with special tokens inside", f"{path}: {answer[:40]!r}")
     if "\ufffd" in answer:  # a student of bytes may stop in the middle of a character
@@ -74,10 +80,8 @@ def own_text_of(record: Any, path: str) -> Document | DocumentError:
     if not is_chat:
         end = (Marker(END),) if has_ended else ()
         return Document(path, (Marker(BEGIN, scored=False), Text(record["prompt"], False), Text(answer), *end))
-    if not has_ended:  # learned from, it would teach to stop anywhere
-        return DocumentError("an answer of its own that did not end", f"{path}: {answer[-40:]!r}")
     asked = [Turn(message["role"], message["content"], scored=False) for message in record["messages"]]
-    return Document(path, (*asked, Turn("assistant", answer)))
+    return Document(path, (*asked, Turn("assistant", answer, is_cut=not has_ended)))
 
 
 TOOLS = "tools"  # the field of a conversation's record that some templates write
