@@ -61,8 +61,9 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
 
 
 def own_text_of(record: Any, path: str) -> Document | DocumentError:
-    """What a student wrote after a prompt, which is context; of a text that was cut neither its last word, which may have
-    gone on, nor an end.
+    """What a student wrote after a prompt, which is context.
+
+    Of a text that was cut neither an end nor the last word is learned: it may have gone on.
     """
     if error := record["generated"].get("error"):
         return DocumentError("a prompt that the student cannot be asked", f"{path}: {error}")
