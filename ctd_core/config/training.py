@@ -34,7 +34,7 @@ class OnPolicy(Options):
     fraction: float = Field(
         default=1.0, gt=0, le=1, description="the share of its own texts in what is learned; the rest is the corpus's"
     )
-    max_new_tokens: int = Field(default=128, gt=0, description="of each text; an answer that is longer is left out")
+    max_new_tokens: int = Field(default=128, gt=0, description="of each text; a longer one is cut before its last word")
     temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
     top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest tokens that have this share")
     batch: int = Field(default=32, gt=0, description="how many are written at once, which are then one shard")

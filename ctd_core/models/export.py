@@ -1,6 +1,7 @@
 """A trained student as a directory that Hugging Face transformers loads."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.language_model import LanguageModel
+from ctd_core.text.sentencepiece_file import sentencepiece_file
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import save_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def export_model(
@@ -41,6 +45,15 @@ def export_model(
     _leave_unused_code_out(model)
     model.save(directory)
     save_tokenizer(beginning_texts(tokenizer, list(begin)), directory)
+    try:
+        file = sentencepiece_file(tokenizer)
+    except ImportError:
+        logger.info(
+            "export: no tokenizer.model, which llama.cpp reads: `pip install ctd-ray[gguf]` brings what it takes"
+        )
+    else:
+        if file is not None:
+            (directory / "tokenizer.model").write_bytes(file)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

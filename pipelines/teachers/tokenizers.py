@@ -51,7 +51,7 @@ def sentencepiece_bpe(file: Path) -> PreTrainedTokenizerFast:
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == 1}
     splits = ((word[:at], word[at:]) for word in scores for at in range(1, len(word)))
     merges = [pair for pair in splits if pair[0] in scores and pair[1] in scores]
-    merges.sort(key=lambda pair: (-scores["".join(pair)], ids[pair[0]], ids[pair[1]]))
+    merges.sort(key=lambda pair: (-scores["".join(pair)], -len(pair[0]), -len(pair[1])))  # runs of spaces score alike
     backend = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.decoder = decoders.Sequence([

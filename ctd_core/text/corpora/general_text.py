@@ -12,7 +12,7 @@ from ctd_core.text.documents import Document, plain_document
 
 def plan(corpus: GeneralText, slice_bytes: int) -> Iterator[CorpusSlice]:
     """Slices that hold their documents."""
-    yield from slices_of(_documents(), slice_bytes)
+    yield from slices_of(general_documents(), slice_bytes)
 
 
 def read(corpus: GeneralText, part: CorpusSlice) -> Iterator[Document]:
@@ -21,6 +21,7 @@ def read(corpus: GeneralText, part: CorpusSlice) -> Iterator[Document]:
 
 
 @cache
-def _documents() -> tuple[Document, ...]:
+def general_documents() -> tuple[Document, ...]:
+    """All of them."""
     lines = resources.files(__package__).joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(plain_document(f"general:{number}", json.loads(line)["text"]) for number, line in enumerate(lines))
