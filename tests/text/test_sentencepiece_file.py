@@ -1,6 +1,8 @@
 """tokenizer.model, which llama.cpp reads, gives the ids of the tokenizer that it was made of."""
 
+import copy
 import io
+import sys
 
 import pytest
 import sentencepiece
@@ -8,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from ctd_core.models.export import export_model
+from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.text.sentencepiece_file import sentencepiece_file
 from pipelines.teachers.tokenizers import sentencepiece_bpe
+from tests.support.models import llama
 from tests.support.real_tokenizers import real_encoder
 from tests.support.tokenizers import TEXTS, TOTAL
 
@@ -59,7 +64,7 @@ def test_mistrals_tokenizer_gives_the_ids_of_its_file(tmp_path):
 
 
 def test_special_tokens_keep_their_kind_and_what_sentencepiece_would_do_otherwise_is_refused(pair):
-    tokenizer, _, _ = pair
+    tokenizer = copy.deepcopy(pair[0])
     tokenizer.add_tokens([AddedToken("<|turn|>", special=True)])
     model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_file(tokenizer))
     for name in ("<s>", "</s>", "<|turn|>"):
@@ -69,6 +74,20 @@ def test_special_tokens_keep_their_kind_and_what_sentencepiece_would_do_otherwis
     )  # fmt: skip
     tokenizer.add_tokens([AddedToken("[note]")])  # after it comes another space of the tokenizer's own
     assert sentencepiece_file(tokenizer) is None
+
+
+def test_an_export_has_the_file_or_says_what_it_takes(pair, tmp_path, monkeypatch, caplog):
+    tokenizer, _, _ = pair
+    model = HuggingFaceModel(llama(len(tokenizer)))
+    (there := tmp_path / "there").mkdir()
+    export_model(model, tokenizer, "", there)
+    assert (there / "tokenizer.model").read_bytes() == sentencepiece_file(tokenizer)
+    (without := tmp_path / "without").mkdir()
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with caplog.at_level("INFO"):
+        export_model(model, tokenizer, "", without)
+    assert not (without / "tokenizer.model").exists()
+    assert "ctd-ray[gguf]" in caplog.text
 
 
 @pytest.mark.parametrize("kind", sorted(TOTAL))
