@@ -30,7 +30,7 @@ def check_made(name: str, config: RunConfig) -> None:
         targets[config.student.tokenizer.name] = str(Path(config.student.tokenizer.name).parent)
     for path, target in targets.items():
         if path in recipe and path.startswith("runs/") and not Path(path).exists():
-            raise UsageError(f"{path} is not there yet. In a checkout of the project, `make {target}` downloads it.")
+            raise UsageError(f"{path} is not there yet. In a checkout of the project, `make {target}` makes it.")
 
 
 def read_run(name: str, source: str, overrides: list[str]) -> RunConfig:

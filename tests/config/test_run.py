@@ -78,7 +78,7 @@ def test_a_recipe_tells_which_command_makes_its_models(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"`make runs/teachers/SmolLM2-135M-Instruct` downloads it"):
         check_made("demo", read_config(demo, "demo", []))
     (tmp_path / "runs/teachers/SmolLM2-135M-Instruct").mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"mistral-v1 is not there yet.*`make runs/tokenizers` downloads it"):
+    with pytest.raises(UsageError, match=r"mistral-v1 is not there yet.*`make runs/tokenizers` makes it"):
         check_made("demo", read_config(demo, "demo", []))
     check_made("demo", read_config(demo, "demo", ["student.tokenizer={kind: bytes}", "teacher.model=runs/other"]))
 
