@@ -75,7 +75,7 @@ def test_what_is_set_may_lie_in_a_default():
 def test_a_recipe_tells_which_command_makes_its_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     demo = read_recipe("demo")
-    with pytest.raises(UsageError, match=r"`make runs/teachers/SmolLM2-135M-Instruct` downloads it"):
+    with pytest.raises(UsageError, match=r"`make runs/teachers/SmolLM2-135M-Instruct` makes it"):
         check_made("demo", read_config(demo, "demo", []))
     (tmp_path / "runs/teachers/SmolLM2-135M-Instruct").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"mistral-v1 is not there yet.*`make runs/tokenizers` makes it"):
