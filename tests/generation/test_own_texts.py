@@ -25,7 +25,6 @@ REASONS = {
     "a text of its own that is empty",
     "a text of its own with special tokens inside",
     "a text of its own that is not Unicode",
-    "a text of its own that was cut in its first word",
 }
 NAMED = ("<|im_end|>", "</s>", "[/INST]", "<end_of_turn>\n", "<|endoftext|>")  # of teachers, as text
 DRAWN = st.lists(st.one_of(st.integers(0, 10**6), st.sampled_from(NAMED)), max_size=12)
@@ -125,3 +124,16 @@ def test_the_space_before_what_is_written_stays_where_tokens_alone_would_lose_it
     assert tokenizer.decode(drawn) == "jumps"
     (written,) = asking.answer([{"prompt": "the fox"}], [prompt], seed=0)
     assert written["generated"]["text"] == " jumps"
+
+
+@pytest.mark.parametrize(
+    ("written", "learned"),
+    [("one two thr", "one two"), ("one two ", "one"), (" one", " one"), ("日本語のテ", "日本語のテ")],
+)
+def test_of_a_text_that_was_cut_the_last_of_several_words_is_left_out(written, learned):
+    generated = {"text": written, "ended": False, "special_tokens": 0}
+    document = own_text_of({"messages": [{"role": "user", "content": "Go on."}], "generated": generated}, "texts:1")
+    assert document.turns[-1].text == learned
+    assert document.turns[-1].is_cut
+    whole = own_text_of({"prompt": "Go on.", "generated": generated | {"ended": True}}, "texts:1")
+    assert whole.text == "Go on." + written

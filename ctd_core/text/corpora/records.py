@@ -63,17 +63,15 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
 def own_text_of(record: Any, path: str) -> Document | DocumentError:
     """What a student wrote after a prompt, which is context.
 
-    Of a text that was cut neither an end nor the last word is learned: it may have gone on.
+    Of a text that was cut neither an end nor the last of several words is learned: it may have gone on.
     """
     if error := record["generated"].get("error"):
         return DocumentError("a prompt that the student cannot be asked", f"{path}: {error}")
     answer, has_ended, is_chat = record["generated"]["text"], record["generated"]["ended"], "messages" in record
     if not answer.strip():
         return DocumentError("a text of its own that is empty", path)
-    if not has_ended:
-        answer, *last = answer.rsplit(maxsplit=1)
-        if not last:
-            return DocumentError("a text of its own that was cut in its first word", f"{path}: {answer[-40:]!r}")
+    if not has_ended and len(words := answer.rsplit(maxsplit=1)) > 1:
+        answer = words[0]
     if record["generated"]["special_tokens"]:  # without them it would be another text
         return DocumentError("a text of its own with special tokens inside", f"{path}: {answer[:40]!r}")
     if "\ufffd" in answer:  # a student of bytes may stop in the middle of a character
