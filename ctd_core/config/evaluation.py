@@ -46,7 +46,7 @@ class WrittenTexts(Options):
     """Texts that the trained student writes after prompts of the corpus, which its teacher scores."""
 
     texts: int = Field(default=128, gt=0, description="how many")
-    max_new_tokens: int = Field(default=128, gt=0, description="of each; an answer that is longer is left out")
+    max_new_tokens: int = Field(default=128, gt=0, description="of each; a longer one is cut before its last word")
     temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
 
 

@@ -119,7 +119,7 @@ def train(
         except Stopped:
             if saved < step:
                 save(step)
-            raise
+            raise Stopped(step) from None
         if new is not None:
             sources[None] = new.rows
             check_targets(options, sources)

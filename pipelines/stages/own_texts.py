@@ -189,7 +189,7 @@ class TextMaker:
         figures |= {"first_step": item.first, "last_step": item.last}
         figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
         measuring = time.monotonic()
-        figures |= _figures(plan, made, item, live)
+        figures |= _figures(plan, self._tokenizers[0], made, item, live)
         figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
         write_atomic(done_file, json.dumps(figures, indent=1))
         plan.files.upload(done_file)
@@ -295,7 +295,9 @@ def _checkpoint_of(plan: RunPlan, step: int) -> str | None:
     return location
 
 
-def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round, live: LogprobModel | None) -> dict[str, float]:
+def _figures(
+    plan: RunPlan, tokenizer: PreparedTokenizer, made: OwnTextsPlan, item: Round, live: LogprobModel | None
+) -> dict[str, float]:
     """What the student wrote, and how far from its teacher it is on the first of it."""
     records: list[dict[str, Any]] = []
     for task in made.tasks:
@@ -310,7 +312,7 @@ def _figures(plan: RunPlan, made: OwnTextsPlan, item: Round, live: LogprobModel 
     first = MemoryRows(shards.name, shards.batches[:taken], counts)
     student = live
     if student is None:
-        student = load_student(plan, student_tokenizer(plan), _checkpoint_of(plan, item.written_at))
+        student = load_student(plan, tokenizer, _checkpoint_of(plan, item.written_at))
         student = student.to("cuda" if torch.cuda.is_available() else "cpu")
     measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
     learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
