@@ -1,5 +1,6 @@
 """The commands of `ctd` that take models, and no run."""
 
+import re
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -59,6 +60,10 @@ def generate(
     """
     from ctd_core.generation.sampler import Sampling
     from pipelines.stages import generate as stage
+
+    for option, file in (("--output", output), ("--prompts", prompts)):
+        if re.match(r"\w+:/", str(file)):  # a path has one slash of two
+            raise UsageError(f"{option} is a file on this machine, and here stands a URI")
 
     if temperature and not LEAST_TEMPERATURE <= temperature <= 100:
         raise UsageError(f"--temperature {temperature}: 0, or from {LEAST_TEMPERATURE} to 100")

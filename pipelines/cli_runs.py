@@ -133,7 +133,7 @@ def _asked(tasks: str | None, problems: str | None, limit: int | None, include_p
         raise UsageError("--limit and --include-path belong to --tasks, and --limit to --problems too")
     values: dict[str, object] = {}
     if tasks is not None or problems is not None:
-        values = {"tasks.names": [] if tasks is None else tasks.split(","), "problems": {}}
+        values = {"tasks.names": [] if tasks is None else [name.strip() for name in tasks.split(",")], "problems": {}}
     if tasks is not None:
         values |= {"tasks.limit": limit, "tasks.include_path": include_path}
     if problems is not None:

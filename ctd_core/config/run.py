@@ -9,7 +9,7 @@ from ctd_core.config.base import Options
 from ctd_core.config.evaluation import Evaluate, Sample
 from ctd_core.config.models import Student, Teacher
 from ctd_core.config.objectives import extra_teacher_of
-from ctd_core.config.secrets import fields_with_secrets
+from ctd_core.config.secrets import NO_KEYS, fields_with_secrets
 from ctd_core.config.shards import PREFIX_K, Prepare
 from ctd_core.config.text import AnyCorpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
@@ -117,7 +117,4 @@ def _teachers(run: RunConfig) -> Iterator[str]:
 
 def _secrets(run: RunConfig) -> Iterator[str]:
     if fields := list(fields_with_secrets(run.model_dump(mode="json"))):
-        yield (
-            f"{', '.join(fields)}: a URI with a key in it would be shown in messages and stored with the run: leave "
-            "the key out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
-        )
+        yield f"{', '.join(fields)}: {NO_KEYS}"

@@ -9,18 +9,22 @@ SECRET_WORDS = {
     "secret", "password", "passwd", "passphrase", "pwd", "token", "sig", "signature", "credential", "credentials",
     "auth", "sas", "jwt", "key", "secretkey", "accesskey", "accountkey", "apikey", "privatekey",
 }  # fmt: skip
-WITH_PASSWORD = re.compile(r"(\w+://)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
-TOKEN_AS_USER = re.compile(r"(https?://)[^\s/@]+@")
-KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
+WITH_PASSWORD = re.compile(r"(\w+://?)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
+TOKEN_AS_USER = re.compile(r"(https?://?)[^\s/@]+@")
+KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://?)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
+NO_KEYS = (
+    "a URI with a key in it would be shown in messages and stored with the run: leave the key out, and set "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+)
 QUERY = re.compile(r"([?&;#])([^=&;#\s]+)=([^&;#\s]+)")
 
 
 def has_secret(text: str) -> bool:
-    """Whether `text` is a URI with a password or a key in it.
+    """Whether `text` is a URI with a password or a key in it, be it one of a single slash, as a path leaves it.
 
     A user or a container alone (`hdfs://user@host`, `abfs://container@account`) is none.
     """
-    if "://" not in text:
+    if ":/" not in text:
         return False
     if any(pattern.search(text) for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER)):
         return True
@@ -46,7 +50,7 @@ def fields_with_secrets(values: Any, path: str = "") -> Iterator[str]:
 
 def redact(text: str) -> str:
     """`text` with `***` in place of every secret in a URI."""
-    if "://" not in text:
+    if ":/" not in text:
         return text
     for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER):
         text = pattern.sub(r"\1***@", text)

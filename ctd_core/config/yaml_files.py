@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from ctd_core.config.align import AnyChunks
 from ctd_core.config.base import Options
 from ctd_core.config.run import RunConfig
-from ctd_core.config.secrets import redact
+from ctd_core.config.secrets import NO_KEYS, fields_with_secrets, redact
 from ctd_core.errors import UsageError
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -66,6 +66,8 @@ def read_group(kind: type[AnyOptions], group: str, overrides: list[str]) -> AnyO
                 f"--set {path}: here are options of {group} alone, such as {group}.{next(iter(kind.model_fields))}."
             )
         _put(values, path.removeprefix(f"{group}."), value, f"--set {path}")
+    if fields := list(fields_with_secrets(values, group)):
+        raise UsageError(f"{', '.join(fields)}: {NO_KEYS}.")
     return _validated(kind, values, group)
 
 

@@ -1,6 +1,8 @@
 """Problems with a number as their answer, such as GSM8K's, judged by what a model writes.
 
-The number is taken out as lm-evaluation-harness does for its task gsm8k: of `#### 24`, or the last one that is written.
+The number is taken out as lm-evaluation-harness does for its task gsm8k: strictly the first after `#### `, flexibly the
+last one that is written. As there, they are compared as they are written, but for commas, $ and a final stop: 3.50 is
+not 3.5.
 """
 
 import re
@@ -22,11 +24,12 @@ RULES = {
     "exact_match (flexible-extract)": re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+"),
 }
 IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)")
 SLICE_BYTES = 2**20
 
 
 def read_problems(options: Problems) -> list[tuple[str, str]]:
-    """Questions with their answers; raises UsageError where there are none, or one cannot be read."""
+    """Questions with their answers; raises UsageError where there are none, or one cannot be read or answered."""
     found = list(islice(_problems(options), options.limit))
     if not found:
         raise UsageError("evaluate.problems: no problem is there.")
@@ -34,10 +37,17 @@ def read_problems(options: Problems) -> list[tuple[str, str]]:
 
 
 def _problems(options: Problems) -> Iterator[tuple[str, str]]:
-    for document in read_documents(options.corpus, SLICE_BYTES):
+    for number, document in enumerate(read_documents(options.corpus, SLICE_BYTES), 1):
         if isinstance(document, DocumentError):
             raise UsageError(f"evaluate.problems: {document}")
         question, answer = (turn.text for turn in document.turns)
+        if not question.strip():
+            raise UsageError(f"evaluate.problems: number {number}: its question is empty.")
+        if not NUMBER.fullmatch(_plain(answer)):
+            raise UsageError(
+                f"evaluate.problems: number {number}: its answer gives no number: {answer[-60:]!r}. An answer is a "
+                "number alone, without a unit, or a solution that ends in one, such as `#### 24`."
+            )
         yield question, answer
 
 

@@ -4,9 +4,12 @@ https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,21 @@ class TaskHarness:
                 f"evaluate.tasks: lm-evaluation-harness has no task {missing!r}.{hint} `lm-eval ls tasks` lists all, "
                 "and include_path names a directory with your own."
             )
+
+    def content(self, task: str) -> str:
+        """A fingerprint of a task as the harness has it: its options, its questions and its examples.
+
+        Raises CtdError where its data cannot be had.
+        """
+        digest = hashlib.sha256()
+        try:
+            for name, part in sorted(self._tasks.load([task])["tasks"].items()):
+                documents = chain([part.dump_config()], part.eval_docs, part.fewshot_docs() or [])
+                for document in chain([name], documents):
+                    digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
+        except Exception as error:  # of a task's own code, or whatever its data set raises
+            raise CtdError(f"the task {task} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        return digest.hexdigest()
 
     def run(
         self,
@@ -105,9 +123,11 @@ class TaskHarness:
 
 
 def _tasks_of(options: Tasks) -> Any:
+    from datasets import disable_progress_bars
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    disable_progress_bars()
     if options.include_path is not None:
         own = TaskManager(include_path=options.include_path, include_defaults=False)
         if set(options.names) <= set(own.all_tasks):

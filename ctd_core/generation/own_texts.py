@@ -47,13 +47,16 @@ def choose_prompts(prompts: Sequence[Record], count: int, seed: int, round_numbe
 
 
 def figures_of(records: Sequence[Record]) -> dict[str, float]:
-    """Mean length, the share that ended, the mean surprise of a token in bits (at temperature 1 the entropy)."""
-    written = [record[GENERATED] for record in records]
+    """How many texts were written, and how many prompts could not be asked; of the texts, mean length, the share that
+    ended, the mean surprise of a token in bits (at temperature 1 the entropy).
+    """
+    written = [record[GENERATED] for record in records if "error" not in record[GENERATED]]
     tokens = sum(text["tokens"] for text in written)
     bits = -sum(text["logprob"] for text in written) / np.log(2)
     return {
-        "texts": len(records),
-        "mean_tokens": tokens / max(len(records), 1),
-        "share_ended": sum(text["ended"] for text in written) / max(len(records), 1),
+        "texts": len(written),
+        "not_asked": len(records) - len(written),
+        "mean_tokens": tokens / max(len(written), 1),
+        "share_ended": sum(text["ended"] for text in written) / max(len(written), 1),
         "bits_per_token": float(bits / max(tokens, 1)),
     }

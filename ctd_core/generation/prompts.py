@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import TEMPLATE_ERRORS
+from ctd_core.text.documents import is_unicode
 from ctd_core.text.stops import stops_of
 
 Record = dict[str, Any]
@@ -35,7 +36,13 @@ def read_prompts(file: Path) -> list[Record]:
             raise UsageError(f"{file}:line {number}: not a line of JSON ({error}).") from error
         given = prompt_of(record) if isinstance(record, dict) else None
         if not isinstance(given, str) and not _are_messages(given):
-            raise UsageError(f"{file}:line {number}: no `prompt` (a text or messages) and no `messages`.")
+            raise UsageError(
+                f"{file}:line {number}: no `prompt` (a text or messages) and no `messages`, each with a role."
+            )
+        if isinstance(given, str) and not given.strip():
+            raise UsageError(f"{file}:line {number}: the prompt is empty.")
+        if not is_unicode(json.dumps(given, ensure_ascii=False)):
+            raise UsageError(f"{file}:line {number}: half a surrogate pair is no text. Write the prompt as UTF-8.")
         if GENERATED in record:
             raise UsageError(f"{file}:line {number}: {GENERATED!r} is where the answer would stand. Name it otherwise.")
         records.append(record)
@@ -75,6 +82,7 @@ class Answerer:
         max_positions: int | None,
     ) -> None:
         self._sampler, self._tokenizer, self._name, self._options = sampler, tokenizer, name, options
+        self._max_positions = max_positions
         self._room = None if max_positions is None else max_positions - options.max_new_tokens
         self._stops = stops_of(tokenizer, name)
         self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -96,8 +104,8 @@ class Answerer:
             raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
         if self._room is not None and len(ids) > self._room:
             raise UsageError(
-                f"{place}: {len(ids)} tokens and {self._options.max_new_tokens} new ones are more than the model "
-                "reads. Shorten it, or lower --max-new-tokens."
+                f"{place}: {len(ids)} tokens and {self._options.max_new_tokens} new ones are more than the "
+                f"{self._max_positions} that {self._name} reads. Shorten it, or lower max_new_tokens."
             )
         return [int(token) for token in ids]
 

@@ -158,7 +158,7 @@ def load_ensemble(
         Model and tokenizer.
 
     Raises:
-        UsageError: there is no such model, or their tokenizers differ.
+        UsageError: there is no such model, or their tokenizers or chat templates differ.
     """
     tokenizers = [load_tokenizer(name, None) for name in names]
     check_one_tokenizer(tokenizers, names)
@@ -167,7 +167,7 @@ def load_ensemble(
 
 
 def check_one_tokenizer(tokenizers: Sequence[PreTrainedTokenizerFast], names: Sequence[str]) -> None:
-    """Raises UsageError where tokenizers do not write the same ids."""
+    """Raises UsageError where tokenizers do not write the same ids, or two write messages in other templates."""
     first, *others = [_fingerprint(tokenizer) for tokenizer in tokenizers]
     for other, tokenizer, name in zip(others, tokenizers[1:], names[1:], strict=True):
         if other != first:
@@ -178,6 +178,13 @@ def check_one_tokenizer(tokenizers: Sequence[PreTrainedTokenizerFast], names: Se
                 f"{names[0]} and {name} have different tokenizers, so their predictions cannot be averaged.{shown} "
                 "Move both to one tokenizer first (ctd run), with the same student.chat."
             )
+    templates = {tokenizer.chat_template: name for tokenizer, name in zip(tokenizers, names, strict=True)}
+    templates.pop(None, None)
+    if len(templates) > 1:
+        raise UsageError(
+            f"{' and '.join(templates.values())} have different chat templates, so they cannot be asked the same. Move "
+            "them with the same student.chat, or copy one's chat_template.jinja to the other."
+        )
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

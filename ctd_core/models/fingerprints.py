@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from ctd_core.errors import CtdError
+
 TRANSFER_VERSION = 3  # of what models.transfer calculates: raised where the same inputs give another student
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".gguf"}
 
@@ -19,3 +21,9 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_unchanged(name: str, revision: str | None, expected: str) -> None:
+    """Raises CtdError where the fingerprint of a model that has just been loaded is not the expected one."""
+    if weights_fingerprint(name, revision) != expected:
+        raise CtdError(f"{name}: its files have changed since the command began. Run it again.")

@@ -13,6 +13,7 @@ from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.report import MODELS, TEACHER, Report, counts_table, metrics_table, tasks_table
+from pipelines.artifacts.round_figures import read_round
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display import pages
 from pipelines.display.plots import COLORS, REFERENCE_COLOR, Curves, Dots, curves, dots, has_matplotlib
@@ -82,10 +83,12 @@ def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
 def rounds_in(training: Path) -> list[dict[str, Any]]:
     """What was recorded of each round of an on-policy training, with the beginnings of some of its texts."""
     rounds = []
-    for file in sorted(training.glob("round-*/round.json")):
-        texts = sorted(file.parent.glob("texts-*/*.jsonl"))
+    for folder in sorted(training.glob("round-*")):
+        if not (figures := read_round(folder)):
+            continue
+        texts = sorted(folder.glob("texts-*/*.jsonl"))
         lines = texts[0].read_text(encoding="utf-8").split("\n")[:SHOWN_TEXTS] if texts else []
-        rounds.append(json.loads(file.read_text()) | {"samples": [json.loads(line) for line in lines if line]})
+        rounds.append(figures | {"samples": [json.loads(line) for line in lines if line]})
     return rounds
 
 
@@ -103,7 +106,7 @@ def rounds_table(rounds: Sequence[dict[str, Any]]) -> TextTable:
             f"{found['mean_tokens']:.1f}",
             f"{found['share_ended']:.0%}",
             f"{found['bits_per_token']:.2f}",
-            f"{found['teacher_distance_bits_per_byte']:.3f}",
+            f"{found['teacher_distance_bits_per_byte']:.3f}" if "teacher_distance_bits_per_byte" in found else "",
             f"{found['texts'] / max(found['seconds_writing'], 1e-9):.1f}",
             f"{found['seconds_writing']:.0f}, {found['seconds_scoring']:.0f}",
             " | ".join(_beginning(record) for record in found["samples"]),

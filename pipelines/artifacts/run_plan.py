@@ -74,6 +74,7 @@ class RunPlan:
 
     tokenizer: the directory of the trained tokenizer, None where the student's tokenizer is not trained.
     init: the directory of the student before training. training: that of metrics and checkpoints.
+    corpus_content: the fingerprint of the corpus's content.
     datasets: the training sets, one for each teacher, and the evaluation sets, by name.
     evaluation: the fingerprint of what the student is measured on.
     part: the part of the training that is meant, where it has several.
@@ -84,6 +85,7 @@ class RunPlan:
     tokenizer: Path | None
     init: Path
     training: Path
+    corpus_content: str
     datasets: Mapping[str, DatasetPlan]
     evaluation: str
     part: TrainingPart | None = None
@@ -158,6 +160,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         tokenizer=files.directory / f"tokenizer-{tokenizer}" if is_trained else None,
         init=init,
         training=files.directory / _training_name(config, datasets, init),
+        corpus_content=corpus_content,
         datasets=datasets,
         evaluation=fingerprint(
             config.evaluate.model_dump(mode="json", exclude={"tasks", "problems", "own_texts"}),

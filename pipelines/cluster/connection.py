@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import ray
 import ray.data
@@ -101,19 +101,24 @@ def _without(words: str) -> Iterator[None]:
             stderr.write(b"".join(line for line in written if words.encode() not in line))
 
 
+def _is_ours(error: object) -> TypeGuard[CtdError]:
+    """Whether it is a CtdError, and not Ray's of one, which has a traceback in its words."""
+    return isinstance(error, CtdError) and not isinstance(error, RayError)
+
+
 @contextmanager
 def reraised_errors() -> Iterator[None]:
     """Re-raise a worker's CtdError unchanged, and other errors of Ray as a CtdError that names the cause."""
     try:
         yield
-    except CtdError:
-        raise
     except Exception as error:
+        if _is_ours(error):
+            raise
         found: list[CtdError] = []
         seen: BaseException | None = error
         while seen is not None:
             candidates = (seen, getattr(seen, "cause", None), *getattr(seen, "worker_failures", {}).values())
-            found += [candidate for candidate in candidates if isinstance(candidate, CtdError)]
+            found += [candidate for candidate in candidates if _is_ours(candidate)]
             seen = seen.__cause__ or seen.__context__
         if found:
             first = next((error for error in found if not isinstance(error, FailedElsewhere)), found[0])

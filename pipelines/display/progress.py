@@ -37,7 +37,7 @@ class Reporter:
 
     def _left(self, share: float) -> str:
         """The time left in words, by the pace since the first work that was seen done."""
-        if self._first is None and share:
+        if share and (self._first is None or share < self._first[0]):  # less is done where workers began again
             self._first = share, time.monotonic()
         if self._first is None or share == self._first[0] or share >= 1:
             return ""

@@ -1,7 +1,6 @@
 """What models are asked: tasks of lm-evaluation-harness, and problems with numbers as answers."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +16,6 @@ from ctd_core.evaluation.problems import SLICE_BYTES, ask_problems, read_problem
 from ctd_core.evaluation.tasks import TaskHarness, harness_version
 from ctd_core.text.corpora import plan_slices
 from ctd_core.text.corpora.content import content_fingerprint
-
-PATH = re.compile(r"[^\s\"'\[\]{},]*[/.][^\s\"'\[\]{},]*")  # what may be one, in YAML
 
 
 class AskedTask(Protocol):
@@ -54,9 +51,12 @@ class HarnessTask:
     options: Tasks
 
     def stamp(self) -> str:
-        """Of the harness, the options, and the user's own files."""
+        """Of the harness and the options, and with tasks of the user's own, of their files, questions and examples."""
         how = self.options.result_values() | {"names": [self.name], "include_path": None}
-        return fingerprint(harness_version(), _own_tasks(self.options), how)
+        own = None
+        if self.options.include_path is not None:
+            own = _own_files(self.options.include_path), _harness(self.options.model_dump_json()).content(self.name)
+        return fingerprint(harness_version(), own, how)
 
     def check(self) -> None:
         """Raise UsageError where the harness is not installed, or has no such task."""
@@ -114,17 +114,10 @@ def _harness(options: str) -> TaskHarness:
     return TaskHarness(Tasks.model_validate_json(options))
 
 
-def _own_tasks(options: Tasks) -> str | None:
-    """The content of the user's own tasks, and of the files that they name; other figures come of others."""
-    if options.include_path is None:
-        return None
+def _own_files(directory: str) -> str:
+    """A fingerprint of the user's own tasks with their code."""
     digest = hashlib.sha256()
-    for file in sorted(Path(options.include_path).rglob("*")):
+    for file in sorted(Path(directory).rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
-            content = file.read_bytes()
-            digest.update(str(file.relative_to(options.include_path)).encode() + content)
-            if file.suffix in (".yaml", ".yml"):
-                for named in map(Path, PATH.findall(content.decode(errors="replace"))):
-                    if named.is_file():
-                        digest.update(str(named).encode() + named.read_bytes())
+            digest.update(str(file.relative_to(directory)).encode() + file.read_bytes())
     return digest.hexdigest()

@@ -4,7 +4,6 @@ A round's texts, shards and figures lie in a folder of their own, so that whoeve
 no text is written, scored or learned twice. The optimizer and the schedule are those of one training.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from ctd_core.errors import UsageError
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.locks import stage_lock
+from pipelines.artifacts.round_figures import read_round
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, TrainingPart
 from pipelines.stages.own_texts import TextMaker
 from pipelines.stages.rounds import Round, rounds_of
@@ -105,9 +105,11 @@ def _train_on_ray(plan: RunPlan, options: OnPolicy) -> None:
 
 
 def _report(item: Round) -> None:
-    figures = json.loads((item.folder / "round.json").read_text())
+    figures = read_round(item.folder)
+    distance = figures.get("teacher_distance_bits_per_byte")
     logger.info(
-        "on-policy: round %d: %d texts of %.0f tokens, %.0f%% ended, %d learned; distance to the teacher %.3f",
+        "on-policy: round %d: %d texts of %.0f tokens, %.0f%% ended, %d learned%s%s",
         item.number, figures["texts"], figures["mean_tokens"], 100 * figures["share_ended"], figures["learned"],
-        figures["teacher_distance_bits_per_byte"],
+        f", {figures['not_asked']} prompts could not be asked" if figures["not_asked"] else "",
+        "" if distance is None else f"; distance to the teacher {distance:.3f}",
     )  # fmt: skip

@@ -33,6 +33,7 @@ from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done, trained_checkpoint
 from pipelines.artifacts.report import AFTER
+from pipelines.artifacts.round_figures import ROUND_FILE, read_round
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
@@ -69,7 +70,7 @@ class StudentWriter:
 
     def write(self, task: WritingTask) -> tuple[SliceTask, float]:
         """Write the texts of a task, where they are not there yet; what is to be scored, and the seconds it took."""
-        if _exists(task.texts):
+        if _is_written(task):
             return task.shard, 0.0
         if self._answerer is None:  # not before: an error of an actor's __init__ would not come out as itself
             self._answerer = self._load()
@@ -103,14 +104,16 @@ class StudentWriter:
 class TextScorer:
     """A teacher that scores what was written."""
 
-    def __init__(self, teacher: Teacher, options: Prepare, tokenizers: Tokenizers, uses_gpu: bool) -> None:
-        self._given = teacher, options, tokenizers, torch.device("cuda" if uses_gpu else "cpu")
+    def __init__(
+        self, teacher: Teacher, weights: str, options: Prepare, tokenizers: Tokenizers, uses_gpu: bool
+    ) -> None:
+        self._given = teacher, weights, options, tokenizers, torch.device("cuda" if uses_gpu else "cpu")
         self._scorer: SliceScorer | None = None
 
     def score(self, written: tuple[SliceTask, float]) -> Seconds:
         """Align, score and store a file of texts; the seconds of its writing and of this."""
         task, seconds_writing = written
-        _, options, tokenizers, _ = self._given
+        _, _, options, tokenizers, _ = self._given
         if self._scorer is None:
             self._scorer = SliceScorer(*self._given)
         begun = time.monotonic()
@@ -159,13 +162,15 @@ class TextMaker:
         """
         plan, begun = self._plan, time.monotonic()
         made = plan_own_texts(plan, self._options, item, self._prompts)
-        dataset, done_file = made.dataset, item.folder / "round.json"
+        dataset, done_file = made.dataset, item.folder / ROUND_FILE
         plan.files.fetch(done_file)
-        is_told = done_file.exists() and json.loads(done_file.read_text()).get("set") == dataset.stamp
+        is_told = read_round(item.folder).get("set") == dataset.stamp
         if is_told and is_finished(Folder(dataset.location), plan.shard_cache):
             return dataset
         finished = finished_shards(Folder(dataset.location))
-        missing = [task for task in made.tasks if shard_file(task.shard.slice.number) not in finished]
+        missing = [
+            task for task in made.tasks if shard_file(task.shard.slice.number) not in finished or not _is_written(task)
+        ]
         writing = scoring = 0.0
         if missing:
             work = self._work_on_ray(item, missing, stops) if self._on_ray else self._work_here(item, missing, live)
@@ -206,14 +211,15 @@ class TextMaker:
         for task in tasks:
             yield writer.write(task)[1], 0.0
         del writer
-        teacher, prepare = self._plan.training_sets[None].teacher, self._plan.config.prepare
-        scorer = TextScorer(teacher, prepare, self._tokenizers, uses_gpu)
+        base, prepare = self._plan.training_sets[None], self._plan.config.prepare
+        scorer = TextScorer(base.teacher, base.teacher_weights, prepare, self._tokenizers, uses_gpu)
         for task in tasks:
             yield 0.0, scorer.score((task.shard, 0.0))[1]
 
     def _work_on_ray(self, item: Round, tasks: list[WritingTask], stops: Callable[[], bool]) -> Iterator[Seconds]:
         """In actors, which write and score at the same time; each asks for resources of its own."""
         plan, options, prepare = self._plan, self._options, self._plan.config.prepare
+        base = plan.training_sets[None]
         resources = options.generation_resources | (prepare.scoring_resources or {})
         gpus = options.generation_actors * options.generation_gpus + prepare.scoring_actors * prepare.scoring_gpus
         connect(1, gpus, "train.on_policy.generation_gpus and prepare.scoring_gpus", resources)
@@ -227,7 +233,7 @@ class TextMaker:
             ]
             scorers = [
                 _actor(TextScorer, prepare.scoring_gpus, prepare.scoring_resources).remote(
-                    plan.training_sets[None].teacher, prepare, shared[1], bool(prepare.scoring_gpus)
+                    base.teacher, base.teacher_weights, prepare, shared[1], bool(prepare.scoring_gpus)
                 )
                 for _ in range(min(prepare.scoring_actors, len(tasks)))
             ]
@@ -268,7 +274,7 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
     )  # fmt: skip
     item = Round(0, step, step, step, plan.training / "own-texts")
     TextMaker(plan, drawn).make(item)
-    found = json.loads((item.folder / "round.json").read_text())
+    found = read_round(item.folder)
     figures = {title: found[name] for name, title in OWN_FIGURES.items()}
     return TaskFigures(task="own texts", model=AFTER, figures=figures, errors={}, questions=options.texts)
 
@@ -279,30 +285,44 @@ def _actor(kind: type, gpus: float, resources: dict[str, float] | None) -> Any:
     return made
 
 
-def _exists(location: str) -> bool:
-    files, path = file_system(location)
-    return bool(files.get_file_info(path).is_file)
+def _is_written(task: WritingTask) -> bool:
+    """Whether what was written after every prompt of a task is there, whole."""
+    files, path = file_system(task.texts)
+    if not files.get_file_info(path).is_file:
+        return False
+    try:
+        records = _records(task)
+    except ValueError:
+        return False
+    return len(records) == len(task.prompts) and all(
+        prompt.items() <= record.items() for prompt, record in zip(task.prompts, records, strict=True)
+    )
+
+
+def _records(task: WritingTask) -> list[Record]:
+    with open_to_read(task.texts) as stream:
+        return [json.loads(line) for line in stream.read().decode().splitlines()]
+
+
+def _has_checkpoint(plan: RunPlan, step: int) -> bool:
+    return not step or checkpoint_at(plan.checkpoints, step) in checkpoints(plan.checkpoints)
 
 
 def _checkpoint_of(plan: RunPlan, step: int) -> str | None:
-    location = checkpoint_at(plan.checkpoints, step) if step else None
-    if location is not None and location not in checkpoints(plan.checkpoints):
+    if not _has_checkpoint(plan, step):
         raise CtdError(
             f"{plan.training}: what the student wrote after step {step} is missing or damaged, and its checkpoint of "
             f"that step is not kept. Move the checkpoints of later steps aside and run the same command again: it goes "
             "on from an earlier one, and writes again."
         )
-    return location
+    return checkpoint_at(plan.checkpoints, step) if step else None
 
 
 def _figures(
     plan: RunPlan, tokenizer: PreparedTokenizer, made: OwnTextsPlan, item: Round, live: LogprobModel | None
 ) -> dict[str, float]:
-    """What the student wrote, and how far from its teacher it is on the first of it."""
-    records: list[dict[str, Any]] = []
-    for task in made.tasks:
-        with open_to_read(task.texts) as stream:
-            records += map(json.loads, stream.read().decode().splitlines())
+    """What the student wrote, and how far from its teacher it is on the first of it, where it is still there."""
+    records = [record for task in made.tasks for record in _records(task)]
     manifest = read_manifest(Folder(made.dataset.location))
     counts = manifest.counts
     shards = ShardSet(made.dataset.location, verify=True, cache=plan.shard_cache)
@@ -310,11 +330,12 @@ def _figures(
     while taken < len(shards.batches) and rows < MEASURED_ROWS:
         rows, taken = rows + shards.batches[taken].num_rows, taken + 1
     first = MemoryRows(shards.name, shards.batches[:taken], counts)
-    student = live
-    if student is None:
+    student, measured = live, {}
+    if student is None and _has_checkpoint(plan, item.written_at):
         student = load_student(plan, tokenizer, _checkpoint_of(plan, item.written_at))
         student = student.to("cuda" if torch.cuda.is_available() else "cpu")
-    measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
+    if student is not None:
+        measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
     learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
     aligned = {"share_scored": counts.scored_bytes / max(counts.text_bytes, 1)}
     return figures_of(records) | learned | aligned | measured

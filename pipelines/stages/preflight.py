@@ -62,20 +62,22 @@ def _check(config: RunConfig) -> Iterator[str]:
             templates.append(ChatTemplate(tokenizer.encoder.tokenizer, teacher.model))
         yield from _missing_markers(field, tokenizer)
         yield from _tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
-    if not isinstance(config.student.tokenizer, TrainedTokenizer):
-        student = build_student_tokenizer(config.student, config.teacher, None)
-        yield from _missing_markers("student", student)
-        if is_chat:
-            templates.append(ChatTemplate(student.encoder.tokenizer, student.encoder.name))
-    elif is_chat:  # a tokenizer that is still to be trained has no other template than the one that joins it
-        untrained = with_chat(bytes_tokenizer(), config.student, config.teacher)
-        templates.append(ChatTemplate(untrained, "the student's tokenizer"))
+    if isinstance(config.student.tokenizer, TrainedTokenizer):
+        # What is still to be trained has no other template than the one that joins it.
+        student, name = with_chat(bytes_tokenizer(), config.student, config.teacher), "the student's tokenizer"
+    else:
+        prepared = build_student_tokenizer(config.student, config.teacher, None)
+        yield from _missing_markers("student", prepared)
+        student, name = prepared.encoder.tokenizer, prepared.encoder.name
+    if is_chat:
+        templates.append(ChatTemplate(student, name))
     yield from _check_documents(config, templates)
     rounds = config.train.on_policy
     if rounds is not None and rounds.prompts is not None:
-        from ctd_core.generation.prompts import read_prompts  # takes seconds
+        from pipelines.stages.rounds import read_prompts_for  # takes seconds
 
-        read_prompts(Path(rounds.prompts))
+        read_prompts_for(rounds.prompts, is_chat=bool(student.chat_template))
+    _check_room(config)
     if config.evaluate.tasks.names or config.evaluate.problems:
         from pipelines.stages.asked_tasks import tasks_in  # takes seconds
 
@@ -128,11 +130,8 @@ def _check_windows(config: RunConfig) -> None:
     models = [("teacher.model", teacher, prepare.teacher_window_tokens)]
     for name, extra in config.extra_teachers.items():
         models.append((f"extra_teachers.{name}.model", extra, prepare.teacher_window_tokens))
-    if student.model is None:
-        models.append(("teacher.model, which the student is made from", teacher, prepare.student_window_tokens))
-    else:
-        own = Teacher(model=student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
-        models.append(("student.model", own, prepare.student_window_tokens))
+    field = "teacher.model, which the student is made from" if student.model is None else "student.model"
+    models.append((field, _origin(config), prepare.student_window_tokens))
     for field, model, window in models:
         longest = max_positions(model.model, model.revision, model.trust_remote_code)
         if longest is not None and window > longest:
@@ -140,6 +139,30 @@ def _check_windows(config: RunConfig) -> None:
                 f"{field}: {model.model} reads {longest} tokens at most, and its window in prepare is {window}. Set "
                 "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
+
+
+def _origin(config: RunConfig) -> Teacher:
+    """The model that the student is made from."""
+    student = config.student
+    if student.model is None:
+        return config.teacher
+    return Teacher(model=student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
+
+
+def _check_room(config: RunConfig) -> None:
+    """Raises UsageError where more is to be written than a model reads."""
+    origin, evaluate = _origin(config), config.evaluate
+    asked = [(f"evaluate.problems.{name}", found.max_new_tokens) for name, found in evaluate.problems.items()]
+    written = {"train.on_policy": config.train.on_policy, "evaluate.own_texts": evaluate.own_texts}
+    own = [(field, options.max_new_tokens) for field, options in written.items() if options is not None]
+    for model, fields in ((config.teacher, asked), (origin, asked + own)):
+        longest = max_positions(model.model, model.revision, model.trust_remote_code)
+        for field, tokens in fields:
+            if longest is not None and tokens >= longest:
+                raise UsageError(
+                    f"{field}.max_new_tokens: {tokens} new tokens leave no room for a prompt: {model.model} reads "
+                    f"{longest} in all."
+                )
 
 
 def _check_gpus(config: RunConfig) -> None:

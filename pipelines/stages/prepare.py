@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 
-from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.config.text import Corpus, Mixture
 from ctd_core.errors import CtdError
@@ -71,7 +70,7 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
             }
             if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset, slices[dataset.name])]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
-                _make_shards(title, tasks, teacher, tokenizers, plan.config.prepare)
+                _make_shards(title, tasks, of_teacher[0], tokenizers, plan.config.prepare)
             for dataset in of_teacher:
                 finish_set(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
@@ -95,9 +94,9 @@ def _open_tasks(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice]) 
 
 
 def _make_shards(
-    title: str, tasks: list[SliceTask], teacher: Teacher, tokenizers: Tokenizers, options: Prepare
+    title: str, tasks: list[SliceTask], dataset: DatasetPlan, tokenizers: Tokenizers, options: Prepare
 ) -> None:
-    """Run the tasks on Ray Data: encode and align on CPUs, score where a teacher is, write."""
+    """Run the tasks on Ray Data: encode and align on CPUs, score where the teacher of `dataset` is, write."""
     actors = options.scoring_actors if options.targets else 1
     gpus = actors * options.scoring_gpus if options.targets else 0
     others = options.scoring_resources if options.targets else None
@@ -111,7 +110,7 @@ def _make_shards(
         resources = {"num_gpus": options.scoring_gpus} if options.scoring_gpus else {"num_cpus": 1}
         stream = stream.map(
             ScoringActor,
-            fn_constructor_kwargs={"teacher": teacher, **shared},
+            fn_constructor_kwargs={"teacher": dataset.teacher, "weights": dataset.teacher_weights, **shared},
             compute=ray.data.ActorPoolStrategy(size=options.scoring_actors),
             resources=options.scoring_resources,
             **resources,

@@ -14,6 +14,7 @@ from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.errors import CtdError
 from ctd_core.models.building import build_scorer, stored_targets
+from ctd_core.models.fingerprints import check_unchanged
 from ctd_core.models.scoring import score_rows
 from ctd_core.shards.manifest import Counts
 from pipelines.cluster.tally import Handle, reporting
@@ -26,17 +27,21 @@ class SliceScorer:
 
     Args:
         teacher: which.
+        weights: its fingerprint, under which the targets are kept.
         options: what is stored.
         tokenizers: student's and teacher's.
         device: where it calculates.
 
     Raises:
-        CtdError: the teacher cannot be loaded, or does not fit its tokenizer.
+        CtdError: the teacher cannot be loaded, has changed, or does not fit its tokenizer.
     """
 
-    def __init__(self, teacher: Teacher, options: Prepare, tokenizers: Tokenizers, device: torch.device) -> None:
+    def __init__(
+        self, teacher: Teacher, weights: str, options: Prepare, tokenizers: Tokenizers, device: torch.device
+    ) -> None:
         self._options = options
         self._scorer = build_scorer(teacher, tokenizers[1], device)
+        check_unchanged(teacher.model, teacher.revision, weights)
         self._stored = stored_targets(options, *tokenizers)
 
     def score(
@@ -59,14 +64,16 @@ class SliceScorer:
 class ScoringActor:
     """A SliceScorer on Ray Data, whose rows are slices."""
 
-    def __init__(self, teacher: Teacher, options: Prepare, tokenizers: ray.ObjectRef[Any], tally: Handle) -> None:
+    def __init__(
+        self, teacher: Teacher, weights: str, options: Prepare, tokenizers: ray.ObjectRef[Any], tally: Handle
+    ) -> None:
         self._tally = tally
         device = torch.device("cuda" if options.scoring_gpus else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.scoring_actors))
         self._failure: CtdError | None = None
         try:
-            self._scorer = SliceScorer(teacher, options, shared_tokenizers(tokenizers), device)
+            self._scorer = SliceScorer(teacher, weights, options, shared_tokenizers(tokenizers), device)
         except CtdError as error:
             self._failure = error  # raised with the first row
 

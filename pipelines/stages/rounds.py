@@ -12,17 +12,19 @@ from typing import Any
 from ctd_core.config.base import fingerprint
 from ctd_core.config.text import OwnTexts
 from ctd_core.config.training import OnPolicy
-from ctd_core.errors import DocumentError, UsageError
+from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.generation.own_texts import Record, choose_prompts, prompts_of
 from ctd_core.generation.prompts import prompt_of, read_prompts
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below
-from ctd_core.text.corpora import CorpusSlice, read_documents
+from ctd_core.text.corpora import CorpusSlice, plan_slices, read_documents
+from ctd_core.text.corpora.content import content_fingerprint
 from ctd_core.text.corpora.slices import training_documents
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, with_training
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
+CHANGED = "has changed since the command began. Run it again."
 OWN_TEXTS_VERSION = 2  # of what is learned of a text: since 2, what was cut is, up to its last word
 
 
@@ -129,22 +131,34 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
 
     Raises:
         UsageError: there are no prompts for this student.
+        CtdError: they have changed since the run was planned.
     """
     if options.prompts is not None:
-        found = [_as_prompt(record, is_chat) for record in read_prompts(Path(options.prompts))]
-        if not is_chat and any("messages" in record for record in found):
-            raise UsageError(f"{options.prompts}: messages, and the student has no chat template. Give a `prompt`.")
+        found = read_prompts_for(options.prompts, is_chat)
+        if with_training(plan, plan.config.train).training != plan.training:
+            raise CtdError(f"train.on_policy.prompts: {options.prompts} {CHANGED}")
         return found
     corpus, found = plan.config.corpus, []
-    documents = training_documents(corpus, read_documents(corpus, plan.config.prepare.slice_bytes))
+    slice_bytes = plan.config.prepare.slice_bytes
+    documents = training_documents(corpus, read_documents(corpus, slice_bytes))
     for number, document in enumerate(documents):
         if number == SOURCE_DOCUMENTS:
             break
         if not isinstance(document, DocumentError):
             found += prompts_of(document, is_chat)
+    if content_fingerprint(corpus, plan_slices(corpus, slice_bytes)) != plan.corpus_content:
+        raise CtdError(f"train.on_policy: the corpus, whose beginnings are the prompts, {CHANGED}")
     if not found:
         what = "conversations, and this student has a chat template" if is_chat else "texts"
         raise UsageError(f"train.on_policy: the corpus holds no prompts: it would have to hold {what}.")
+    return found
+
+
+def read_prompts_for(file: str, is_chat: bool) -> list[Record]:
+    """Prompts of a file for a student with or without a chat template; raises UsageError where it cannot be asked."""
+    found = [_as_prompt(record, is_chat) for record in read_prompts(Path(file))]
+    if not is_chat and any("messages" in record for record in found):
+        raise UsageError(f"{file}: messages, and the student has no chat template. Give a `prompt`.")
     return found
 
 

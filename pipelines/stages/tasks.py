@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,75 +68,87 @@ def ask_models(models: Sequence[AskedModel], options: Evaluate, files: RunFiles)
         UsageError: there is no such task, or no harness.
         CtdError: a task fails. What is done is kept.
     """
-    tasks = tasks_in(options)
-    kept = _kept(models, tasks, files)
-    missing = [(task, model) for task in tasks for model in models if _read(kept[task.name, model.name]) is None]
+    questions = _questions(models, options, files)
+    missing = [question for question in questions if _read(question) is None]
     if missing:
-        for task in tasks:
-            task.check()  # its errors come before Ray starts
-        _ask(missing, options.tasks, kept, files)
-    found = [(model.name, _read(kept[task.name, model.name])) for task in tasks for model in models]
-    return [figures.model_copy(update={"model": name}) for name, figures in found if figures is not None]
+        for question in questions:
+            question.task.check()  # its errors come before Ray starts
+        _ask(missing, options.tasks, files)
+    return [figures for question in questions if (figures := _read(question)) is not None]
 
 
 def ask_here(model: AskedModel, options: Evaluate, files: RunFiles) -> list[TaskFigures]:
     """As `ask_models`, of one model, in this process."""
-    tasks = tasks_in(options)
-    kept, loaded = _kept([model], tasks, files), None
-    found = []
-    for task in tasks:
-        path = kept[task.name, model.name]
-        if (figures := _read(path)) is None:
+    loaded, found = None, []
+    for question in _questions([model], options, files):
+        if (figures := _read(question)) is None:
             loaded = loaded or model.load()
-            figures = task.ask(*loaded, model.name, lambda share: None)
-            write_atomic(path, figures.model_dump_json(indent=1))
-            files.upload(path)
+            figures = question.task.ask(*loaded, model.name, lambda share: None)
+            _keep(question, figures, files)
         found.append(figures.model_copy(update={"model": model.name}))
     return found
 
 
-Kept = dict[tuple[str, str], Path]  # where the figures of a task and a model are
+@dataclass(frozen=True)
+class _Question:
+    """A task and a model that is asked it, with their stamps; their figures are kept in `file`."""
+
+    task: AskedTask
+    model: AskedModel
+    task_stamp: str
+    model_stamp: str
+    file: Path
 
 
-def _kept(models: Sequence[AskedModel], tasks: Sequence[AskedTask], files: RunFiles) -> Kept:
-    kept: Kept = {}
-    task_stamps = {task.name: task.stamp() for task in tasks}
-    for model in models:
-        stamp = model.stamp() if tasks else ""
-        for task in tasks:
-            name = f"{task.name.replace('/', '-')}-{fingerprint(task_stamps[task.name], stamp)}.json"
-            kept[task.name, model.name] = files.directory / "tasks" / name
-            files.fetch(kept[task.name, model.name])
-    return kept
+def _questions(models: Sequence[AskedModel], options: Evaluate, files: RunFiles) -> list[_Question]:
+    stamps = [(task, task.stamp()) for task in tasks_in(options)]
+    model_stamps = [(model, model.stamp()) for model in models] if stamps else []
+    questions = []
+    for task, task_stamp in stamps:
+        for model, model_stamp in model_stamps:
+            name = f"{task.name.replace('/', '-')}-{fingerprint(task_stamp, model_stamp)}.json"
+            questions.append(_Question(task, model, task_stamp, model_stamp, files.directory / "tasks" / name))
+            files.fetch(questions[-1].file)
+    return questions
 
 
 class _Actor:
     """A model on its device."""
 
-    def __init__(self, source: AskedModel, options: Tasks, tally: Handle) -> None:
-        self._source, self._options, self._tally = source, options, tally
+    def __init__(self, options: Tasks, tally: Handle) -> None:
+        self._options, self._tally = options, tally
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerFast] | None = None
 
-    def ask(self, task: AskedTask) -> TaskFigures:
-        if self._loaded is None:  # not before: an error of __init__ would not come out as itself
+    def ask(self, question: _Question) -> TaskFigures:
+        """The figures; raises CtdError where task or model are not what they were when their stamps were made."""
+        task, source = question.task, question.model
+        if self._loaded is None:
             task.check()
-            model, tokenizer = self._source.load()
+            model, tokenizer = source.load()
             self._loaded = model.to(torch.device("cuda" if self._options.gpus else "cpu")), tokenizer
-        name = self._source.name
-        return task.ask(*self._loaded, name, reporting(self._tally, f"{task.name} {name}"))
+        name = source.name
+        figures = task.ask(*self._loaded, name, reporting(self._tally, f"{task.name} {name}"))
+        for what, is_changed in (
+            (task.name, task.stamp() != question.task_stamp),
+            (name, source.stamp() != question.model_stamp),
+        ):
+            if is_changed:
+                raise CtdError(f"{what} has changed while it was asked. No figures are kept; ask again.")
+        return figures
 
 
-def _ask(missing: list[tuple[AskedTask, AskedModel]], options: Tasks, kept: Kept, files: RunFiles) -> None:
+def _ask(missing: list[_Question], options: Tasks, files: RunFiles) -> None:
     connect(options.cpus, options.gpus, "evaluate.tasks.cpus and evaluate.tasks.gpus")
     tally = actor_on_driver(Tally)
     resources: dict[str, Any] = {"num_cpus": options.cpus, "num_gpus": options.gpus}
-    waiting: dict[Any, tuple[str, str]] = {}
+    waiting: dict[Any, _Question] = {}
     actors: dict[str, Any] = {}
-    for task, model in missing:
-        if model.name not in actors:
+    for question in missing:
+        name = question.model.name
+        if name not in actors:
             made: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **resources)(_Actor)
-            actors[model.name] = made.remote(model, options, tally)
-        waiting[actors[model.name].ask.remote(task)] = task.name, model.name
+            actors[name] = made.remote(options, tally)
+        waiting[actors[name].ask.remote(question)] = question
     done: list[str] = []
     with progress("evaluate", len(missing)) as reporter, reraised_errors():
 
@@ -149,20 +162,26 @@ def _ask(missing: list[tuple[AskedTask, AskedModel]], options: Tasks, kept: Kept
         with repeating(2.0, show):
             while waiting:
                 (first,), _ = ray.wait(list(waiting))
-                asked, name = waiting.pop(first)
-                figures = ray.get(first)
-                write_atomic(kept[asked, name], figures.model_dump_json(indent=1))
-                files.upload(kept[asked, name])
-                done.append(f"{asked} {name}")
-                if not any(name == other for _, other in waiting.values()):
+                question = waiting.pop(first)
+                _keep(question, ray.get(first), files)
+                name = question.model.name
+                done.append(f"{question.task.name} {name}")
+                if not any(name == other.model.name for other in waiting.values()):
                     ray.kill(actors[name])  # another model may need its place
         show()
 
 
-def _read(path: Path) -> TaskFigures | None:
-    if not path.exists():
+def _keep(question: _Question, figures: TaskFigures, files: RunFiles) -> None:
+    write_atomic(question.file, figures.model_dump_json(indent=1))
+    files.upload(question.file)
+
+
+def _read(question: _Question) -> TaskFigures | None:
+    """The figures that are kept, under the name that the model has here."""
+    if not question.file.exists():
         return None
     try:
-        return TaskFigures.model_validate_json(path.read_text(encoding="utf-8"))
+        found = TaskFigures.model_validate_json(question.file.read_text(encoding="utf-8"))
+        return found.model_copy(update={"model": question.model.name})
     except (ValidationError, UnicodeDecodeError) as error:
-        raise CtdError(f"{path}: not figures of a task. Take the file away, and run it again.") from error
+        raise CtdError(f"{question.file}: not figures of a task. Take the file away, and run it again.") from error

@@ -1,9 +1,13 @@
 """Keys in URIs are refused in every field, and never shown."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from ctd_core.config.evaluation import Evaluate
 from ctd_core.config.secrets import has_secret, redact
-from ctd_core.config.yaml_files import read_config
+from ctd_core.config.yaml_files import read_config, read_group
 from ctd_core.errors import UsageError
 from pipelines.recipes import read_recipe
 
@@ -47,12 +51,19 @@ def test_secrets_are_found_and_left_out_of_what_is_shown(uri):
     assert has_secret(uri)
     assert "hunter2" not in redact(f"could not read {uri}: no such host")
     assert "AKIA" not in redact(uri)
+    assert not {"hunter2", "AKIA123"} & set(re.split(r"\W+", redact(str(Path(uri)))))  # of its two slashes one is left
 
 
 @pytest.mark.parametrize("uri", HARMLESS)
 def test_what_is_no_secret_passes(uri):
     assert not has_secret(uri)
     assert redact(uri) == uri
+    assert redact(str(Path(uri))) == str(Path(uri))
+
+
+def test_a_secret_is_refused_where_a_command_has_no_run():
+    with pytest.raises(UsageError, match=r"^evaluate\.problems\.x\.corpus\.paths\.0: a URI with a key in it"):
+        read_group(Evaluate, "evaluate", ["evaluate.problems={x: {corpus: {paths: ['s3://AKIA:hunter2@b/x.jsonl']}}}"])
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -94,6 +94,14 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path):
         Evaluate.model_validate({
             "tasks": {"names": ["gsm8k"]}, "problems": {"gsm8k": of_file(tmp_path, []).model_dump()}
         })  # fmt: skip
+    for answer in ("28 shells", "so #### 28 shells", "twenty-eight", "", "\u22127", "1/2", "2:30"):
+        lines = [{"question": "?", "answer": "1"}, {"question": "?", "answer": answer}]
+        with pytest.raises(UsageError, match=r"evaluate\.problems: number 2: its answer gives no number"):
+            read_problems(of_file(tmp_path, lines))
+    for answer in ("28", "-28", "$1,000.50", "so\n#### 28 ", "28."):
+        assert len(read_problems(of_file(tmp_path, [{"question": "?", "answer": answer}]))) == 1
+    with pytest.raises(UsageError, match="number 1: its question is empty"):
+        read_problems(of_file(tmp_path, [{"question": " ", "answer": "1"}]))
     tokenizer = TOTAL["byte-level BPE, 600"]()
     options = of_file(tmp_path, [{"question": "on and on " * 900, "answer": "1"}])
     with pytest.raises(UsageError, match=r"evaluate\.problems\.sums: number 1: .* tokens and 256 new ones"):

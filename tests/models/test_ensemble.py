@@ -115,6 +115,13 @@ def test_models_of_different_tokenizers_are_refused():
         check_one_tokenizer([one, train_tokenizer(TEXTS, 420)], ["a", "b"])
     with pytest.raises(UsageError, match="a and b have different tokenizers"):  # the same tokens, another normaliser
         check_one_tokenizer([TOTAL["byte-level BPE with NFC"](), one], ["a", "b"])
+    same.chat_template = "{{ messages }}"
+    check_one_tokenizer([one, same], ["a", "b"])
+    one.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(UsageError, match="a and b have different chat templates"):
+        check_one_tokenizer([one, same], ["a", "b"])
+    one.chat_template = same.chat_template
+    check_one_tokenizer([one, same], ["a", "b"])
     same.add_tokens(["<|im_end|>"], special_tokens=True)
     with pytest.raises(UsageError, match=r"1 tokens have other ids, such as '<\|im_end\|>'"):
         check_one_tokenizer([one, same], ["a", "b"])

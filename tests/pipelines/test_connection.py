@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from ray.exceptions import RayTaskError
 
 from ctd_core.errors import UsageError
-from pipelines.cluster.connection import connect, is_local, stop_local_ray
+from pipelines.cluster.connection import connect, is_local, reraised_errors, stop_local_ray
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,16 @@ def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_
         assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
     finally:
         stop_local_ray()
+
+
+def test_an_error_of_an_actor_has_the_words_of_its_cause_alone():
+    for error in (
+        UsageError("number 3: too long"),
+        RayTaskError("fail", "a traceback", UsageError("number 3: too long")),
+    ):
+        with pytest.raises(UsageError) as raised, reraised_errors():
+            raise error.as_instanceof_cause() if isinstance(error, RayTaskError) else error
+        assert str(raised.value) == "number 3: too long"
 
 
 def test_cluster_yaml_is_what_ray_up_takes():

@@ -162,9 +162,11 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
     [
         ({"question": "?"}, r"prompts\.jsonl:line 2: no `prompt` \(a text or messages\) and no `messages`"),
         ({"prompt": ""}, r"prompts\.jsonl:line 2: no `prompt`"),
+        ({"prompt": " \n"}, r"prompts\.jsonl:line 2: the prompt is empty"),
+        ({"prompt": "half \ud83d"}, r"prompts\.jsonl:line 2: half a surrogate pair"),
         (
             {"prompt": "on and on " * 400},
-            r"prompts\.jsonl: prompt 2: \d+ tokens and 8 new ones are more than the model",
+            r"prompts\.jsonl: prompt 2: \d+ tokens and 8 new ones are more than the \d+ that \S+ reads",
         ),
         ({"messages": [[{"role": "user"}]]}, r"prompts\.jsonl:line 2: no `prompt`"),
         ({"prompt": "hi", "generated": "x"}, r"prompts\.jsonl:line 2: 'generated' is where the answer would stand"),
@@ -209,5 +211,10 @@ def test_messages_to_a_model_without_a_template_and_greedy_corpora_are_refused(m
     (model / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(UsageError, match=r"prompt 1: messages, and .* has no chat template"):
         raise generate(model, tmp_path / "x.jsonl", 1, *prompts_file(tmp_path, PROMPTS)).exception
+    for options in (["--output", "s3://KEY:hunter2@bucket/x"], ["--prompts", "https://me:hunter2@host/x"]):
+        result = generate(model, tmp_path / "x.jsonl", 1, *options)
+        with pytest.raises(UsageError, match=f"{options[0]} is a file on this machine"):
+            raise result.exception
+        assert "hunter2" not in f"{result.output}{result.exception}"
     with pytest.raises(UsageError, match="writes the same document again and again"):
         raise generate(model, tmp_path / "x.jsonl", 1, "--temperature", "0").exception

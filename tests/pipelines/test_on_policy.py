@@ -16,6 +16,7 @@ from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, latest_checkpoint, steps_done
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.report_page import rounds_in, rounds_table
+from pipelines.artifacts.round_figures import ROUND_FILE, read_round
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.stages import asked_models, on_policy, own_texts, train_worker
 from pipelines.stages.preflight import check_inputs
@@ -120,6 +121,7 @@ def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
         assert all(record["messages"][-1]["role"] == "user" and record["generated"]["ended"] for record in records)
         figures = json.loads((item.folder / "round.json").read_text())
         assert figures["texts"] == 6 == figures["learned"] + figures["dropped"]
+        assert figures["not_asked"] == 0
         assert figures["teacher_distance_bits_per_byte"] > 0
         written = [record["generated"] for record in records]
         bits = -sum(text["logprob"] for text in written) / math.log(2)
@@ -223,6 +225,62 @@ def test_texts_that_are_lost_are_written_again_by_the_student_of_that_step(make_
         on_policy.train_whole(plan)
 
 
+def test_what_is_cut_short_of_a_round_is_made_again(make_plan, monkeypatch):
+    whole = make_plan("whole")
+    on_policy.train_whole(whole)
+    plan = make_plan("cut", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_worker.Recorder, "add", raised_at(7, train_worker.Recorder.add))
+        with pytest.raises(KeyboardInterrupt):
+            on_policy.train_whole(plan)
+    folder = rounds_of(plan)[1].folder
+    figures = read_round(folder)
+    (folder / ROUND_FILE).write_text((folder / ROUND_FILE).read_text()[:40])
+    assert rounds_in(plan.training)[1:] == []
+    texts = files_of(rounds_of(plan)[1])[0]
+    texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:-1]))
+    next(folder.glob("own-*/*.arrow")).unlink()
+    on_policy.train_whole(plan)
+    assert outcome(plan) == outcome(whole)
+    again = read_round(folder)
+    timed = [name for name in figures if name.startswith("seconds")]
+    assert {name: again[name] for name in again if name not in timed} == {
+        name: figures[name] for name in figures if name not in timed
+    }
+    shutil.rmtree(checkpoint_at(plan.checkpoints, 7))  # without the student of a round, its distance is not measured
+    assert checkpoint_at(plan.checkpoints, 4) not in checkpoints(plan.checkpoints)
+    (folder / ROUND_FILE).unlink()
+    on_policy.train_whole(plan)
+    assert outcome(plan) == outcome(whole)
+    assert set(figures) - set(read_round(folder)) >= {"teacher_distance_bits_per_byte"}
+    assert len(rounds_table(rounds_in(plan.training)).rows) == 2
+
+
+@pytest.mark.parametrize("changed", ["prompts", "corpus", "teacher"])
+def test_what_has_changed_since_the_run_was_planned_is_refused(config, tmp_path, monkeypatch, changed):  # noqa: F811
+    shutil.copytree(config["teacher"]["model"], tmp_path / "teacher")
+    (source,) = config["corpus"]["paths"]
+    corpus, prompts = Path(shutil.copy(source, tmp_path / "corpus.jsonl")), tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "The sum"}\n')
+    rounds = {"rounds": 1, "begin": 1, "texts": 2} | ({} if changed == "corpus" else {"prompts": str(prompts)})
+    plan = plan_run(
+        RunConfig.model_validate(
+            config
+            | {"train": config["train"] | {"steps": 2, "on_policy": rounds}, "sample": {}}
+            | {"teacher": config["teacher"] | {"model": str(tmp_path / "teacher")}}
+            | {"corpus": config["corpus"] | {"paths": [str(corpus)]}}
+        )
+    )
+    prepare(plan)
+    spells_letters(monkeypatch, plan, LetterSampler)
+    with {"prompts": prompts, "corpus": corpus, "teacher": tmp_path / "teacher" / "config.json"}[changed].open(
+        "a"
+    ) as stream:
+        stream.write("\n" if changed == "teacher" else '{"prompt": "A difference", "text": "A difference"}\n')
+    with pytest.raises(CtdError, match="changed since the command began"):
+        on_policy.train_whole(plan)
+
+
 def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_path):  # noqa: F811
     rounds = {"rounds": 2, "texts": 16, "batch": 8, "max_new_tokens": 2, "staleness": 1}
     plans = {}
@@ -257,10 +315,15 @@ def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F
     assert {reason: dropped.documents for reason, dropped in counts.dropped.items()} == {
         "a prompt that the student cannot be asked": 2
     }
+    figures = read_round(item.folder)
+    assert (figures["texts"], figures["not_asked"], figures["mean_tokens"]) == (4, 2, 6)
     file.write_text(json.dumps({"prompt": "Another"}) + "\n")
     assert plan_run(plan.config).training != plan.training  # another training
     file.write_text("{}\n")
     with pytest.raises(UsageError, match="line 1: no `prompt`"):
+        check_inputs(plan.config)
+    file.write_text('{"messages": [{"role": "user", "content": "The sum"}]}\n')
+    with pytest.raises(UsageError, match="messages, and the student has no chat template"):
         check_inputs(plan.config)
     file.unlink()
     with pytest.raises(UsageError, match=r"train\.on_policy\.prompts: .* cannot be read"):

@@ -24,6 +24,18 @@ def reported():
     return Kept()
 
 
+def test_of_work_that_begins_again_no_negative_time_is_left(capsys, monkeypatch):
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    reporter = Reporter("train", 800, None)
+    for done in (300, 348, 22, 67):
+        reporter.update(done)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[0] for line in shown] == [f"train: {done} of 800" for done in (300, 348, 22, 67)]
+    assert [" left" in line for line in shown] == [False, True, False, True]
+    assert "-" not in "".join(shown)
+
+
 @pytest.fixture
 def tally(monkeypatch):
     """A tally in this process, which is called as an actor is."""

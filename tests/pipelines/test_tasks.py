@@ -1,6 +1,7 @@
 """Tasks of a run on Ray: each model is asked once, whatever happens between."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +10,9 @@ from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER, Report, tasks_table
 from pipelines.cli import app
-from pipelines.stages.asked_tasks import _own_tasks
+from pipelines.stages.asked_models import NamedModel
+from pipelines.stages.asked_tasks import HarnessTask
+from pipelines.stages.tasks import _Actor, _Question
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401
 from tests.support.models import llama
 from tests.support.task_files import write_tasks
@@ -109,22 +112,48 @@ def test_an_error_on_an_actor_comes_out_as_itself(inputs, tmp_path, monkeypatch)
     with pytest.raises(UsageError, match=r"has no chat template\. Ask without"):
         ctd(*arguments, "--set", "evaluate.tasks.chat_template=true")
     (tasks / "questions.jsonl").unlink()
-    with pytest.raises(CtdError, match=r"the task next_number failed for .*FileNotFoundError"):
+    with pytest.raises(CtdError, match=r"the task next_number cannot be read: FileNotFoundError"):
         ctd(*arguments)
 
 
-@pytest.mark.parametrize("name", ["elsewhere/questions.csv", "tasks/questions.csv"])
-def test_figures_belong_to_the_data_that_a_task_names_wherever_it_lies(tmp_path, name):
+@pytest.mark.parametrize("named", ["elsewhere/questions.jsonl", "tasks/questions.jsonl", "two words/q*.jsonl"])
+@pytest.mark.parametrize("is_included", [False, True])
+def test_figures_belong_to_the_questions_of_a_task_wherever_they_lie(tmp_path, monkeypatch, named, is_included):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     tasks = write_tasks(tmp_path / "tasks")
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("question,answer\n")
-    task = (tasks / "next_number.yaml").read_text().replace(str(tasks / "questions.jsonl"), str(tmp_path / name))
+    file = (tmp_path / named).with_name("questions.jsonl")
+    file.parent.mkdir(exist_ok=True)
+    (tasks / "questions.jsonl").rename(file)
+    task = (tasks / "next_number.yaml").read_text().replace(str(tasks / "questions.jsonl"), str(tmp_path / named))
+    if is_included:
+        (tmp_path / "common").write_text(task)
+        task = "include: ../common\n"
     (tasks / "next_number.yaml").write_text(task)
-    options = Tasks(names=["next_number"], include_path=str(tasks))
-    before = _own_tasks(options)
-    assert before == _own_tasks(options)
-    (tmp_path / name).write_text("question,answer\n1,2\n")
-    assert _own_tasks(options) != before
+    asked = HarnessTask("next_number", Tasks(names=["next_number"], include_path=str(tasks)))
+    before = asked.stamp()
+    assert before == asked.stamp()
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    fewer = asked.stamp()
+    assert fewer != before
+    (tmp_path / "common" if is_included else tasks / "next_number.yaml").write_text(
+        (tmp_path / "common" if is_included else tasks / "next_number.yaml").read_text() + "description: Count.\n"
+    )
+    assert asked.stamp() not in (before, fewer)
+
+
+def test_no_figures_are_kept_of_a_model_that_changes_while_it_is_asked(inputs, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = write_tasks(tmp_path / "tasks")
+    shutil.copytree(inputs / "teacher", tmp_path / "model")
+    stamps = iter(["before", "after"])
+    source = NamedModel("changing", str(tmp_path / "model"))
+    monkeypatch.setattr(NamedModel, "stamp", lambda self: next(stamps))
+    options = Tasks(names=["next_number"], include_path=str(tasks), limit=2)
+    task = HarnessTask("next_number", options)
+    question = _Question(task, source, task.stamp(), source.stamp(), tmp_path / "figures.json")
+    with pytest.raises(CtdError, match="changing has changed while it was asked"):
+        _Actor(options, None).ask(question)
 
 
 def test_a_table_of_tasks_shows_shares_of_the_teacher():
