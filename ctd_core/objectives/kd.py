@@ -6,14 +6,15 @@ from ctd_core.config.objectives import Kd
 from ctd_core.errors import UsageError
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.interface import Objective
-from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, one_to_one_pairs
+from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, same_token_pairs
 
 
 def kd(options: Kd, online: OnlineTeacher) -> Objective:
     """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)) of the next token (Hinton et al., arXiv 1503.02531).
 
-    Mean over the step's one-to-one chunks: with one tokenizer, all tokens of scored text. Entries beyond the tokenizer
-    (padding of the vocabulary) are left out. Raises UsageError where the two vocabularies differ.
+    Mean over the step's tokens that both sides have alike: with one tokenizer, all that is learned, ends of texts and
+    turns among them. Entries beyond the tokenizer (padding of the vocabulary) are left out. Raises UsageError where the
+    two vocabularies differ.
     """
     student_bytes = online.student.encoder.token_bytes.by_id
     if student_bytes != online.teacher.encoder.token_bytes.by_id:
@@ -29,4 +30,4 @@ def kd(options: Kd, online: OnlineTeacher) -> Objective:
         )
         return options.temperature**2 * kl_divergence(student_logprobs, teacher_logprobs)
 
-    return logit_objective(one_to_one_pairs, loss)
+    return logit_objective(same_token_pairs, loss)

@@ -34,6 +34,27 @@ def one_to_one_pairs(batch: Batch) -> PositionPairs:
     return PositionPairs(batch.chunk_rows[chosen] - 1, batch.teacher.chunk_rows[chosen] - 1)
 
 
+def same_token_pairs(batch: Batch) -> PositionPairs:
+    """The position before each token of scored chunks that is the same on both sides: with one tokenizer, of all.
+
+    The ends of texts and turns are among them.
+    """
+    chunks = batch.chunks
+    chosen = np.flatnonzero(chunks.scored & (chunks.num_student_tokens == chunks.num_teacher_tokens))
+    counts = chunks.num_student_tokens[chosen]
+    chunk = np.repeat(chosen, counts)
+    left = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(chunk))  # of the chunk's tokens after each
+    device = batch.chunk_rows.device
+    at, after = torch.from_numpy(chunk).to(device), torch.from_numpy(left).to(device)
+    student, teacher = (side.chunk_rows[at] - after for side in (batch, batch.teacher))
+    same = _ids_at(batch, student) == _ids_at(batch.teacher, teacher)
+    return PositionPairs(student[same] - 1, teacher[same] - 1)
+
+
+def _ids_at(side: Batch | TeacherTokens, tokens: Tensor) -> Tensor:
+    return side.input_ids.flatten()[side.positions[tokens]]
+
+
 def chunk_end_pairs(batch: Batch) -> PositionPairs:
     """The last token of every scored chunk."""
     chosen = torch.from_numpy(np.flatnonzero(batch.chunks.scored)).to(batch.chunk_rows.device)
