@@ -71,8 +71,8 @@ def ask_models(models: Sequence[AskedModel], options: Evaluate, files: RunFiles)
     questions = _questions(models, options, files)
     missing = [question for question in questions if _read(question) is None]
     if missing:
-        for question in questions:
-            question.task.check()  # its errors come before Ray starts
+        for task in {question.task.name: question.task for question in missing}.values():
+            task.check()  # its errors come before Ray starts
         _ask(missing, options.tasks, files)
     return [figures for question in questions if (figures := _read(question)) is not None]
 
