@@ -1,15 +1,19 @@
 """A round's texts: the student writes them, its teacher scores them, in this process or in actors on Ray."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import torch
 
+from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.config.evaluation import WrittenTexts
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
@@ -24,9 +28,10 @@ from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.model_config import positions_of
 from ctd_core.models.tokenizers import build_teacher_tokenizer
-from ctd_core.shards.files import Folder, finished_shards, is_finished, read_manifest, shard_file
+from ctd_core.shards.files import Folder, finished_shards, is_finished, shard_file
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
+from ctd_core.shards.schema import CHUNK_KINDS
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -47,7 +52,10 @@ from pipelines.stages.tokenizer import student_tokenizer
 
 NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
-MEASURED_ROWS = 32  # at least, on which the distance to the teacher is measured
+MEASURED_SHARE, MEASURED_ROWS = (
+    1 / 8,
+    8,
+)  # of a round's texts, at least, the distance to the teacher is measured on these
 OWN_FIGURES = {
     "teacher_distance_bits_per_byte": "distance to the teacher",
     "bits_per_byte": "bits per byte",
@@ -128,10 +136,13 @@ class TextMaker:
         plan: the run.
         options: its rounds.
         on_ray: in actors, or else in this process.
+        measured_share: on which share of the texts the distance to the teacher is measured.
     """
 
-    def __init__(self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False) -> None:
-        self._plan, self._options, self._on_ray = plan, options, on_ray
+    def __init__(
+        self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False, measured_share: float = MEASURED_SHARE
+    ) -> None:
+        self._plan, self._options, self._on_ray, self._measured_share = plan, options, on_ray, measured_share
         self._live_writer: StudentWriter | None = None  # whose student is the same in all rounds
 
     @cached_property
@@ -194,7 +205,7 @@ class TextMaker:
         figures |= {"first_step": item.first, "last_step": item.last}
         figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
         measuring = time.monotonic()
-        figures |= _figures(plan, self._tokenizers[0], made, item, live)
+        figures |= _figures(plan, self._tokenizers[0], made, item, live, self._measured_share)
         figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
         write_atomic(done_file, json.dumps(figures, indent=1))
         plan.files.upload(done_file)
@@ -273,9 +284,9 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
         temperature=options.temperature,
     )  # fmt: skip
     item = Round(0, step, step, step, plan.training / "own-texts")
-    TextMaker(plan, drawn).make(item)
+    TextMaker(plan, drawn, measured_share=1.0).make(item)
     found = read_round(item.folder)
-    figures = {title: found[name] for name, title in OWN_FIGURES.items()}
+    figures = {title: found[name] for name, title in OWN_FIGURES.items() if name in found}
     return TaskFigures(task="own texts", model=AFTER, figures=figures, errors={}, questions=options.texts)
 
 
@@ -319,23 +330,35 @@ def _checkpoint_of(plan: RunPlan, step: int) -> str | None:
 
 
 def _figures(
-    plan: RunPlan, tokenizer: PreparedTokenizer, made: OwnTextsPlan, item: Round, live: LogprobModel | None
+    plan: RunPlan,
+    tokenizer: PreparedTokenizer,
+    made: OwnTextsPlan,
+    item: Round,
+    live: LogprobModel | None,
+    measured_share: float,
 ) -> dict[str, float]:
     """What the student wrote, and how far from its teacher it is on the first of it, where it is still there."""
     records = [record for task in made.tasks for record in _records(task)]
-    manifest = read_manifest(Folder(made.dataset.location))
-    counts = manifest.counts
     shards = ShardSet(made.dataset.location, verify=True, cache=plan.shard_cache)
-    rows, taken = 0, 0
-    while taken < len(shards.batches) and rows < MEASURED_ROWS:
-        rows, taken = rows + shards.batches[taken].num_rows, taken + 1
-    first = MemoryRows(shards.name, shards.batches[:taken], counts)
+    counts = shards.manifest.counts
     student, measured = live, {}
     if student is None and _has_checkpoint(plan, item.written_at):
         student = load_student(plan, tokenizer, _checkpoint_of(plan, item.written_at))
         student = student.to("cuda" if torch.cuda.is_available() else "cpu")
-    if student is not None:
+    if student is not None and (first := _first_rows(shards, measured_share)) is not None:
         measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
     learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
     aligned = {"share_scored": counts.scored_bytes / max(counts.text_bytes, 1)}
     return figures_of(records) | learned | aligned | measured
+
+
+def _first_rows(shards: ShardSet, share: float) -> MemoryRows | None:
+    """The first of the rows from which text is learned, by their share or MEASURED_ROWS; None where there are none."""
+    rows = np.arange(len(shards))
+    kinds = shards.read(CHUNK_KINDS, rows)
+    learned = [row for row in rows if np.any(kinds[row] & (SCORED | MARKER) == SCORED)]
+    taken = learned[: max(MEASURED_ROWS, math.ceil(share * len(learned)))]
+    if not taken:
+        return None
+    table = pa.Table.from_batches(shards.batches).take(taken)
+    return MemoryRows(shards.name, table.combine_chunks().to_batches(), shards.manifest.counts)
