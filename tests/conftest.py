@@ -7,7 +7,6 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads would wait for each other
-os.environ |= {"RAY_worker_niceness": "0"}  # its default of 15 lets its workers wait for the other tests
 os.environ["RAY_AUTH_TOKEN"] = "0123456789abcdef" * 4  # Ray reads it once a process, and otherwise from its home
 os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of tests.support.stores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
