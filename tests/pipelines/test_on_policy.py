@@ -107,6 +107,14 @@ def raised_at(count, function):
     return called
 
 
+def break_off_in_step_7(plan, monkeypatch):
+    """Train, but for the last step of the second round."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_worker.Recorder, "add", raised_at(7, train_worker.Recorder.add))
+        with pytest.raises(KeyboardInterrupt):
+            on_policy.train_whole(plan)
+
+
 def test_rounds_share_the_steps_after_those_on_the_corpus_alone(make_plan):
     plan = make_plan("rounds")
     on_policy.train_whole(plan)
@@ -208,10 +216,7 @@ def test_texts_that_are_lost_are_written_again_by_the_student_of_that_step(make_
     whole = make_plan("whole")
     on_policy.train_whole(whole)
     plan = make_plan("lost", whole)
-    with monkeypatch.context() as patch:
-        patch.setattr(train_worker.Recorder, "add", raised_at(7, train_worker.Recorder.add))
-        with pytest.raises(KeyboardInterrupt):
-            on_policy.train_whole(plan)
+    break_off_in_step_7(plan, monkeypatch)
     assert list(map(steps_done, checkpoints(plan.checkpoints))) == [4, 6]
     lost = rounds_of(plan)[1].folder
     shutil.rmtree(lost)
@@ -229,10 +234,7 @@ def test_what_is_cut_short_of_a_round_is_made_again(make_plan, monkeypatch):
     whole = make_plan("whole")
     on_policy.train_whole(whole)
     plan = make_plan("cut", whole)
-    with monkeypatch.context() as patch:
-        patch.setattr(train_worker.Recorder, "add", raised_at(7, train_worker.Recorder.add))
-        with pytest.raises(KeyboardInterrupt):
-            on_policy.train_whole(plan)
+    break_off_in_step_7(plan, monkeypatch)
     folder = rounds_of(plan)[1].folder
     figures = read_round(folder)
     (folder / ROUND_FILE).write_text((folder / ROUND_FILE).read_text()[:40])
