@@ -52,10 +52,8 @@ from pipelines.stages.tokenizer import student_tokenizer
 
 NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
-MEASURED_SHARE, MEASURED_ROWS = (
-    1 / 8,
-    8,
-)  # of a round's texts, at least, the distance to the teacher is measured on these
+MEASURED_SHARE = 1 / 8  # of a round's rows: on these the distance to the teacher is measured
+MEASURED_ROWS = 8  # at least
 OWN_FIGURES = {
     "teacher_distance_bits_per_byte": "distance to the teacher",
     "bits_per_byte": "bits per byte",

@@ -125,10 +125,9 @@ def test_figures_belong_to_the_questions_of_a_task_wherever_they_lie(tmp_path, m
     file.parent.mkdir(exist_ok=True)
     (tasks / "questions.jsonl").rename(file)
     task = (tasks / "next_number.yaml").read_text().replace(str(tasks / "questions.jsonl"), str(tmp_path / named))
-    if is_included:
-        (tmp_path / "common").write_text(task)
-        task = "include: ../common\n"
-    (tasks / "next_number.yaml").write_text(task)
+    options = tmp_path / "common" if is_included else tasks / "next_number.yaml"
+    (tasks / "next_number.yaml").write_text("include: ../common\n")
+    options.write_text(task)
     asked = HarnessTask("next_number", Tasks(names=["next_number"], include_path=str(tasks)))
     before = asked.stamp()
     assert before == asked.stamp()
@@ -136,9 +135,7 @@ def test_figures_belong_to_the_questions_of_a_task_wherever_they_lie(tmp_path, m
     file.write_text("".join(lines[:-1]))
     fewer = asked.stamp()
     assert fewer != before
-    (tmp_path / "common" if is_included else tasks / "next_number.yaml").write_text(
-        (tmp_path / "common" if is_included else tasks / "next_number.yaml").read_text() + "description: Count.\n"
-    )
+    options.write_text(task + "description: Count.\n")
     assert asked.stamp() not in (before, fewer)
 
 
