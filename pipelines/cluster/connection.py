@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
-from pipelines.cluster.ray_internals import is_worker_process
+from pipelines.cluster.ray_internals import groups_of_their_own, is_worker_process
 
 
 def connect(
@@ -73,7 +73,7 @@ def _join(dashboard: bool) -> None:
     options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_local() else {}
     options |= {"runtime_env": {"worker_process_setup_hook": "pipelines.cluster.worker_setup.name_cluster"}}
     try:
-        with _without("Set ray log level"):
+        with _without("Set ray log level"), groups_of_their_own():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise CtdError(f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')}: no cluster answers there ({error}).") from error

@@ -1,7 +1,11 @@
 """What of Ray is private or set by environment variables, each with the reason. Import this before Ray is started."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
+from ray._private import services
 from ray._private.worker import WORKER_MODE, global_worker
 
 ENVIRONMENT = {
@@ -19,6 +23,21 @@ ENVIRONMENT = {
 }
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+
+
+@contextmanager
+def groups_of_their_own() -> Iterator[None]:
+    """Give each process of a Ray that is started here a process group of its own, for which Ray has no option.
+
+    `timeout`, Slurm and shells send a SIGTERM to all processes of a command, and the command needs its Ray for one
+    checkpoint more. It ends it afterwards, and Ray ends itself where the command is gone.
+    """
+    start = services.ConsolePopen
+    services.ConsolePopen = partial(start, process_group=0)  # type: ignore[misc, assignment]  # is a class
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start  # type: ignore[misc]
 
 
 def is_worker_process() -> bool:

@@ -1,5 +1,6 @@
 """A training that is asked to end makes a checkpoint first, and goes on from it as if nothing had been."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -35,11 +36,11 @@ def test_a_training_that_is_asked_to_end_goes_on_from_there(config, tmp_path, wo
     file = written(config | {"train": train}, tmp_path)
     ctd("prepare", "--config", file)
     command = [sys.executable, "-m", "pipelines", "train", "--config", str(file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     run = tmp_path / "runs" / "tiny"
     while process.poll() is None and not any(read_metrics(file) for file in run.glob("train-*/metrics.jsonl")):
         time.sleep(0.1)
-    process.send_signal(sent)
+    os.killpg(process.pid, sent)  # all of them, as a terminal, `timeout` and Slurm do
     _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopping after this step, with a checkpoint; again to stop at once" in said
