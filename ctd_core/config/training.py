@@ -109,7 +109,9 @@ class Train(Options):
         "1e-3}]: each stage has an optimizer and a schedule of its own, and all have one order of rows",
     )
     on_policy: OnPolicy | None = Field(default=None, description="learn from the student's own texts")
-    autocast: Literal["auto", "off"] = Field(default="auto", description="auto: bfloat16 on GPUs that have it")
+    autocast: Literal["auto", "fastest", "off"] = Field(
+        default="auto", description="auto: bfloat16 on GPUs that have it; fastest: on CPUs with AMX too"
+    )
     evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = resource(
         default=None, gt=0, description="a tenth of the steps by default; the last step always makes a checkpoint"

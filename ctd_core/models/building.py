@@ -42,7 +42,7 @@ def build_scorer(teacher: Teacher, tokenizer: PreparedTokenizer, device: torch.d
     Raises:
         UsageError: there is no such model.
     """
-    model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code).to(device)
+    model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, device)
     return TransformersScorer(logprob_model(model, tokenizer))
 
 
@@ -104,7 +104,7 @@ def build_online_teacher(
     hidden_size = trained.language_model.hidden_size
     tokenizers = student_tokenizer, build_teacher_tokenizer(teacher)
     if not student.is_its_own_teacher:
-        model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code).to(device)
+        model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, device)
         return OnlineTeacher(hidden_size, HuggingFaceModel(model), *tokenizers, vocabulary_maps)
     original = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)
     ends = [end.to(device) for end in (original.get_input_embeddings(), original.get_output_embeddings())]

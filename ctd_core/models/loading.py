@@ -13,10 +13,23 @@ from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.model_config import read_model_config
 
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU = torch.device("cpu")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies matrices of bfloat16 faster than those of float32: by tensor cores, or by AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    is_known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")  # not in older releases
+    return is_known and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def load_model(
-    name: str, revision: str | None = None, dtype: Dtype = "float32", trust_remote_code: bool = False
+    name: str,
+    revision: str | None = None,
+    dtype: Dtype = "float32",
+    trust_remote_code: bool = False,
+    device: torch.device = CPU,
 ) -> PreTrainedModel:
     """The causal language model in a directory or of a hub id, in evaluation mode.
 
@@ -29,9 +42,10 @@ def load_model(
         revision: of a hub id: a branch, tag or commit.
         dtype: what the weights are loaded as.
         trust_remote_code: whether code that lies beside the weights may run.
+        device: where it is put.
 
     Returns:
-        The model, on the CPU.
+        The model, on `device`.
 
     Raises:
         UsageError: there is no model, or one with code of its own that is not trusted.
@@ -39,9 +53,14 @@ def load_model(
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     config = read_model_config(name, revision, trust_remote_code)
+    fastest = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
+            name,
+            config=config,
+            revision=revision,
+            dtype=DTYPES.get(dtype, fastest),
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
@@ -54,7 +73,7 @@ def load_model(
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         for part in (model.config, model.config.get_text_config()):
             part.tie_word_embeddings = False
-    return model
+    return model.to(device)
 
 
 def train_every_row(model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ctd_core.config.training import Train
+from ctd_core.models.loading import has_fast_bfloat16
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.training.optimizer import freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.workers import distribute, replicated
@@ -28,7 +29,8 @@ class Learner:
 
     def __init__(self, student: LogprobModel, options: Train, device: torch.device, steps_done: int) -> None:
         self.student, self._options = student, options
-        self.autocast = torch.bfloat16 if options.autocast == "auto" and _gains_from_bfloat16(device) else None
+        is_asked = options.autocast == "fastest" or (options.autocast == "auto" and device.type == "cuda")
+        self.autocast = torch.bfloat16 if is_asked and has_fast_bfloat16(device) else None
         self._learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
         self._following = options.phases
         while len(self._following) > 1 and steps_done > self._following[1][0]:
@@ -63,7 +65,3 @@ class Learner:
             parameter.requires_grad_(name in self._learned)
             parameter.grad = None  # of what is frozen now, it would count in the gradient's norm
         freeze(self.student.model, self._phase.freeze)
-
-
-def _gains_from_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

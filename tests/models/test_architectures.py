@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctd_core.errors import CtdError
+from ctd_core.models import loading
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import DTYPES, load_model
@@ -97,6 +98,14 @@ def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_export
     assert torch.equal(logits(again), expected)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer("it's 12 (café)")["input_ids"] == other.encoder.tokenizer("it's 12 (café)")["input_ids"]
+
+
+@pytest.mark.parametrize(("is_fast", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_the_fastest_type_is_bfloat16_only_where_that_is_faster(tmp_path, monkeypatch, is_fast, expected):
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda device: is_fast)
+    make("llama", False, **SUPPORTED["llama"]).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), dtype="fastest").dtype == expected
+    assert load_model(str(tmp_path)).dtype == torch.float32
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from ctd_core.models.scoring import Stored
 from ctd_core.models.transfer import transfer_model
 from ctd_core.objectives.interface import Plan
 from ctd_core.shards.reading import ShardSet
-from ctd_core.training import loop
+from ctd_core.training import learner, loop
 from ctd_core.training.checkpoint import load_weights, save_checkpoint
 from ctd_core.training.loop import Hooks, Stopped, train
 from ctd_core.training.optimizer import make_optimizer, rate_fraction
@@ -81,6 +81,18 @@ def test_the_loss_falls(shards, objective):
     options = Train(steps=30, objectives=[objective], batch_tokens=1000, learning_rate=3e-3)
     losses = list(run(options, shards).values())
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_the_fastest_type_is_bfloat16_only_where_that_is_faster(shards, monkeypatch, is_fast):
+    monkeypatch.setattr(learner, "has_fast_bfloat16", lambda device: is_fast)
+    found = {
+        autocast: run(Train(steps=2, batch_tokens=1000, autocast=autocast), shards)[2]
+        for autocast in ("fastest", "auto", "off")
+    }
+    assert found["auto"] == found["off"]  # on a CPU
+    assert (found["fastest"] == found["off"]) is not is_fast
+    assert found["fastest"] == pytest.approx(found["off"], rel=0.02)
 
 
 @pytest.mark.parametrize("objective", [PUBLISHED_ALM, Dskd(kind="dskd")], ids=lambda line: line.kind)
