@@ -1,28 +1,22 @@
 """A round's texts: the student writes them, its teacher scores them, in this process or in actors on Ray."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 import torch
 
-from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.config.evaluation import WrittenTexts
 from ctd_core.config.models import Teacher
 from ctd_core.config.shards import Prepare
 from ctd_core.config.training import OnPolicy
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.figures import TaskFigures
-from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import metrics_of
-from ctd_core.generation.own_texts import Record, figures_of
+from ctd_core.generation.own_texts import Record
 from ctd_core.generation.prompts import GENERATED, Answerer
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.logprob_model import LogprobModel
@@ -30,8 +24,6 @@ from ctd_core.models.model_config import positions_of
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.files import Folder, finished_shards, is_finished, shard_file
 from ctd_core.shards.reading import ShardSet
-from ctd_core.shards.rows import MemoryRows
-from ctd_core.shards.schema import CHUNK_KINDS
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -43,17 +35,16 @@ from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
 from pipelines.stages.asked_models import RunStudent, as_exported
+from pipelines.stages.own_text_figures import MEASURED_SHARE, figures_of_round
 from pipelines.stages.prepare import finish_set
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, align_slice
-from pipelines.stages.rounds import OwnTextsPlan, Round, WritingTask, plan_own_texts, prompts_for
+from pipelines.stages.rounds import Round, WritingTask, plan_own_texts, prompts_for
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
 NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
-MEASURED_SHARE = 1 / 8  # of a round's rows: on these the distance to the teacher is measured
-MEASURED_ROWS = 8  # at least
 OWN_FIGURES = {
     "teacher_distance_bits_per_byte": "distance to the teacher",
     "bits_per_byte": "bits per byte",
@@ -203,11 +194,21 @@ class TextMaker:
         figures |= {"first_step": item.first, "last_step": item.last}
         figures |= {"seconds_writing": writing, "seconds_scoring": scoring}
         measuring = time.monotonic()
-        figures |= _figures(plan, self._tokenizers[0], made, item, live, self._measured_share)
+        records = [record for task in made.tasks for record in _records(task)]
+        shards = ShardSet(dataset.location, verify=True, cache=plan.shard_cache)
+        batch_tokens = plan.config.evaluate.batch_tokens
+        figures |= figures_of_round(records, shards, live or self._writer_of(item), self._measured_share, batch_tokens)
         figures |= {"seconds_measuring": time.monotonic() - measuring, "seconds": time.monotonic() - begun}
         write_atomic(done_file, json.dumps(figures, indent=1))
         plan.files.upload(done_file)
         return dataset
+
+    def _writer_of(self, item: Round) -> LogprobModel | None:
+        """The student that wrote a round's texts, where its checkpoint is still there."""
+        if not _has_checkpoint(self._plan, item.written_at):
+            return None
+        student = load_student(self._plan, self._tokenizers[0], _checkpoint_of(self._plan, item.written_at))
+        return student.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _work_here(self, item: Round, tasks: list[WritingTask], live: LogprobModel | None) -> Iterator[Seconds]:
         """In this process: first all is written, then all is scored, so that the teacher is there for that alone."""
@@ -325,38 +326,3 @@ def _checkpoint_of(plan: RunPlan, step: int) -> str | None:
             "on from an earlier one, and writes again."
         )
     return checkpoint_at(plan.checkpoints, step) if step else None
-
-
-def _figures(
-    plan: RunPlan,
-    tokenizer: PreparedTokenizer,
-    made: OwnTextsPlan,
-    item: Round,
-    live: LogprobModel | None,
-    measured_share: float,
-) -> dict[str, float]:
-    """What the student wrote, and how far from its teacher it is on the first of it, where it is still there."""
-    records = [record for task in made.tasks for record in _records(task)]
-    shards = ShardSet(made.dataset.location, verify=True, cache=plan.shard_cache)
-    counts = shards.manifest.counts
-    student, measured = live, {}
-    if student is None and _has_checkpoint(plan, item.written_at):
-        student = load_student(plan, tokenizer, _checkpoint_of(plan, item.written_at))
-        student = student.to("cuda" if torch.cuda.is_available() else "cpu")
-    if student is not None and (first := _first_rows(shards, measured_share)) is not None:
-        measured = metrics_of(measure_likelihoods(student, first, plan.config.evaluate.batch_tokens))
-    learned = {"learned": counts.documents - counts.dropped_documents, "dropped": counts.dropped_documents}
-    aligned = {"share_scored": counts.scored_bytes / max(counts.text_bytes, 1)}
-    return figures_of(records) | learned | aligned | measured
-
-
-def _first_rows(shards: ShardSet, share: float) -> MemoryRows | None:
-    """The first of the rows from which text is learned, by their share or MEASURED_ROWS; None where there are none."""
-    rows = np.arange(len(shards))
-    kinds = shards.read(CHUNK_KINDS, rows)
-    learned = [row for row in rows if np.any(kinds[row] & (SCORED | MARKER) == SCORED)]
-    taken = learned[: max(MEASURED_ROWS, math.ceil(share * len(learned)))]
-    if not taken:
-        return None
-    table = pa.Table.from_batches(shards.batches).take(taken)
-    return MemoryRows(shards.name, table.combine_chunks().to_batches(), shards.manifest.counts)

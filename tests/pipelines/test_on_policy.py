@@ -165,7 +165,7 @@ def test_whoever_is_stopped_goes_on_within_the_round_to_the_same_losses(make_pla
         elif moment == "scoring":
             patch.setattr(SliceScorer, "score", raised_at(4, SliceScorer.score))
         elif moment == "its figures":
-            patch.setattr(own_texts, "_figures", raised_at(2, own_texts._figures))
+            patch.setattr(own_texts, "figures_of_round", raised_at(2, own_texts.figures_of_round))
         else:
             add = train_worker.Recorder.add
             patch.setattr(train_worker.Recorder, "add", raised_at(5 if moment.startswith("the first") else 6, add))
