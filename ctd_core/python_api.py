@@ -144,7 +144,7 @@ def load_teacher(name: str, tokenizer: PreparedTokenizer, dtype: Any = "float32"
     Args:
         name: a directory or a hub id of a causal language model.
         tokenizer: its tokenizer, from `prepare_tokenizer`.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or the `fastest` of the first two on the device.
         device: where it is put.
 
     Returns:

@@ -40,7 +40,7 @@ def load_model(
     Args:
         name: a directory or a hub id.
         revision: of a hub id: a branch, tag or commit.
-        dtype: what the weights are loaded as.
+        dtype: what the weights are loaded as; see Teacher.dtype.
         trust_remote_code: whether code that lies beside the weights may run.
         device: where it is put.
 
@@ -53,14 +53,11 @@ def load_model(
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     config = read_model_config(name, revision, trust_remote_code)
-    fastest = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if dtype == "fastest":
+        dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            revision=revision,
-            dtype=DTYPES.get(dtype, fastest),
-            trust_remote_code=trust_remote_code,
+            name, config=config, revision=revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(

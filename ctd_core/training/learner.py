@@ -7,7 +7,7 @@ from ctd_core.config.training import Train
 from ctd_core.models.loading import has_fast_bfloat16
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.training.optimizer import freeze, make_optimizer, rate_fraction, set_rate
-from ctd_core.training.workers import distribute, replicated
+from ctd_core.training.workers import distribute, replicated, true_everywhere
 
 
 class Learner:
@@ -30,7 +30,8 @@ class Learner:
     def __init__(self, student: LogprobModel, options: Train, device: torch.device, steps_done: int) -> None:
         self.student, self._options = student, options
         is_asked = options.autocast == "fastest" or (options.autocast == "auto" and device.type == "cuda")
-        self.autocast = torch.bfloat16 if is_asked and has_fast_bfloat16(device) else None
+        is_narrow = is_asked and true_everywhere(has_fast_bfloat16(device), device)
+        self.autocast = torch.bfloat16 if is_narrow else None
         self._learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
         self._following = options.phases
         while len(self._following) > 1 and steps_done > self._following[1][0]:

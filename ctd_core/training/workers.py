@@ -12,9 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ctd_core.config.training import Train
+from ctd_core.models.loading import CPU
 from ctd_core.models.logprob_model import LogprobModel
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,15 @@ class Worker:
 
 
 ALONE = Worker()
+
+
+def true_everywhere(value: bool, device: torch.device) -> bool:
+    """Whether it is true of every worker, each of which has to ask."""
+    if not dist.is_initialized():
+        return value
+    least = torch.tensor(int(value), device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least)
 
 
 def distribute(student: LogprobModel, options: Train, device: torch.device, autocast: torch.dtype | None) -> None:

@@ -271,7 +271,7 @@ def _init_name(config: RunConfig, tokenizer: str, teacher_weights: str) -> str:
 def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init: Path) -> str:
     options = config.train.result_values()
     autocast = config.train.autocast  # losses in bfloat16 are others
-    options["autocast"] = autocast != "off" if config.train.use_gpu else autocast == "fastest"
+    options["autocast"] = autocast != "off" if config.train.use_gpu else autocast == "fastest" and "on CPUs"
     if config.train.on_policy is not None and (prompts := config.train.on_policy.prompts) is not None:
         options["prompts"] = hashlib.sha256(_prompts_of(prompts)).hexdigest()
     names = [None, *config.extra_teachers]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ray._private import services
+from ray._private.utils import detect_fate_sharing_support
 from ray._private.worker import WORKER_MODE, global_worker
 
 ENVIRONMENT = {
@@ -29,9 +30,13 @@ for name, value in ENVIRONMENT.items():
 def groups_of_their_own() -> Iterator[None]:
     """Give each process of a Ray that is started here a process group of its own, for which Ray has no option.
 
-    `timeout`, Slurm and shells send a SIGTERM to all processes of a command, and the command needs its Ray for one
-    checkpoint more. It ends it afterwards, and Ray ends itself where the command is gone.
+    `timeout` and shells send SIGTERM to all processes of a command's group, and the command needs its Ray for one
+    checkpoint more, before it stops Ray itself. Only where the kernel ends Ray with a command that is killed (Linux):
+    elsewhere Ray does that by the group.
     """
+    if not detect_fate_sharing_support():
+        yield
+        return
     start = services.ConsolePopen
     services.ConsolePopen = partial(start, process_group=0)  # type: ignore[misc, assignment]  # is a class
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.config.base import fingerprint
@@ -10,7 +11,7 @@ from ctd_core.config.models import Average, Dtype
 from ctd_core.models.ensemble import load_ensemble
 from ctd_core.models.export import beginning_texts
 from ctd_core.models.fingerprints import weights_fingerprint
-from ctd_core.models.loading import load_model
+from ctd_core.models.loading import CPU, load_model
 from ctd_core.text.documents import BEGIN
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
@@ -31,7 +32,9 @@ class AskedModel(Protocol):
         """What its figures belong to."""
         ...
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]: ...
+    def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on `device`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class NamedModel:
         """Of its files."""
         return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype)
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
-        model = load_model(self.location, self.revision, self.dtype, self.trust_remote_code)
+    def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on `device`."""
+        model = load_model(self.location, self.revision, self.dtype, self.trust_remote_code, device)
         return model, load_tokenizer(self.location, self.revision)
 
 
@@ -67,9 +70,10 @@ class NamedEnsemble:
         """Of all their files."""
         return fingerprint([weights_fingerprint(location, None) for location in self.locations], self.average)
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
-        return load_ensemble(self.locations, self.average)
+    def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on `device`."""
+        model, tokenizer = load_ensemble(self.locations, self.average)
+        return model.to(device), tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,10 @@ class RunStudent:
         plan, checkpoint = self.plan, self.checkpoint
         return plan.init.name if checkpoint is None else f"{plan.training.name}/{name_of(checkpoint)}"
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """It with its tokenizer, on the CPU."""
+    def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """It with its tokenizer, on `device`."""
         prepared = self.prepared or student_tokenizer(self.plan)
-        return load_student(self.plan, prepared, self.checkpoint).model, as_exported(prepared)
+        return load_student(self.plan, prepared, self.checkpoint).model.to(device), as_exported(prepared)
 
 
 def as_exported(prepared: PreparedTokenizer) -> PreTrainedTokenizerFast:

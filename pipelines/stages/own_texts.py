@@ -90,8 +90,7 @@ class StudentWriter:
         options, name = self._options, "the student"
         if self._live is None:
             checkpoint = _checkpoint_of(self._plan, self._step)
-            model, tokenizer = RunStudent(name, self._plan, checkpoint, self._tokenizer).load()
-            model = model.to(self._device)
+            model, tokenizer = RunStudent(name, self._plan, checkpoint, self._tokenizer).load(self._device)
         else:
             model, tokenizer = self._live.model, as_exported(self._tokenizer)
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)

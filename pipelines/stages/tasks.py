@@ -124,8 +124,7 @@ class _Actor:
         task, source = question.task, question.model
         if self._loaded is None:
             task.check()
-            model, tokenizer = source.load()
-            self._loaded = model.to(torch.device("cuda" if self._options.gpus else "cpu")), tokenizer
+            self._loaded = source.load(torch.device("cuda" if self._options.gpus else "cpu"))
         name = source.name
         figures = task.ask(*self._loaded, name, reporting(self._tally, f"{task.name} {name}"))
         for what, is_changed in (

@@ -40,7 +40,7 @@ def test_a_training_that_is_asked_to_end_goes_on_from_there(config, tmp_path, wo
     run = tmp_path / "runs" / "tiny"
     while process.poll() is None and not any(read_metrics(file) for file in run.glob("train-*/metrics.jsonl")):
         time.sleep(0.1)
-    os.killpg(process.pid, sent)  # all of them, as a terminal, `timeout` and Slurm do
+    os.killpg(process.pid, sent)  # all of them, as a terminal and `timeout` do
     _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopping after this step, with a checkpoint; again to stop at once" in said
