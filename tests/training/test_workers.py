@@ -17,6 +17,7 @@ from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.shards.reading import ShardSet
+from ctd_core.training import learner
 from ctd_core.training.checkpoint import load_weights
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.workers import ALONE, Worker, distribute
@@ -226,3 +227,17 @@ def test_every_number_of_workers_has_to_share_a_step_evenly():
         Train(steps=1, gradient_accumulation=4, num_workers=4, min_workers=2, checkpoint_every=1)
     with pytest.raises(ValidationError, match="min_workers is 3, and num_workers, the most, 2"):
         options(2, "ddp", min_workers=3)
+
+
+def learner_of_a_mixed_pair(rank, port, out):
+    """The type that one of two workers calculates in, of which the second alone is fast in bfloat16."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    learner.has_fast_bfloat16 = lambda device: rank == 1
+    found = learner.Learner(new_student(), Train(steps=1, autocast="fastest"), torch.device("cpu"), 0).autocast
+    (out / f"{rank}.txt").write_text(str(found))
+    dist.destroy_process_group()
+
+
+def test_workers_of_unlike_machines_calculate_in_one_type(tmp_path):
+    mp.spawn(learner_of_a_mixed_pair, (free_port(), tmp_path), nprocs=2)
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["None"] * 2
