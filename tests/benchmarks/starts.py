@@ -7,8 +7,8 @@ contextual: in a corpus, the teacher's state at the end of those old tokens, a f
 by a ridge regression that is fitted where both sides have the same token; the mean over the corpus, in which the mean
 above counts once. Compare arXiv 2510.21954.
 omp: a sparse combination of the embeddings of shared tokens, found by orthogonal matching pursuit between vectors of
-the student's tokens (arXiv 2506.06607): those of a donor model that has the student's tokenizer, where one is given,
-else those of a corpus (its co-occurrences, as positive pointwise mutual information, by singular values).
+the student's tokens (arXiv 2506.06607), here those of a corpus: its co-occurrences, as positive pointwise mutual
+information, by singular values. (The paper takes those of a model that has the student's tokenizer.)
 output: an output matrix of its own, trained alone by `prefix_kl` on the corpus.
 """
 
@@ -200,7 +200,6 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("tokenizer")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--donor", help="a model that has the student's tokenizer, for omp")
     parser.add_argument("--corpus-size", type=int, default=200_000, help="characters")
     parser.add_argument("--steps", type=int, default=48, help="of the output matrix")
     parser.add_argument("--only", nargs="+")
@@ -213,11 +212,6 @@ def main() -> None:
         anchors, wanted = (pair.twins >= 0) & (counts >= LEAST_COUNT), pair.is_new & (counts > 0)
         return omp(embeddings, vectors, np.flatnonzero(anchors), np.flatnonzero(wanted))
 
-    def by_donor(embeddings):
-        vectors = load_model(given.donor).get_input_embeddings().weight.detach().float()
-        used = np.unique(np.concatenate(pair.rows.read("student_ids", np.arange(len(pair.rows)))))
-        return omp(embeddings, vectors, np.flatnonzero(pair.twins >= 0), used[pair.is_new[used]])
-
     ways = {
         "mean": lambda: (pair.student(), 0),
         **{
@@ -226,11 +220,9 @@ def main() -> None:
             )
             for depth in (1, 3, 6)
         },
-        "omp, corpus": lambda: pair.with_embeddings(by_company),
+        "omp": lambda: pair.with_embeddings(by_company),
         "output": lambda: pair.with_output(given.steps),
     }
-    if given.donor:
-        ways["omp, donor"] = lambda: pair.with_embeddings(by_donor)
     for way, make in ways.items():
         if given.only and not any(way.startswith(name) for name in given.only):
             continue
