@@ -157,8 +157,7 @@ class _Watch:
             self._top.append((best.indices, (best.values / mass[asked][:, None]).log()))
         asked, begin, end = self._inside(rows, self._prefix_rows)
         if self._marginals is not None and len(asked):
-            at, row = torch.unique_consecutive(asked, return_inverse=True)
-            self._kept.append(self._marginals(exponentials[at] / mass[at][:, None], row, self._nodes[begin:end]))
+            self._kept.append(self._marginals(exponentials, mass, asked, self._nodes[begin:end]))
 
     @staticmethod
     def _inside(rows: slice, positions: Tensor) -> tuple[Tensor, int, int]:

@@ -53,41 +53,49 @@ class PrefixMarginals:
         self._first_of[self._order[self._has_row]] = firsts[self._has_row]
 
     @torch.no_grad()
-    def __call__(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> Marginals:
+    def __call__(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor) -> Marginals:
         """The distributions at P positions.
 
         Args:
-            probabilities: [B, width], the teacher's of its next token.
-            rows: [P] int64, ascending, the row of `probabilities` of each position.
+            exponentials: [B, width], the teacher's probabilities of its next token times `masses`.
+            masses: [B], their sums.
+            rows: [P] int64, ascending, the row of `exponentials` of each position.
             nodes: [P] int64, the node of the trie that the student has come to at each.
 
         Returns:
             The k most probable next student tokens of each that have at least LEAST_SHARE, the most probable first;
             none where the prefix has less than LEAST_MASS.
         """
-        found = self._at_root(probabilities, rows, nodes), self._below(probabilities, rows, nodes)
+        found = self._at_root(exponentials, masses, rows, nodes), self._below(exponentials, masses, rows, nodes)
         position, token, share = (torch.cat(values) for values in zip(*found, strict=True))
         kept = share >= LEAST_SHARE
         position, token, share = position[kept], token[kept], share[kept]
         order = position.argsort(stable=True)
         return Marginals(torch.bincount(position, minlength=len(rows)), token[order], share[order].log())
 
-    def _at_root(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at_root(
+        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Position, token and share of the most probable first tokens."""
         positions = (nodes == 0).nonzero()[:, 0]
-        sums = probabilities.new_zeros(len(positions), self._first_tokens + 1)
-        sums.index_add_(1, self._first_of, probabilities[rows[positions]])
+        # of every row, as nearly all are asked for: a copy of the others takes longer
+        sums = exponentials.new_zeros(len(exponentials), self._first_tokens + 1)
+        sums.index_add_(1, self._first_of, exponentials)
         best = sums[:, :-1].topk(min(self.k, self._first_tokens), 1)
-        positions = positions.repeat_interleave(best.indices.shape[1])
-        return positions, self._tokens[best.indices].flatten(), best.values.double().flatten()
+        row = rows[positions]
+        shares = best.values[row] / masses[row, None]
+        positions = positions.repeat_interleave(shares.shape[1])
+        return positions, self._tokens[best.indices[row]].flatten(), shares.double().flatten()
 
-    def _below(self, probabilities: Tensor, rows: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _below(
+        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same where some tokens are spelled already."""
         positions = (nodes > 0).nonzero()[:, 0]
         row, node = rows[positions], nodes[positions]
         owner, at = _ranges(self._first[node], self._last[node])  # the teacher's tokens that agree with what is spelled
-        masses = probabilities[row[owner], self._order[at].clamp(max=probabilities.shape[1] - 1)].double()
-        sums = torch.nn.functional.pad((masses * self._has_row[at]).cumsum(0), (1, 0))
+        part = exponentials[row[owner], self._order[at].clamp(max=exponentials.shape[1] - 1)] / masses[row[owner]]
+        sums = torch.nn.functional.pad((part.double() * self._has_row[at]).cumsum(0), (1, 0))
         before = (self._last[node] - self._first[node]).cumsum(0) - self._last[node]  # of a place in the order, in sums
         mass = sums[before + self._last[node]] - sums[before + self._first[node]]
         owner, edge = _ranges(self._edges[node], self._edges[node + 1])

@@ -66,11 +66,11 @@ def test_fused_log_probabilities_and_their_gradients(cap, keep_bytes):
 def test_prefix_marginals():
     random = np.random.default_rng(0)
     trie = spelling_trie([random.integers(0, 20, random.integers(0, 5)).tolist() for _ in range(2000)])
-    probabilities = torch.randn(50, 2000).mul(3).softmax(1)
+    probabilities, masses = torch.randn(50, 2000).mul(3).softmax(1), torch.ones(50)
     rows = torch.arange(50).repeat_interleave(20)
     nodes = torch.from_numpy(random.integers(0, len(trie.first), 1000))
     told = [
-        PrefixMarginals(trie, 8, 2000, device)(probabilities.to(device), rows.to(device), nodes.to(device))
+        PrefixMarginals(trie, 8, 2000, device)(*(value.to(device) for value in (probabilities, masses, rows, nodes)))
         for device in (CPU, GPU)
     ]
     torch.testing.assert_close(

@@ -33,12 +33,13 @@ def all_prefixes(spellings):
 @given(spellings=SPELLINGS, k=st.integers(1, 6), seed=st.integers(0, 100))
 def test_shares_are_those_of_the_definition(spellings, k, seed):
     torch.manual_seed(seed)
-    trie, probabilities = spelling_trie(spellings), torch.randn(3, SIZE).softmax(1)
+    trie, exponentials = spelling_trie(spellings), torch.randn(3, SIZE).exp()
+    masses = exponentials.sum(1)
     prefixes = all_prefixes(spellings)  # in the order of the trie's nodes
     rows = torch.arange(3).repeat_interleave(len(prefixes))
     nodes = torch.arange(len(prefixes)).repeat(3)
-    told = PrefixMarginals(trie, k, SIZE, probabilities.device)(probabilities, rows, nodes)
-    expected_rows = probabilities.double().tolist()
+    told = PrefixMarginals(trie, k, SIZE, masses.device)(exponentials, masses, rows, nodes)
+    expected_rows = (exponentials.double() / masses[:, None]).tolist()
     at = 0
     for position, (row, prefix) in enumerate((row, prefix) for row in range(3) for prefix in prefixes):
         count = int(told.counts[position])
@@ -60,7 +61,7 @@ def test_what_the_tokens_of_a_prefix_have_together_is_conserved(spellings):
     prefixes = all_prefixes(spellings)
     nodes = torch.arange(len(prefixes))
     marginals = PrefixMarginals(spelling_trie(spellings), SIZE, SIZE, probabilities.device)
-    told = marginals(probabilities, torch.zeros_like(nodes), nodes)
+    told = marginals(probabilities, torch.ones(1), torch.zeros_like(nodes), nodes)
     sums = torch.zeros(len(prefixes), dtype=torch.float64)
     sums.index_add_(0, nodes.repeat_interleave(told.counts), told.logprobs.exp())
     for prefix, total in zip(prefixes, sums.tolist(), strict=True):
@@ -75,7 +76,7 @@ def test_tokens_beyond_the_output_matrix_have_no_probability():
     padded = torch.nn.functional.pad(probabilities, (0, 5))
     rows, nodes = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2])
     told = [
-        PrefixMarginals(spelling_trie(spellings), 3, values.shape[1], values.device)(values, rows, nodes)
+        PrefixMarginals(spelling_trie(spellings), 3, values.shape[1], values.device)(values, torch.ones(2), rows, nodes)
         for values in (probabilities, padded)
     ]
     assert torch.equal(told[0].tokens, told[1].tokens)
