@@ -117,7 +117,8 @@ def _make_shards(
         )
     else:
         stream = stream.map(encode_and_write, fn_kwargs=shared)
-    with reraised_errors(), progress(title, len(tasks)) as reporter, watched(tally, reporter, len(tasks)) as finish:
+    sizes = {task.key: task.expected_size(options.slice_bytes) for task in tasks}
+    with reraised_errors(), progress(title, len(tasks)) as reporter, watched(tally, reporter, sizes) as finish:
         for row in stream.iter_rows():
             raise_error_of(row)
             scored = row["teacher_tokens"] if options.targets else 0

@@ -1,7 +1,7 @@
 """How far the workers of `ctd prepare` are within their slices: a slice may take minutes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
@@ -24,8 +24,13 @@ class SliceProgress:
 
 
 @contextmanager
-def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[[str, SliceProgress], None]]:
-    """Show every two seconds how far `total` slices are; yields what is to be called with each finished slice."""
+def watched(
+    tally: Handle, reporter: Reporter, sizes: Mapping[str, float]
+) -> Iterator[Callable[[str, SliceProgress], None]]:
+    """Show every two seconds how far slices are, by their names of the expected `sizes`, in any unit.
+
+    Yields what is to be called with each finished slice.
+    """
     finished: dict[str, SliceProgress] = {}
     first: tuple[int, float] | None = None  # when tokens were first seen scored: a model had to be loaded before
 
@@ -36,8 +41,9 @@ def watched(tally: Handle, reporter: Reporter, total: int) -> Iterator[Callable[
             recorded = cast("dict[str, SliceProgress]", ray.get(tally.pieces.remote()))
             slices = {**recorded, **finished}
         tokens = sum(progress.tokens for progress in slices.values())
-        known = [progress.of_tokens for key, progress in slices.items() if progress.of_tokens or key in finished]
-        share = tokens / (sum(known) / len(known) * total) if tokens else len(finished) / total
+        known = {key: progress.of_tokens for key, progress in slices.items() if progress.of_tokens or key in finished}
+        known_share = sum(sizes[key] for key in known) / sum(sizes.values())
+        share = tokens / sum(known.values()) * known_share if tokens else len(finished) / len(sizes)
         words = f"shards, {sum(progress.text_bytes for progress in slices.values()) / 1e6:.2f} MB of text"
         if tokens:
             first = first or (tokens, time.monotonic())

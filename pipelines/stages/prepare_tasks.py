@@ -45,6 +45,13 @@ class SliceTask:
         """The slice's name among those of all sets."""
         return f"{self.location}/{self.slice.number}"
 
+    def expected_size(self, slice_size: int) -> float:
+        """About how many characters of the slice are of the set, before it is read; `slice_size` where nobody knows."""
+        size = sum(len(document.text) for document in self.slice.documents) or slice_size
+        if self.held_out_fraction is None:
+            return size * self.corpus.sample_fraction * (1 - self.corpus.held_out_fraction)
+        return size * self.corpus.held_out_fraction * self.held_out_fraction
+
     def documents(self) -> Iterator[tuple[int, Document | DocumentError]]:
         """The documents of the slice that are of the set, each with its position in the slice."""
         for position, document in enumerate(read_slice(self.corpus, self.slice)):

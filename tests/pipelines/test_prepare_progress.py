@@ -53,16 +53,16 @@ def tally(monkeypatch):
     return Handle()
 
 
-def test_the_share_done_counts_tokens_and_slices_of_unknown_size_as_their_mean(tally, reported):
-    with watched(tally, reported, 4) as finish:
+def test_the_share_done_counts_tokens_and_what_is_not_read_yet_by_its_expected_size(tally, reported):
+    with watched(tally, reported, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.5}) as finish:
         finish("a", SliceProgress(1_000_000, 300, 300))
         finish("b", SliceProgress(0, 0, 0))  # a slice without text
         tally.record.remote("c", SliceProgress(1_000_000, 50, 300))
     done, words, share = reported.calls[-1]
     assert done == 2
     assert words.startswith("shards, 2.00 MB of text, 0 thousand teacher tokens scored")
-    assert share == pytest.approx(350 / (200 * 4))
-    with watched(tally, reported, 1) as finish:
+    assert share == pytest.approx(350 / (600 + 0.5 * 200))
+    with watched(tally, reported, {"c": 1.0}) as finish:
         finish("c", SliceProgress(1_000_000, 300, 300))
     assert reported.calls[-1][::2] == (1, 1.0)
 
