@@ -70,6 +70,10 @@ class Scorer(Protocol):
     def vocab_size(self) -> int:
         """Token ids below this have a row in the teacher's embedding."""
 
+    @property
+    def dtype(self) -> str:
+        """The type that it calculates in, such as bfloat16."""
+
     def score(self, requests: Sequence[ScoringRequest], asked: Asked) -> list[Scores]:
         """Answer a batch of requests, in their order."""
 
@@ -85,6 +89,11 @@ class TransformersScorer:
     def vocab_size(self) -> int:
         """The rows of the output matrix."""
         return len(self._model.mask)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the output matrix."""
+        return str(self._model.language_model.head.weight.dtype).removeprefix("torch.")
 
     @torch.no_grad()
     def score(self, requests: Sequence[ScoringRequest], asked: Asked) -> list[Scores]:

@@ -45,6 +45,7 @@ class Counts(Record):
     scored_chunks: int = 0
     scored_bytes: int = 0
     one_to_one_chunks: int = Field(0, description="scored text that is one token of both sides")
+    scored_as: dict[str, int] = Field(default={}, description="rows by the type that the teacher calculated in")
     max_student_id: int = -1
     max_teacher_id: int = -1
 
@@ -143,7 +144,10 @@ def count_rows(
 def add_counts(parts: Sequence[Counts]) -> Counts:
     """The counts of several shards together."""
     dropped: dict[str, Dropped] = {}
+    scored_as: dict[str, int] = {}
     for part in parts:
+        for dtype, rows in part.scored_as.items():
+            scored_as[dtype] = scored_as.get(dtype, 0) + rows
         for reason, of_part in part.dropped.items():
             so_far = dropped.get(reason)
             dropped[reason] = Dropped(
@@ -153,12 +157,13 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     sums = {
         name: sum(getattr(part, name) for part in parts)
         for name in Counts.model_fields
-        if name not in {"dropped", "special_token_example", "max_student_id", "max_teacher_id"}
+        if name not in {"dropped", "special_token_example", "scored_as", "max_student_id", "max_teacher_id"}
     }
     return Counts(
         **sums,
         special_token_example=next((part.special_token_example for part in parts if part.special_token_example), ""),
         dropped=dropped,
+        scored_as=scored_as,
         max_student_id=max((part.max_student_id for part in parts), default=-1),
         max_teacher_id=max((part.max_teacher_id for part in parts), default=-1),
     )

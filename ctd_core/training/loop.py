@@ -132,6 +132,7 @@ def train(
         if not compared and is_late:
             raise nothing_compared(options, step + 1 - done)
         metrics = {"step": step + 1, "workers": worker.world_size, "learning_rate": rate}
+        metrics["matrix_bits"] = 32 if learner.autocast is None else 16  # machines differ, also in one training
         metrics |= _step_metrics(options, measured) | {"gradient_norm": norm}
         if options.evaluate_every is not None and (_due(step, options.evaluate_every) or step + 1 == options.steps):
             metrics |= hooks.evaluate(student)

@@ -169,7 +169,9 @@ def _shards_of_sources(corpus: Corpus, slices: list[CorpusSlice]) -> dict[str, i
 
 
 def _report_documents(name: str, counts: Counts) -> None:
-    """Report which documents were dropped or left out, and which hold what may have been meant as special tokens."""
+    """Report which documents were dropped or left out, which hold what may have been meant as special tokens, and
+    whether machines of two kinds have scored them.
+    """
     if counts.duplicate_documents:
         logger.info("prepare: %s: %d documents left out, the same as earlier ones", name, counts.duplicate_documents)
     for reason, dropped in counts.dropped.items():
@@ -181,4 +183,10 @@ def _report_documents(name: str, counts: Counts) -> None:
             "prepare: %s: %d of %d documents hold names of special tokens, such as %s: they are learned as plain text. "
             "If a chat template was applied to them, give the messages without it.",
             name, counts.with_special_tokens, counts.documents, counts.special_token_example,
+        )  # fmt: skip
+    if len(counts.scored_as) > 1:
+        logger.warning(
+            "prepare: %s: the teacher calculated in several types, on unlike machines: %s. Give teacher.dtype one of "
+            "them where that matters.",
+            name, ", ".join(f"{dtype} for {rows} rows" for dtype, rows in counts.scored_as.items()),
         )  # fmt: skip

@@ -56,9 +56,8 @@ class SliceScorer:
         def on_batch(tokens: int, of_tokens: int) -> None:
             report(SliceProgress(counts.text_bytes, tokens, of_tokens))
 
-        return write_slice(
-            task, score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch), counts
-        )
+        scored = score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch)
+        return write_slice(task, scored, counts.model_copy(update={"scored_as": {self._scorer.dtype: scored.num_rows}}))
 
 
 class ScoringActor:

@@ -170,6 +170,20 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_shards_that_unlike_machines_scored_in_two_types_are_told(config, tmp_path, caplog):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    assert "several types" not in caplog.text
+    folder = only(tmp_path, "runs/tiny/prepared/train-*")
+    entry = folder / "shard-000001.arrow.json"
+    assert '"scored_as":{"float32":' in entry.read_text()
+    entry.write_text(entry.read_text().replace('"scored_as":{"float32":', '"scored_as":{"bfloat16":'))
+    (folder / "manifest.json").unlink()
+    ctd("prepare", "--config", file)
+    assert "the teacher calculated in several types" in caplog.text
+    assert set(read_manifest(Folder(folder)).counts.scored_as) == {"float32", "bfloat16"}
+
+
 def test_two_ray_workers_with_shares_of_the_student_train_as_this_process_does(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config["train"]["evaluate_every"] = 2
