@@ -38,6 +38,8 @@ OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     ],
     "alm groups": [{"kind": "alm", "chunks": {"kind": "groups", "size": 3}, "average": "byte"}],
     "alm tokens": [{"kind": "alm", "average": "token"}],
+    "prefix_kl": [{"kind": "prefix_kl"}],
+    "prefix_kl and alm": [{"kind": "prefix_kl"}, {"kind": "alm", "weight": 0.2}],
     "sft": [{"kind": "sft"}],
     "one_to_one_kl": ONE_TO_ONE,
     "one_to_one_kl forward": [{"kind": "one_to_one_kl", "direction": "forward"}],
@@ -116,6 +118,8 @@ def _trainings(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "losses: two teachers", losses(folder, two, objectives=both)
     untied = run | {"name": "untied", "student": run["student"] | {"head": "untied", "pad_to_multiple_of": 64}}
     yield "losses: untied", losses(folder, untied)
+    of_bytes = run | {"name": "bytes", "student": {"tokenizer": {"kind": "bytes"}, "byte_expansion": {"max_bytes": 8}}}
+    yield "losses: bytes", losses(folder, of_bytes, objectives=OBJECTIVES["prefix_kl"])
     file = _written(folder / "run.yaml", run)
     ctd("run", "--config", file)
     report = json.loads((folder / "runs" / "tiny" / "report.json").read_text())
