@@ -79,6 +79,8 @@ def score_rows(
             "tokenizer that belongs to the model."
         )
     asked = Asked(stored.top.k if stored.top else 0)
+    if asked.top_k > teacher.vocab_size:
+        raise CtdError(f"prepare.top_k is {asked.top_k}, and the teacher has {teacher.vocab_size} tokens. Take fewer.")
     if stored.prefix:
         asked = Asked(asked.top_k, stored.prefix.k, stored.prefix.trie)
     order = np.argsort(lengths, kind="stable")
@@ -106,7 +108,7 @@ def score_rows(
 
 
 def _prefix_fields(prefix: PrefixTop) -> list[pa.Field]:
-    return schema.NARROW_PREFIX_FIELDS if prefix.trie.tokens.max(initial=0) < 2**16 else schema.PREFIX_FIELDS
+    return schema.NARROW_PREFIX_FIELDS if len(prefix.student_bytes) <= 2**16 else schema.PREFIX_FIELDS
 
 
 def _lists(rows: pa.RecordBatch, column: str) -> Lists:
@@ -167,4 +169,5 @@ def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions) -> Lists
     """A row of PREFIX_FIELDS."""
     counts = np.zeros(num_tokens, dtype=np.uint8)
     counts[prefixes.student] = scores.prefix_counts
-    return [counts, scores.prefix_ids.astype(np.int32), scores.prefix_logprobs.astype(np.float16)]
+    ids = prefixes.student_tokens(scores.prefix_ids)
+    return [counts, ids.astype(np.int32), scores.prefix_logprobs.astype(np.float16)]

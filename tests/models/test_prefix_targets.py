@@ -5,23 +5,26 @@ import pyarrow as pa
 import pytest
 import torch
 
+import ctd_core as ctd
 from ctd_core.config.objectives import Kd, PrefixKl
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.prefix_positions import prefix_top
-from ctd_core.models.scorer import TransformersScorer
+from ctd_core.models.scorer import Scores, TransformersScorer
 from ctd_core.models.scoring import Stored, score_rows
 from ctd_core.objectives.registry import make_objective
+from ctd_core.ops.prefix_marginals import PrefixMarginals
 from ctd_core.shards.batches import collate
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import ShardDamaged, check_columns
 from ctd_core.shards.rows import MemoryRows
-from ctd_core.text.documents import plain_document
+from ctd_core.text.documents import Document, Turn, plain_document
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.support.models import llama, logprobs_of
+from tests.support.real_tokenizers import REAL
 from tests.support.shard_sets import prepared, texts
 
 TEACHER = "byte-level BPE, 600"
@@ -80,7 +83,8 @@ def test_every_share_is_a_sum_over_the_teachers_tokens(kind):
                 before = row["student_ids"][a:token]
                 spelled = sum(student.encoder.token_bytes.lengths_bytes[n] for n in before)
                 agreeing = [n for n, s in enumerate(spellings) if s[: len(before)] == before and s]
-                if token > a and (spelled >= length or not agreeing):
+                own = spellings[row["teacher_ids"][b]][: len(before) + 1]
+                if (token > a and spelled >= length) or own != [*before, row["student_ids"][token]]:
                     break
                 expected_positions.add(token)
                 shares = {}
@@ -100,6 +104,72 @@ def test_every_share_is_a_sum_over_the_teachers_tokens(kind):
         assert not list(stored)
     assert rows.batches[0].schema.field("prefix_ids").type == pa.list_(pa.uint16())
     assert checked > positions > 100
+
+
+class Certain:
+    """A teacher that is sure of every text as it is."""
+
+    dtype = "float32"
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def score(self, requests, asked):
+        marginals = PrefixMarginals(asked.trie, asked.prefix_k, self.vocab_size, torch.device("cpu"))
+        return [self._scores(request, marginals) for request in requests]
+
+    def _scores(self, request, marginals):
+        following = torch.from_numpy(request.token_ids[request.prefix_positions + 1].astype(np.int64))
+        sure = torch.nn.functional.one_hot(following, self.vocab_size).float()
+        rows = torch.arange(len(following))
+        told = marginals(sure, sure.sum(1), rows, torch.from_numpy(request.prefix_nodes))
+        zeros = np.zeros(len(request.token_ids))
+        none = np.zeros((len(request.top_positions), 0))
+        prefixes = (values.numpy() for values in (told.counts, told.tokens, told.logprobs))
+        return Scores(
+            zeros, zeros[request.boundary_positions], none.astype(np.int64), none.astype(np.float32), *prefixes
+        )
+
+
+CONVERSATION = Document(
+    "chat",
+    (Turn("user", "Who runs?", scored=False), Turn("assistant", "The quick fox runs far.")),
+)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "chat"),
+    [
+        ("Mistral v1", "SmolLM2", "keep"),
+        ("Mistral v1", "SmolLM2", None),
+        ("Mistral v1", "Qwen", None),
+        ("Qwen", "Mistral v1", None),
+        ("bytes", "Mistral v1", None),
+        ("bytes", "SmolLM2", "keep"),
+        ("SmolLM2", "SmolLM2", "keep"),
+    ],
+)
+def test_a_teacher_that_is_sure_of_the_text_teaches_the_text(student, teacher, chat):
+    """Every stored position gives all probability to the text's own token, ends of turns and of texts among them."""
+    names = [str(REAL[name]) if name in REAL else name for name in (student, teacher)]
+    theirs = ctd.prepare_tokenizer(names[1])
+    ours = ctd.prepare_tokenizer(names[0], chat_of=names[1] if chat else None)
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+    documents += [CONVERSATION] if chat else []
+    rows, _ = build_rows(ours, theirs, documents, 96, 96)
+    stored = Stored(prefix=prefix_top(4, ours, theirs))
+    rows = score_rows(Certain(len(theirs.encoder.token_bytes.by_id)), rows, 256, stored).to_pylist()
+    asked = special = 0
+    for row in rows:
+        counts = np.array(row["prefix_counts"])
+        at = np.flatnonzero(counts)
+        assert counts.max() <= 1
+        assert row["prefix_ids"] == np.array(row["student_ids"])[at].tolist()
+        np.testing.assert_allclose(row["prefix_logprobs"], 0, atol=1e-3)
+        asked += len(at)
+        special += int(ours.encoder.token_bytes.is_special[row["prefix_ids"]].sum())
+    assert asked > 0.6 * sum(len(row["student_ids"]) for row in rows)
+    assert special >= len(documents)  # each ends
 
 
 def test_batches_change_no_stored_number():
