@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from ctd_core.config.base import Fraction, Options, resource
 from ctd_core.config.objectives import AnyObjective, PrefixKl
 
+DEFAULT_EPS = 1e-8
+
 
 class Stage(Options):
     """The next steps of a training with settings of their own; what is left out is as in the rest of it."""
@@ -96,6 +98,12 @@ class Train(Options):
     warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the steps by default")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="linear decay ends at this fraction of the peak")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="of AdamW")
+    eps: float = Field(
+        default=DEFAULT_EPS,
+        gt=0,
+        description="of AdamW: parameters with smaller gradients move by less. 1e-5 keeps embeddings of tokens that a "
+        "short training's text does not hold where they are",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="the largest norm of a step's gradient; none leaves it as it is"
@@ -125,6 +133,8 @@ class Train(Options):
         values = super().result_values()
         if self.on_policy is not None:
             values["on_policy"] = self.on_policy.result_values()
+        if self.eps == DEFAULT_EPS:
+            del values["eps"]
         return {name: value for name, value in values.items() if name not in ("stages", "on_policy") or value}
 
     @property

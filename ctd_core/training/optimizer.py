@@ -48,7 +48,7 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
         if chosen := [parameter for parameter in student.projections.parameters() if (parameter.ndim > 1) == decays]:
             decay = options.weight_decay if decays else 0.0
             groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    optimizer = torch.optim.AdamW(groups, betas=options.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=True)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             means = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}

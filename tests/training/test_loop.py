@@ -83,6 +83,19 @@ def test_the_loss_falls(shards, objective):
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_with_a_larger_eps_embeddings_of_tokens_that_the_text_lacks_stay(shards):
+    counts = np.bincount(np.concatenate(shards.read("student_ids", np.arange(len(shards)))), minlength=300)
+    shares = []
+    for eps in (1e-8, 1.0):
+        student = new_student()
+        embeddings = student.model.get_input_embeddings().weight
+        before = embeddings.detach().clone()
+        run(Train(steps=4, batch_tokens=300, eps=eps), shards, student=student)
+        moved = (embeddings.detach() - before).abs().mean(1).numpy()[: len(counts)]
+        shares.append(moved[counts == 0].mean() / moved[counts >= 20].mean())
+    assert shares[0] > 1 > 10 * shares[1]
+
+
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_the_fastest_type_is_bfloat16_only_where_that_is_faster(shards, monkeypatch, is_fast):
     monkeypatch.setattr(learner, "has_fast_bfloat16", lambda device: is_fast)
