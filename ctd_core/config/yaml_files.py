@@ -154,7 +154,11 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # PyYAML's own dates and numbers raise the second
-        raise UsageError(f"{source}: not YAML ({error}).") from error
+        problem: object = error
+        if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+            # without the text there, of which the error shows a part: a part of a key is not known as one
+            problem = f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+        raise UsageError(f"{source}: not YAML ({problem}).") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -89,7 +89,7 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
 
         @wraps(base_class.forward)  # generate() reads its signature
         def forward(self, input_ids: Tensor | None = None, *arguments: Any, **inputs: Any) -> Any:
-            cache = inputs.get("past_key_values")
+            cache = inputs.get("past_key_values", arguments[2] if len(arguments) > 2 else None)
             if input_ids is not None and cache is not None and cache.get_seq_length():
                 raise ValueError(
                     "This model reads the bytes before each byte. With a cache, call it through generate(), or give "
@@ -102,6 +102,9 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
             inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *arguments, **options)
             if inputs.get("input_ids") is not None:
                 new, embedding = inputs["input_ids"].shape[1], self.get_input_embeddings()
+                cache = options.get("past_key_values")
+                if cache is not None and input_ids.shape[1] < cache.get_seq_length() + new:
+                    raise ValueError("This model reads the bytes before each byte: leave prefill_chunk_size out.")
                 read = input_ids[:, -(new + embedding.max_bytes - 1) :]
                 inputs |= {"input_ids": None, "inputs_embeds": embedding(read)[:, -new:]}
             return inputs

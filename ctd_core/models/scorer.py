@@ -163,7 +163,8 @@ class _Watch:
     def __call__(self, rows: slice, exponentials: Tensor, mass: Tensor) -> None:
         if self._top_k and len(asked := self._inside(rows, self._top_rows)[0]):
             best = exponentials[asked].topk(self._top_k, 1)
-            self._top.append((best.indices, (best.values / mass[asked][:, None]).log()))
+            share = (best.values / mass[asked][:, None]).clamp(min=torch.finfo(best.values.dtype).tiny)
+            self._top.append((best.indices, share.log()))
         asked, begin, end = self._inside(rows, self._prefix_rows)
         if self._marginals is not None and len(asked):
             self._kept.append(self._marginals(exponentials, mass, asked, self._nodes[begin:end]))

@@ -60,6 +60,10 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
+    objectives = ", ".join(objective.kind for objective in config.train.objectives)
+    method = f"cross-tokenizer distillation ({objectives})"
+    if any(objective.kind == "alm" for objective in config.train.objectives):
+        method += ", with approximate likelihood matching (arXiv 2503.20083),"
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {} if Path(base).exists() else {"base_model": base}
     head |= {"license": licence} if (licence := _licence(base)) else {}
@@ -68,9 +72,8 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
 {yaml.safe_dump(head, sort_keys=False)}---
 # {config.name}
 
-{model_name(base)} as a student of {teacher} under another tokenizer ({config.student.tokenizer.kind}), trained with
-cross-tokenizer distillation (approximate likelihood matching, arXiv 2503.20083) for
-{steps_done(checkpoint)} steps on {config.corpus.kind}. {_licence_words(licence, base)}
+{model_name(base)} as a student of {teacher} under another tokenizer ({config.student.tokenizer.kind}), trained by
+{method} for {steps_done(checkpoint)} steps on {config.corpus.kind}. {_licence_words(licence, base)}
 
 ## Use
 

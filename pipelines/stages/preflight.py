@@ -93,18 +93,25 @@ def _check(config: RunConfig) -> Iterator[str]:
 
 
 def _check_frozen(config: RunConfig) -> None:
-    """Raises UsageError where a pattern of train.freeze names no parameter of the student."""
-    patterns = [*config.train.freeze, *(name for stage in config.train.stages for name in stage.freeze or [])]
-    if not patterns or config.student.byte_expansion is not None:  # whose parameters have other names
+    """Raises UsageError where a pattern of a freeze names no parameter of the student, or all parameters."""
+    freezes = {"train.freeze": config.train.freeze}
+    freezes |= {f"train.stages.{number}.freeze": stage.freeze or [] for number, stage in enumerate(config.train.stages)}
+    if not any(freezes.values()):
         return
     from ctd_core.models.loading import skeleton  # takes seconds
 
     origin = config.student if config.student.model is not None else config.teacher
-    names = list(skeleton(origin.model or "", origin.revision, origin.trust_remote_code).state_dict())
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            shown = ", ".join(names[:4])
-            raise UsageError(f"train.freeze: no parameter has a match of {pattern!r} in its name; names are {shown} …")
+    model = skeleton(origin.model or "", origin.revision, origin.trust_remote_code)
+    names = [name for name, _ in model.named_parameters()]
+    if config.student.unties and "lm_head.weight" not in names:
+        names.append("lm_head.weight")
+    for field, patterns in freezes.items():
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in names):
+                shown = ", ".join(names[:4])
+                raise UsageError(f"{field}: no parameter has a match of {pattern!r} in its name; names are {shown} …")
+        if all(any(re.search(pattern, name) for pattern in patterns) for name in names):
+            raise UsageError(f"{field}: it fixes every parameter, so there is nothing to train.")
 
 
 def _holds_conversations(config: RunConfig) -> bool:

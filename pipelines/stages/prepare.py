@@ -31,6 +31,7 @@ from ctd_core.shards.manifest import (
     tokenizer_fingerprint,
 )
 from ctd_core.text.corpora import CorpusSlice, plan_slices
+from ctd_core.text.corpora.content import content_fingerprint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
@@ -72,6 +73,7 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, of_teacher[0], tokenizers, plan.config.prepare)
             for dataset in of_teacher:
+                _check_corpus(plan, dataset, slices[dataset.name])
                 finish_set(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
 
@@ -123,6 +125,20 @@ def _make_shards(
             raise_error_of(row)
             scored = row["teacher_tokens"] if options.targets else 0
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
+
+
+def _check_corpus(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice]) -> None:
+    """Raises CtdError where the run's corpus is another than when the command began; its shards are moved aside."""
+    corpus = plan.config.corpus
+    if dataset.corpus != corpus or content_fingerprint(corpus, slices) == plan.corpus_content:
+        return
+    folder = Folder(dataset.location)
+    for file in finished_shards(folder):
+        folder.set_aside(f"{file}.json")
+        folder.set_aside(file)
+    raise CtdError(
+        f"corpus: it has changed since the command began, and {dataset.name} holds some of both. Run it again."
+    )
 
 
 def finish_set(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:

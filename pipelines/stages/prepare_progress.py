@@ -42,7 +42,7 @@ def watched(
             slices = {**recorded, **finished}
         tokens = sum(progress.tokens for progress in slices.values())
         known = {key: progress.of_tokens for key, progress in slices.items() if progress.of_tokens or key in finished}
-        known_share = sum(sizes[key] for key in known) / sum(sizes.values())
+        known_share = sum(sizes[key] for key in known) / (sum(sizes.values()) or 1.0)
         share = tokens / sum(known.values()) * known_share if tokens else len(finished) / len(sizes)
         words = f"shards, {sum(progress.text_bytes for progress in slices.values()) / 1e6:.2f} MB of text"
         if tokens:

@@ -57,7 +57,8 @@ class SliceScorer:
             report(SliceProgress(counts.text_bytes, tokens, of_tokens))
 
         scored = score_rows(self._scorer, rows, self._options.scoring_batch_tokens, self._stored, on_batch)
-        return write_slice(task, scored, counts.model_copy(update={"scored_as": {self._scorer.dtype: scored.num_rows}}))
+        scored_as = {self._scorer.dtype: scored.num_rows} if scored.num_rows else {}
+        return write_slice(task, scored, counts.model_copy(update={"scored_as": scored_as}))
 
 
 class ScoringActor:

@@ -6,6 +6,7 @@ import torch
 
 from ctd_core.models.adapters import merge_adapters
 from ctd_core.models.building import build_online_teacher, build_student, load_student_to_train
+from ctd_core.models.fingerprints import check_unchanged
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.tokenizers import build_teacher_tokenizer
@@ -37,6 +38,8 @@ def ensure_student(plan: RunPlan) -> None:
             teacher.model,
         )
     model = build_student(student, teacher, *tokenizers)
+    if student.model is None:
+        check_unchanged(teacher.model, teacher.revision, plan.training_sets[None].teacher_weights)
     with atomic_directory(plan.init) as temporary:
         model.save_pretrained(temporary)
     plan.files.upload(plan.init)

@@ -71,7 +71,7 @@ def _texts(config: RunConfig, max_text_bytes: int) -> Iterator[str]:
         for document in training_documents(corpus, read_slice(corpus, corpus_slice)):
             if isinstance(document, DocumentError) or not is_unicode(document.text):
                 continue  # counted and dropped when it is encoded
-            total += len(document.text.encode())
-            if total > max_text_bytes:
-                return
             yield document.text
+            total += len(document.text.encode())
+            if total >= max_text_bytes:
+                return

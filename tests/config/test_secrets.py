@@ -7,7 +7,7 @@ import pytest
 
 from ctd_core.config.evaluation import Evaluate
 from ctd_core.config.secrets import has_secret, redact
-from ctd_core.config.yaml_files import read_config, read_group
+from ctd_core.config.yaml_files import parse_yaml, read_config, read_group
 from ctd_core.errors import UsageError
 from pipelines.recipes import read_recipe
 
@@ -32,6 +32,8 @@ SECRETS = [
     "https://host/x?%74oken=hunter2",
     "https://host/x#access_token=hunter2",
     "https://host/x?sas=hunter2&auth=hunter2",
+    "https://host/x?pass=hunter2&pw=hunter2&bearer=hunter2&tok=hunter2",
+    "hf://hunter2@datasets/org/x",
 ]
 HARMLESS = [
     "abfs://container@account/x",
@@ -59,6 +61,12 @@ def test_what_is_no_secret_passes(uri):
     assert not has_secret(uri)
     assert redact(uri) == uri
     assert redact(str(Path(uri))) == str(Path(uri))
+
+
+def test_what_is_not_yaml_is_told_without_the_text_around_it():
+    with pytest.raises(UsageError, match="a file: not YAML .*line 2, column 49") as error:
+        parse_yaml("name: x\noutput: s3://AKIAEXAMPLE:hunter2hunter2@bucket/x: x: y\n", "a file")
+    assert "hunter2" not in str(error.value)
 
 
 def test_a_secret_is_refused_where_a_command_has_no_run():

@@ -111,6 +111,10 @@ def test_a_cache_without_the_bytes_before_is_refused():
     cache = student(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"inputs_embeds: model.get_input_embeddings\(\)\(all_ids\)"):
         student(ids[:, -1:], past_key_values=cache)
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        student(ids[:, -1:], None, None, cache)
+    with pytest.raises(ValueError, match="leave prefill_chunk_size out"):
+        student.generate(ids, max_new_tokens=4, prefill_chunk_size=3)
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.report import Report, SetMetrics, metrics_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
+from pipelines.stages.prepare import prepare
+from pipelines.stages.student import ensure_student
 from tests.support.models import llama
 from tests.support.shard_sets import texts
 from tests.support.tokenizers import TEXTS, train_tokenizer
@@ -87,6 +89,7 @@ def test_a_student_of_bytes_with_expansion_is_trained_measured_exported_and_writ
     ctd("run", "--config", written(config, tmp_path, **changes))
     model = tmp_path / "runs" / "tiny" / "model"
     assert "trust_remote_code=True" in (model / "README.md").read_text()
+    assert "cross-tokenizer distillation (prefix_kl) for 4 steps" in (model / "README.md").read_text()
     code = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "m = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
@@ -168,6 +171,32 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
     kept.unlink()  # as the error for a damaged shard says
     ctd("prepare", "--config", file)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(config, tmp_path):
+    corpus, teacher = tmp_path / "corpus.jsonl", tmp_path / "teacher"
+    shutil.copyfile(config["corpus"]["paths"][0], corpus)
+    shutil.copytree(config["teacher"]["model"], teacher)
+    changes = {"corpus": config["corpus"] | {"paths": [str(corpus)]}, "teacher": {"model": str(teacher)}}
+    plan = plan_run(RunConfig.model_validate(config | changes))
+    before = corpus.read_text()
+    corpus.write_text(before.replace("quick", "quack"))
+    with pytest.raises(CtdError, match="corpus: it has changed since the command began"):
+        prepare(plan)
+    corpus.write_text(before)
+    rows = sum(shard.counts.rows for shard in prepare(plan)["train"].shards)
+    assert rows > 0
+    folder = Path(plan.training_sets[None].location)
+    assert len(list(folder.glob("*.aside"))) == 2 * len(list(folder.glob("*.arrow")))
+    weights = teacher / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-4] + b"\0\0\0\1")
+    with pytest.raises(CtdError, match="its files have changed since the command began"):
+        ensure_student(plan)
+    assert not plan.init.exists()
+    weights.write_bytes(good)
+    ensure_student(plan)
+    assert plan.init.exists()
 
 
 def test_shards_that_unlike_machines_scored_in_two_types_are_told(config, tmp_path, caplog):
@@ -272,7 +301,8 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
             "train.freeze=[no_such]",
             r"train\.freeze: no parameter has a match of 'no_such' in its name; names are model\.",
         ),
-        ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.freeze: no parameter has a match of 'no_such'"),
+        ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.stages\.0\.freeze: no parameter has a match of 'no_"),
+        ("train.stages=[{steps: 1}, {steps: 1, freeze: [.]}]", r"train\.stages\.1\.freeze: it fixes every parameter"),
         ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of extra_teachers"),
