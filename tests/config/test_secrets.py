@@ -64,7 +64,7 @@ def test_what_is_no_secret_passes(uri):
 
 
 def test_what_is_not_yaml_is_told_without_the_text_around_it():
-    with pytest.raises(UsageError, match="a file: not YAML .*line 2, column 49") as error:
+    with pytest.raises(UsageError, match=r"a file: not YAML .*line 2, column 49") as error:
         parse_yaml("name: x\noutput: s3://AKIAEXAMPLE:hunter2hunter2@bucket/x: x: y\n", "a file")
     assert "hunter2" not in str(error.value)
 
