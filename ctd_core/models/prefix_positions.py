@@ -1,14 +1,19 @@
 """Where the teacher's next-token distribution tells what the student's next token is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ctd_core.align.documents import SCORED
+from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.align.spelling_trie import Ids, SpellingTrie, spelling_trie
 from ctd_core.models.transfer import old_tokens
+from ctd_core.text.documents import END
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+
+Row = Iterable[npt.NDArray[Any]]  # the arguments of prefix_positions but for the first
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class PrefixTop:
 
     student_bytes: [V], teacher_bytes: [U], the lengths of either side's tokens in bytes. first_tokens: [U], the first
     student token of each teacher token's spelling, −1 for none. ranks: [U], its place in `trie.order`, −1 for none.
+    end: the teacher's token that ends texts, −1 for none.
     """
 
     k: int
@@ -25,19 +31,21 @@ class PrefixTop:
     teacher_bytes: Ids
     first_tokens: Ids
     ranks: Ids
+    end: int
 
 
 def prefix_top(k: int, student: PreparedTokenizer, teacher: PreparedTokenizer) -> PrefixTop:
     """The k most probable next tokens of `student` under a teacher that has the tokenizer `teacher`."""
     of_student, of_teacher = (side.encoder.token_bytes.lengths_bytes for side in (student, teacher))
     spellings = old_tokens(teacher, student)
-    if len(end := teacher.markers["end"]) == 1 and student.markers["end"]:
-        spellings[end[0]] = [*student.markers["end"]]  # and no beginning too, for a token that stands for both
+    end, own_end = teacher.markers.get(END, ()), student.markers.get(END, ())
+    if len(end) == 1 and own_end:
+        spellings[end[0]] = [*own_end]  # and no beginning too, for a token that stands for both
     trie = spelling_trie(spellings)
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))
     first_tokens = np.array([spelling[0] if spelling else -1 for spelling in spellings])
-    return PrefixTop(k, trie, of_student, of_teacher, first_tokens, ranks)
+    return PrefixTop(k, trie, of_student, of_teacher, first_tokens, ranks, end[0] if len(end) == 1 else -1)
 
 
 @dataclass(frozen=True)
@@ -45,24 +53,68 @@ class PrefixPositions:
     """P positions of a row, ascending: the student token that is predicted [P], the teacher token at whose place it
     is [P], the node of the trie that the student's tokens before it have come to [P].
 
-    swapped: special tokens of the student that in this row stand for each other: a teacher may end turns and texts by
-    one token, for which the student has two.
+    spelled, own: [P], the token that the trie has for a special token of the teacher, and the text's own; −1 for text.
     """
 
     student: Ids
     teacher: Ids
     nodes: Ids
-    swapped: frozenset[tuple[int, int]] = frozenset()
+    spelled: Ids
+    own: Ids
 
-    def student_tokens(self, ids: Ids) -> Ids:
-        """`ids` of the trie as they are in this row."""
-        for one, other in sorted(self.swapped):
-            ids = np.where(ids == one, other, np.where(ids == other, one, ids))
-        return ids
+    def student_tokens(self, ids: Ids, counts: Ids, end: tuple[int, int]) -> Ids:
+        """Tokens of the trie as they are in this row, where `own` stands for `spelled`.
+
+        Args:
+            ids: [E], of one position behind the other.
+            counts: [P], how many are of each.
+            end: two tokens that stand for each other in the whole row, see `end_in`.
+
+        Returns:
+            [E].
+        """
+        position = np.repeat(np.arange(len(counts)), counts)
+        return _swapped(_swapped(ids, *end), _swapped(self.spelled, *end)[position], self.own[position])
 
 
-_NONE = np.zeros(0, dtype=np.int64)
-NO_POSITIONS = PrefixPositions(_NONE, _NONE, _NONE)
+def _swapped(ids: Ids, first: int | Ids, second: int | Ids) -> Ids:
+    return np.where(ids == first, second, np.where(ids == second, first, ids))
+
+
+NO_POSITIONS = PrefixPositions(*[np.zeros(0, dtype=np.int64) for _ in range(5)])
+SAME = (-1, -1)  # no tokens stand for each other
+
+
+def end_in(asked: PrefixTop, rows: Iterable[Row]) -> tuple[int, int]:
+    """Which token of the student the trie has for the teacher's end, and which stands for it in the rows of a document.
+
+    A teacher may end turns and texts by one token, for which the student has two. Ends that are learned tell which, and
+    where there are none, or an answer is cut, those of other turns do.
+
+    Args:
+        asked: the trie.
+        rows: those of one document.
+
+    Returns:
+        Both, SAME where they are one or the rows do not tell.
+    """
+    scored: set[int] = set()
+    others: set[int] = set()
+    for student_ids, teacher_ids, student_ends, teacher_ends, kinds in rows:
+        student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
+        is_marker = (kinds & MARKER > 0) & (student_ends > student_begins) & (teacher_ends > teacher_begins)
+        chunks = np.flatnonzero(is_marker)
+        chunks = chunks[teacher_ids[teacher_begins[chunks]] == asked.end]
+        tokens, is_scored = student_ids[student_begins[chunks]], kinds[chunks] & SCORED > 0
+        scored.update(tokens[is_scored].tolist())
+        others.update(tokens[~is_scored].tolist())
+    ends = scored or others
+    spelled = int(asked.first_tokens[asked.end])
+    return (spelled, ends.pop()) if len(ends) == 1 and spelled >= 0 else SAME
+
+
+def _begins(ends: npt.NDArray[np.int32]) -> Ids:
+    return np.append(0, ends[:-1]).astype(np.int64)
 
 
 def prefix_positions(
@@ -91,32 +143,30 @@ def prefix_positions(
     Returns:
         Those of them, with special tokens of the student at a special token of the teacher.
     """
-    student_begins, teacher_begins = (np.append(0, ends[:-1]).astype(np.int64) for ends in (student_ends, teacher_ends))
+    student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
     has_tokens = (student_ends > student_begins) & (teacher_ends > teacher_begins) & (teacher_begins > 0)
     chunks = np.flatnonzero((kinds & SCORED > 0) & has_tokens)
     first = teacher_begins[chunks]
     teacher_token = teacher_ids[first].astype(np.int64)
     spelled, rank = asked.teacher_bytes[teacher_token], asked.ranks[teacher_token]
-    found: list[tuple[Ids, Ids, Ids]] = []
-    swapped: set[tuple[int, int]] = set()
+    found: list[tuple[Ids, ...]] = []
     token, end = student_begins[chunks], student_ends[chunks].astype(np.int64)
     nodes, reached = np.zeros(len(chunks), dtype=np.int64), np.zeros(len(chunks), dtype=np.int64)
     while len(token):
         ids = student_ids[token].astype(np.int64)
         after, reached = asked.trie.children(nodes, ids), reached + asked.student_bytes[ids]
-        kept = agrees = (after >= 0) & (asked.trie.first[after] <= rank) & (rank < asked.trie.last[after])
-        if not found:
-            wanted = asked.first_tokens[teacher_ids[first]]
-            others = (asked.student_bytes[ids] == 0) & (spelled == 0) & (wanted >= 0) & (wanted != ids)
-            swapped.update(zip(ids[others].tolist(), wanted[others].tolist(), strict=True))
-            kept = agrees | others
-        found.append((token[kept], first[kept], nodes[kept]))
+        agrees = (after >= 0) & (asked.trie.first[after] <= rank) & (rank < asked.trie.last[after])
+        is_special = (asked.student_bytes[ids] == 0) & (spelled == 0) & (rank >= 0) & (nodes == 0)
+        kept = agrees | is_special
+        names = asked.first_tokens[teacher_ids[first]], ids
+        special = (np.where(is_special, name, -1)[kept] for name in names)
+        found.append((token[kept], first[kept], nodes[kept], *special))
         inside = agrees & (reached < spelled) & (token + 1 < end)
         token, end, first, nodes, reached, spelled, rank = (
             values[inside] for values in (token + 1, end, first, after, reached, spelled, rank)
         )
     if not found:
         return NO_POSITIONS
-    students, teachers, at = (np.concatenate(values) for values in zip(*found, strict=True))
-    order = np.argsort(students)
-    return PrefixPositions(students[order], teachers[order], at[order], frozenset(swapped))
+    columns = [np.concatenate(values) for values in zip(*found, strict=True)]
+    order = np.argsort(columns[0])
+    return PrefixPositions(*(column[order] for column in columns))

@@ -10,12 +10,26 @@ import pyarrow as pa
 
 from ctd_core.align.documents import ONE_TO_ONE, SCORED
 from ctd_core.errors import CtdError
-from ctd_core.models.prefix_positions import NO_POSITIONS, PrefixPositions, PrefixTop, prefix_positions
+from ctd_core.models.prefix_positions import (
+    NO_POSITIONS,
+    SAME,
+    PrefixPositions,
+    PrefixTop,
+    end_in,
+    prefix_positions,
+)
 from ctd_core.models.scorer import Asked, Scorer, Scores, ScoringRequest
 from ctd_core.shards import schema
 from ctd_core.shards.row_order import ordered_batches
 
 Lists = list[npt.NDArray[Any]]
+ALIGNED = (
+    schema.STUDENT_IDS,
+    schema.TEACHER_IDS,
+    schema.STUDENT_CHUNK_ENDS,
+    schema.TEACHER_CHUNK_ENDS,
+    schema.CHUNK_KINDS,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class Stored:
     """What of the teacher's distribution is stored beside the two numbers a chunk, None for what is not.
 
     top: its most probable tokens where a chunk is one token of both sides. prefix: likely tokens of the student at each
-    of the student's tokens that begins within the teacher's next one.
+    of the student's tokens that lies within the teacher's next one.
     """
 
     top: TopTokens | None = None
@@ -71,6 +85,7 @@ def score_rows(
     both = SCORED | ONE_TO_ONE
     one_to_one = [np.flatnonzero(kinds & both == both) for kinds in columns[schema.CHUNK_KINDS]]
     prefixes = [_prefixes(stored.prefix, columns, row) for row in range(rows.num_rows)]
+    ends_of_turns = _ends_of_turns(stored.prefix, columns, rows.column(schema.DOCUMENT).to_pylist())
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     largest = max((int(row.max(initial=-1)) for row in ids), default=-1)
     if largest >= teacher.vocab_size:
@@ -93,7 +108,9 @@ def score_rows(
             if stored.top:
                 targets[row] += _top(scores, len(ends[row]), one_to_one[row], stored.top)
             if stored.prefix:
-                targets[row] += _likely(scores, len(columns[schema.STUDENT_IDS][row]), prefixes[row])
+                targets[row] += _likely(
+                    scores, len(columns[schema.STUDENT_IDS][row]), prefixes[row], ends_of_turns[row]
+                )
         tokens += int(lengths[batch].sum())
         on_batch(tokens, int(lengths.sum()))
     if not all(np.isfinite(numbers).all() for row in targets.values() for numbers in row[:2]):
@@ -117,16 +134,21 @@ def _lists(rows: pa.RecordBatch, column: str) -> Lists:
 
 
 def _prefixes(prefix: PrefixTop | None, columns: dict[str, Lists], row: int) -> PrefixPositions:
+    return NO_POSITIONS if prefix is None else prefix_positions(prefix, *(columns[name][row] for name in ALIGNED))
+
+
+def _ends_of_turns(prefix: PrefixTop | None, columns: dict[str, Lists], documents: list[str]) -> list[tuple[int, int]]:
+    """For each row what `end_in` tells of all rows of its document."""
     if prefix is None:
-        return NO_POSITIONS
-    names = (
-        schema.STUDENT_IDS,
-        schema.TEACHER_IDS,
-        schema.STUDENT_CHUNK_ENDS,
-        schema.TEACHER_CHUNK_ENDS,
-        schema.CHUNK_KINDS,
-    )
-    return prefix_positions(prefix, *(columns[name][row] for name in names))
+        return [SAME] * len(documents)
+    rows: dict[str, list[int]] = {}
+    for row, document in enumerate(documents):
+        rows.setdefault(document, []).append(row)
+    ends = {
+        document: end_in(prefix, ([columns[name][row] for name in ALIGNED] for row in of_document))
+        for document, of_document in rows.items()
+    }
+    return [ends[document] for document in documents]
 
 
 def _request(
@@ -165,9 +187,9 @@ def _top(scores: Scores, num_chunks: int, one_to_one: npt.NDArray[np.int64], top
     return [counts, student_ids[shared], scores.top_logprobs[shared].astype(np.float16)]
 
 
-def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions) -> Lists:
-    """A row of PREFIX_FIELDS."""
+def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions, end: tuple[int, int]) -> Lists:
+    """A row of PREFIX_FIELDS; end: see `end_in`."""
     counts = np.zeros(num_tokens, dtype=np.uint8)
     counts[prefixes.student] = scores.prefix_counts
-    ids = prefixes.student_tokens(scores.prefix_ids)
+    ids = prefixes.student_tokens(scores.prefix_ids, scores.prefix_counts, end)
     return [counts, ids.astype(np.int32), scores.prefix_logprobs.astype(np.float16)]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import ctd_core as ctd
+from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.config.objectives import Kd, PrefixKl
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.online_teacher import OnlineTeacher
-from ctd_core.models.prefix_positions import prefix_top
+from ctd_core.models.prefix_positions import end_in, prefix_positions, prefix_top
 from ctd_core.models.scorer import Scores, TransformersScorer
 from ctd_core.models.scoring import Stored, score_rows
 from ctd_core.objectives.registry import make_objective
@@ -107,12 +108,12 @@ def test_every_share_is_a_sum_over_the_teachers_tokens(kind):
 
 
 class Certain:
-    """A teacher that is sure of every text as it is."""
+    """A teacher that is sure of every text as it is, or takes another token for as likely everywhere."""
 
     dtype = "float32"
 
-    def __init__(self, vocab_size):
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size, other=None):
+        self.vocab_size, self._other = vocab_size, other
 
     def score(self, requests, asked):
         marginals = PrefixMarginals(asked.trie, asked.prefix_k, self.vocab_size, torch.device("cpu"))
@@ -121,6 +122,8 @@ class Certain:
     def _scores(self, request, marginals):
         following = torch.from_numpy(request.token_ids[request.prefix_positions + 1].astype(np.int64))
         sure = torch.nn.functional.one_hot(following, self.vocab_size).float()
+        if self._other is not None:
+            sure[:, self._other] += 1
         rows = torch.arange(len(following))
         told = marginals(sure, sure.sum(1), rows, torch.from_numpy(request.prefix_nodes))
         zeros = np.zeros(len(request.token_ids))
@@ -170,6 +173,44 @@ def test_a_teacher_that_is_sure_of_the_text_teaches_the_text(student, teacher, c
         special += int(ours.encoder.token_bytes.is_special[row["prefix_ids"]].sum())
     assert asked > 0.6 * sum(len(row["student_ids"]) for row in rows)
     assert special >= len(documents)  # each ends
+
+
+def test_the_teachers_end_is_that_of_turns_in_all_of_a_conversation_and_that_of_texts_in_a_text():
+    name = str(REAL["SmolLM2"])
+    theirs, ours = ctd.prepare_tokenizer(name), ctd.prepare_tokenizer(str(REAL["Mistral v1"]), chat_of=name)
+    user, answer = CONVERSATION.segments
+    documents = [
+        plain_document("text", texts(1)[0]),
+        Document("long", (user, Turn("assistant", "The quick fox runs far. " * 60))),
+        Document("cut", (user, Turn("assistant", answer.text, is_cut=True))),
+    ]
+    rows, _ = build_rows(ours, theirs, documents, 96, 96)
+    end, turn_end = theirs.markers["end"][0], ours.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert theirs.encoder.tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
+    teacher = Certain(len(theirs.encoder.token_bytes.by_id), other=end)
+    rows = score_rows(teacher, rows, 256, Stored(prefix=prefix_top(4, ours, theirs))).to_pylist()
+    assert len(rows) > 5
+    for row in rows:
+        ids = [turn_end, *ours.markers["end"]] if row["document"] != "text" else [*ours.markers["end"], turn_end]
+        assert ids[0] in row["prefix_ids"]
+        assert ids[1] not in row["prefix_ids"]
+
+
+def test_two_tokens_that_end_turns_are_each_taught_where_they_stand():
+    """A student whose template ends the user's turns by another token than its own."""
+    name = str(REAL["SmolLM2"])
+    theirs, ours = ctd.prepare_tokenizer(name), ctd.prepare_tokenizer(str(REAL["Mistral v1"]), chat_of=name)
+    asked = prefix_top(4, ours, theirs)
+    end, (text_end,) = theirs.markers["end"][0], ours.markers["end"]
+    turn_end = ours.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    kinds = np.full(3, SCORED | MARKER, dtype=np.uint8)
+    ends, ids = np.arange(1, 4, dtype=np.int32), np.array([1, turn_end, text_end], dtype=np.int32)
+    row = ids, np.array([1, end, end], dtype=np.int32), ends, ends, kinds
+    found = prefix_positions(asked, *row)
+    assert end_in(asked, [row]) == (-1, -1)
+    assert found.student.tolist() == [1, 2]
+    told = found.student_tokens(np.array([text_end, 7, turn_end, text_end]), np.array([2, 2]), (-1, -1))
+    assert told.tolist() == [turn_end, 7, turn_end, text_end]
 
 
 def test_batches_change_no_stored_number():
