@@ -8,10 +8,9 @@ from urllib.parse import unquote
 SECRET_WORDS = {
     "secret", "password", "passwd", "passphrase", "pwd", "token", "sig", "signature", "credential", "credentials",
     "auth", "sas", "jwt", "key", "secretkey", "accesskey", "accountkey", "apikey", "privatekey", "pass", "pw", "bearer",
-    "tok",
 }  # fmt: skip
 WITH_PASSWORD = re.compile(r"(\w+://?)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
-TOKEN_AS_USER = re.compile(r"((?:https?|hf)://?)[^\s/@]+@")
+TOKEN_AS_USER = re.compile(r"(https?://?)[^\s/@]+@")
 KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://?)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
 NO_KEYS = (
     "a URI with a key in it would be shown in messages and stored with the run: leave the key out, and set "

@@ -5,6 +5,7 @@ as the code that loads it elsewhere, so it needs torch and transformers alone.
 """
 
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
 
         @wraps(base_class.forward)  # generate() reads its signature
         def forward(self, input_ids: Tensor | None = None, *arguments: Any, **inputs: Any) -> Any:
-            cache = inputs.get("past_key_values", arguments[2] if len(arguments) > 2 else None)
+            given = signature(base_class.forward).bind_partial(self, input_ids, *arguments).arguments | inputs
+            cache = given.get("past_key_values")
             if input_ids is not None and cache is not None and cache.get_seq_length():
                 raise ValueError(
                     "This model reads the bytes before each byte. With a cache, call it through generate(), or give "
@@ -104,7 +106,10 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
                 new, embedding = inputs["input_ids"].shape[1], self.get_input_embeddings()
                 cache = options.get("past_key_values")
                 if cache is not None and input_ids.shape[1] < cache.get_seq_length() + new:
-                    raise ValueError("This model reads the bytes before each byte: leave prefill_chunk_size out.")
+                    raise ValueError(
+                        "This model reads the bytes before each byte: give generate() the ids of all of them, and no "
+                        "prefill_chunk_size."
+                    )
                 read = input_ids[:, -(new + embedding.max_bytes - 1) :]
                 inputs |= {"input_ids": None, "inputs_embeds": embedding(read)[:, -new:]}
             return inputs

@@ -25,7 +25,7 @@ from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus, HeldOut, Mixture, PretrainedTokenizer, TrainedTokenizer
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import with_values
-from ctd_core.errors import UsageError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.fingerprints import TRANSFER_VERSION, weights_fingerprint
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
@@ -236,6 +236,13 @@ def _absolute(location: str, field: str) -> str:
 def user_cache() -> Path:
     """Where what commands keep for each other lies on this machine."""
     return Path.home() / ".cache" / "ctd"
+
+
+def check_corpus_unchanged(plan: RunPlan) -> None:
+    """Raises CtdError where the corpus is another than when the plan was made."""
+    corpus = plan.config.corpus
+    if content_fingerprint(corpus, plan_slices(corpus, plan.config.prepare.slice_bytes)) != plan.corpus_content:
+        raise CtdError("corpus: it has changed since the command began. Run it again.")
 
 
 def _train_set(teacher: str | None) -> str:

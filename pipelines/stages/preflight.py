@@ -96,15 +96,15 @@ def _check_frozen(config: RunConfig) -> None:
     """Raises UsageError where a pattern of a freeze names no parameter of the student, or all parameters."""
     freezes = {"train.freeze": config.train.freeze}
     freezes |= {f"train.stages.{number}.freeze": stage.freeze or [] for number, stage in enumerate(config.train.stages)}
-    if not any(freezes.values()):
+    if not any(freezes.values()) or config.student.adapters is not None:  # which are parameters of their own
         return
     from ctd_core.models.loading import skeleton  # takes seconds
 
     origin = config.student if config.student.model is not None else config.teacher
     model = skeleton(origin.model or "", origin.revision, origin.trust_remote_code)
-    names = [name for name, _ in model.named_parameters()]
-    if config.student.unties and "lm_head.weight" not in names:
-        names.append("lm_head.weight")
+    names = list(model.state_dict())  # also of a head that may be tied
+    if config.student.byte_expansion is not None:
+        names.append("embed_tokens.table")
     for field, patterns in freezes.items():
         for pattern in patterns:
             if not any(re.search(pattern, name) for name in names):

@@ -31,9 +31,8 @@ from ctd_core.shards.manifest import (
     tokenizer_fingerprint,
 )
 from ctd_core.text.corpora import CorpusSlice, plan_slices
-from ctd_core.text.corpora.content import content_fingerprint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, check_corpus_unchanged
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.cluster.tally import Tally
 from pipelines.display.progress import progress
@@ -72,8 +71,8 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
             if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset, slices[dataset.name])]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, of_teacher[0], tokenizers, plan.config.prepare)
+                _check_corpus(plan, tasks)
             for dataset in of_teacher:
-                _check_corpus(plan, dataset, slices[dataset.name])
                 finish_set(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
 
@@ -127,18 +126,17 @@ def _make_shards(
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
 
 
-def _check_corpus(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice]) -> None:
-    """Raises CtdError where the run's corpus is another than when the command began; its shards are moved aside."""
-    corpus = plan.config.corpus
-    if dataset.corpus != corpus or content_fingerprint(corpus, slices) == plan.corpus_content:
-        return
-    folder = Folder(dataset.location)
-    for file in finished_shards(folder):
-        folder.set_aside(f"{file}.json")
-        folder.set_aside(file)
-    raise CtdError(
-        f"corpus: it has changed since the command began, and {dataset.name} holds some of both. Run it again."
-    )
+def _check_corpus(plan: RunPlan, tasks: list[SliceTask]) -> None:
+    """Raises CtdError where the corpus is another than when the command began; shards that it made are moved aside."""
+    try:
+        check_corpus_unchanged(plan)
+    except CtdError:
+        for task in tasks:
+            folder, file = Folder(task.location), shard_file(task.slice.number)
+            for name in (f"{file}.json", file):
+                if folder.exists(name):
+                    folder.set_aside(name)
+        raise
 
 
 def finish_set(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:

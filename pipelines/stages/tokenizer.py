@@ -17,7 +17,7 @@ from ctd_core.text.documents import is_unicode
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import save_tokenizer, train_tokenizer
 from pipelines.artifacts.background import repeating
-from pipelines.artifacts.run_plan import RunPlan
+from pipelines.artifacts.run_plan import RunPlan, check_corpus_unchanged
 from pipelines.display.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def ensure_tokenizer(plan: RunPlan) -> None:
         return
     logger.info("prepare: training a tokenizer of %d entries", options.vocab_size)
     tokenizer = _train(plan.config, options)
+    check_corpus_unchanged(plan)
     with atomic_directory(directory) as temporary:
         save_tokenizer(tokenizer, temporary)
     plan.files.upload(directory)
@@ -71,7 +72,8 @@ def _texts(config: RunConfig, max_text_bytes: int) -> Iterator[str]:
         for document in training_documents(corpus, read_slice(corpus, corpus_slice)):
             if isinstance(document, DocumentError) or not is_unicode(document.text):
                 continue  # counted and dropped when it is encoded
-            yield document.text
-            total += len(document.text.encode())
-            if total >= max_text_bytes:
+            size = len(document.text.encode())
+            if total and total + size > max_text_bytes:  # the first one has to do, however long it is
                 return
+            total += size
+            yield document.text

@@ -66,8 +66,10 @@ def measure_steps(
         online = build_online_teacher(config.student, config.teacher, student, student_tokenizer, None, device)
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
-    # of a training in stages, a step of the rest, which has the most to learn
-    few = options.model_copy(update={"steps": STEPS, "stages": [], "evaluate_every": None, "checkpoint_every": None})
+    freeze = min((phase.freeze for _, phase in options.phases), key=len)  # of the stages the one that learns the most
+    few = options.model_copy(
+        update={"steps": STEPS, "stages": [], "freeze": freeze, "evaluate_every": None, "checkpoint_every": None}
+    )
     extra: dict[str | None, RowSource] = dict.fromkeys(config.extra_teachers, shards)
     train(few, student, shards, hooks, worker=Worker(device=device), online=online, extra_shards=extra)
     step_seconds, peak_bytes = (times[-1] - times[0]) / (len(times) - 1), _peak_bytes(device)

@@ -32,8 +32,7 @@ SECRETS = [
     "https://host/x?%74oken=hunter2",
     "https://host/x#access_token=hunter2",
     "https://host/x?sas=hunter2&auth=hunter2",
-    "https://host/x?pass=hunter2&pw=hunter2&bearer=hunter2&tok=hunter2",
-    "hf://hunter2@datasets/org/x",
+    "https://host/x?pass=hunter2&pw=hunter2&bearer=hunter2",
 ]
 HARMLESS = [
     "abfs://container@account/x",

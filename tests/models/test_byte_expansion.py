@@ -113,7 +113,7 @@ def test_a_cache_without_the_bytes_before_is_refused():
         student(ids[:, -1:], past_key_values=cache)
     with pytest.raises(ValueError, match="inputs_embeds"):
         student(ids[:, -1:], None, None, cache)
-    with pytest.raises(ValueError, match="leave prefill_chunk_size out"):
+    with pytest.raises(ValueError, match="no prefill_chunk_size"):
         student.generate(ids, max_new_tokens=4, prefill_chunk_size=3)
 
 

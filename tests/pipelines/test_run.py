@@ -26,6 +26,7 @@ from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
+from pipelines.stages.tokenizer import ensure_tokenizer
 from tests.support.models import llama
 from tests.support.shard_sets import texts
 from tests.support.tokenizers import TEXTS, train_tokenizer
@@ -183,11 +184,17 @@ def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(c
     corpus.write_text(before.replace("quick", "quack"))
     with pytest.raises(CtdError, match="corpus: it has changed since the command began"):
         prepare(plan)
+    assert not plan.tokenizer.exists()
+    corpus.write_text(before)
+    ensure_tokenizer(plan)
+    corpus.write_text(before.replace("quick", "quack"))
+    with pytest.raises(CtdError, match="corpus: it has changed since the command began"):
+        prepare(plan)
     corpus.write_text(before)
     rows = sum(shard.counts.rows for shard in prepare(plan)["train"].shards)
     assert rows > 0
-    folder = Path(plan.training_sets[None].location)
-    assert len(list(folder.glob("*.aside"))) == 2 * len(list(folder.glob("*.arrow")))
+    for folder in (tmp_path / "runs" / "tiny" / "prepared").iterdir():
+        assert len(list(folder.glob("*.aside"))) == 2 * len(list(folder.glob("*.arrow"))) > 0
     weights = teacher / "model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-4] + b"\0\0\0\1")
