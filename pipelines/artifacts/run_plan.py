@@ -238,11 +238,11 @@ def user_cache() -> Path:
     return Path.home() / ".cache" / "ctd"
 
 
-def check_corpus_unchanged(plan: RunPlan) -> None:
-    """Raises CtdError where the corpus is another than when the plan was made."""
+def check_corpus_unchanged(plan: RunPlan, name: str = "corpus: it") -> None:
+    """Raises CtdError, which calls it `name`, where the corpus is another than when the plan was made."""
     corpus = plan.config.corpus
     if content_fingerprint(corpus, plan_slices(corpus, plan.config.prepare.slice_bytes)) != plan.corpus_content:
-        raise CtdError("corpus: it has changed since the command began. Run it again.")
+        raise CtdError(f"{name} has changed since the command began. Run it again.")
 
 
 def _train_set(teacher: str | None) -> str:

@@ -17,14 +17,12 @@ from ctd_core.generation.own_texts import Record, choose_prompts, prompts_of
 from ctd_core.generation.prompts import prompt_of, read_prompts
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below
-from ctd_core.text.corpora import CorpusSlice, plan_slices, read_documents
-from ctd_core.text.corpora.content import content_fingerprint
+from ctd_core.text.corpora import CorpusSlice, read_documents
 from ctd_core.text.corpora.slices import training_documents
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, with_training
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, check_corpus_unchanged, with_training
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
-CHANGED = "has changed since the command began. Run it again."
 OWN_TEXTS_VERSION = 2  # of what is learned of a text: since 2, what was cut is, up to its last word
 
 
@@ -136,18 +134,18 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
     if options.prompts is not None:
         found = read_prompts_for(options.prompts, is_chat)
         if with_training(plan, plan.config.train).training != plan.training:
-            raise CtdError(f"train.on_policy.prompts: {options.prompts} {CHANGED}")
+            raise CtdError(
+                f"train.on_policy.prompts: {options.prompts} has changed since the command began. Run it again."
+            )
         return found
     corpus, found = plan.config.corpus, []
-    slice_bytes = plan.config.prepare.slice_bytes
-    documents = training_documents(corpus, read_documents(corpus, slice_bytes))
+    documents = training_documents(corpus, read_documents(corpus, plan.config.prepare.slice_bytes))
     for number, document in enumerate(documents):
         if number == SOURCE_DOCUMENTS:
             break
         if not isinstance(document, DocumentError):
             found += prompts_of(document, is_chat)
-    if content_fingerprint(corpus, plan_slices(corpus, slice_bytes)) != plan.corpus_content:
-        raise CtdError(f"train.on_policy: the corpus, whose beginnings are the prompts, {CHANGED}")
+    check_corpus_unchanged(plan, "train.on_policy: the corpus, whose beginnings are the prompts,")
     if not found:
         what = "conversations, and this student has a chat template" if is_chat else "texts"
         raise UsageError(f"train.on_policy: the corpus holds no prompts: it would have to hold {what}.")

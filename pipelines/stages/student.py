@@ -69,5 +69,6 @@ def online_teacher(
     config = plan.config
     if not config.train.online_objectives:
         return None
+    online = build_online_teacher(config.student, config.teacher, student, tokenizer, plan.vocabulary_maps, device)
     check_unchanged(config.teacher.model, config.teacher.revision, plan.training_sets[None].teacher_weights)
-    return build_online_teacher(config.student, config.teacher, student, tokenizer, plan.vocabulary_maps, device)
+    return online
