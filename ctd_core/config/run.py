@@ -65,6 +65,8 @@ def _student(run: RunConfig) -> Iterator[str]:
         )
     if student.byte_expansion is not None and isinstance(student.tokenizer, TrainedTokenizer):
         yield "student.byte_expansion is for a tokenizer of single bytes, such as student.tokenizer: {kind: bytes}"
+    if student.byte_expansion is not None and student.head == "as_teacher":
+        yield "student.byte_expansion gives the student an output matrix of its own: leave student.head out"
     if student.model is not None and isinstance(student.tokenizer, TrainedTokenizer):
         yield (
             "student.model has embeddings for a tokenizer of its own, not for one that is trained here: name it in "

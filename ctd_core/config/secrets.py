@@ -8,13 +8,17 @@ from urllib.parse import unquote
 SECRET_WORDS = {
     "secret", "password", "passwd", "passphrase", "pwd", "token", "sig", "signature", "credential", "credentials",
     "auth", "sas", "jwt", "key", "secretkey", "accesskey", "accountkey", "apikey", "privatekey", "pass", "pw", "bearer",
+    "tok",
 }  # fmt: skip
 WITH_PASSWORD = re.compile(r"(\w+://?)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
-TOKEN_AS_USER = re.compile(r"(https?://?)[^\s/@]+@")
+TOKEN_AS_USER = re.compile(r"((?:https?|hf)://?)[^\s/@]+@")
+WELL_KNOWN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|(?:AKIA|ASIA)[A-Z0-9]{16}\b)"
+)
 KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://?)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
 NO_KEYS = (
     "a URI with a key in it would be shown in messages and stored with the run: leave the key out, and set "
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, or what your store reads"
 )
 QUERY = re.compile(r"([?&;#])([^=&;#\s]+)=([^&;#\s]+)")
 
@@ -22,8 +26,11 @@ QUERY = re.compile(r"([?&;#])([^=&;#\s]+)=([^&;#\s]+)")
 def has_secret(text: str) -> bool:
     """Whether `text` is a URI with a password or a key in it, be it one of a single slash, as a path leaves it.
 
-    A user or a container alone (`hdfs://user@host`, `abfs://container@account`) is none.
+    A user or a container alone (`hdfs://user@host`, `abfs://container@account`) is none; a key of a well-known form
+    is one in any text.
     """
+    if WELL_KNOWN.search(text):
+        return True
     if ":/" not in text:
         return False
     if any(pattern.search(text) for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER)):
@@ -49,7 +56,8 @@ def fields_with_secrets(values: Any, path: str = "") -> Iterator[str]:
 
 
 def redact(text: str) -> str:
-    """`text` with `***` in place of every secret in a URI."""
+    """`text` with `***` in place of every secret that `has_secret` knows."""
+    text = WELL_KNOWN.sub("***", text)
     if ":/" not in text:
         return text
     for pattern in (WITH_PASSWORD, KEY_OF_STORE, TOKEN_AS_USER):

@@ -114,14 +114,20 @@ def _validated(kind: type[AnyOptions], values: Any, source: str, overrides: Sequ
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [(_is_set(details, values, overrides), _explain(details, values, kind)) for details in error.errors()]
-        raise UsageError("\n".join(f"{'--set' if is_set else source}: {line}" for is_set, line in lines)) from error
+        lines = [
+            f"{_source_of(details, values, source, overrides)}: {_explain(details, values, kind)}"
+            for details in error.errors()
+        ]
+        raise UsageError("\n".join(lines)) from error
 
 
-def _is_set(error: Any, values: Any, overrides: Sequence[str]) -> bool:
-    """Whether an error is of a value that --set has put in."""
+def _source_of(error: Any, values: Any, source: str, overrides: Sequence[str]) -> str:
+    """What is to blame for an error: `source`, what --set has put in, or how the two go together."""
     where = _where(error, values)
-    return any(where == path or where.startswith(f"{path}.") for path in overrides)
+    if any(where == path or where.startswith(f"{path}.") for path in overrides):
+        return "--set"
+    beside = [path for path in overrides if not where or path.startswith(f"{where}.")]
+    return f"{source} with --set {', '.join(beside)}" if error["type"] == "value_error" and beside else source
 
 
 def _where(error: Any, values: Any) -> str:
@@ -144,7 +150,7 @@ def read_rule(text: str) -> AnyChunks:
             {"kind": values} if isinstance(values, str) else values
         )
     except ValidationError as error:
-        lines = (_explain(details, values).removeprefix("the file: ") for details in error.errors())
+        lines = (_explain(details, values) for details in error.errors())
         raise UsageError(f"--rule {text}: " + "\n".join(lines)) from error
     return rule
 
@@ -225,25 +231,25 @@ def _models_in(annotation: Any) -> list[Any]:
 
 def _explain(error: Any, values: Any, kind: Any = None) -> str:
     """One of pydantic's errors in `values` in words: the field, what is wrong, the value; `kind` is their model."""
-    where = _where(error, values) or "the file"
+    where = f"{path}: " if (path := _where(error, values)) else ""
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
         if name in RENAMED_FIELDS:
-            return f"{where}: this field is called {RENAMED_FIELDS[name]} since version 0.1.0."
+            return f"{where}this field is called {RENAMED_FIELDS[name]} since version 0.1.0."
         near = difflib.get_close_matches(name, _fields_beside(kind, error["loc"]), n=1)
         hint = f" Did you mean {near[0]}?" if near else " `ctd config --reference` describes every field."
-        return f"{where}: there is no such field.{hint}"
+        return f"{where}there is no such field.{hint}"
     if error["type"] in {"literal_error", "union_tag_invalid"}:
         allowed = re.findall(r"'([^']*)'", str(error["ctx"].get("expected") or error["ctx"].get("expected_tags")))
         given = error["ctx"].get("tag") or error["input"]
         if str(given) in RENAMED_KINDS:
-            return f"{where}: the kind {given} is called {RENAMED_KINDS[given]} since version 0.1.0."
+            return f"{where}the kind {given} is called {RENAMED_KINDS[given]} since version 0.1.0."
         if near := difflib.get_close_matches(str(given), allowed, n=1):
-            return f"{where}: {error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
+            return f"{where}{error['msg']} (it is {redact(repr(given))}). Did you mean {near[0]}?"
     if error["type"] == "union_tag_not_found":
         given = error["input"]
         is_group = isinstance(given, dict)
         shown = f"its fields are {', '.join(map(str, given))}" if is_group else f"it is {redact(repr(given))}"
-        return f"{where}: give its kind ({shown})."
+        return f"{where}give its kind ({shown})."
     given = "" if error["type"] in {"missing", "value_error"} else f" (it is {redact(repr(error['input']))})"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}{given}."
+    return f"{where}{error['msg'].removeprefix('Value error, ')}{given}."

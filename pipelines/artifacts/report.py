@@ -103,6 +103,11 @@ def metrics_table(report: Report) -> TextTable:
     lines = []
     if report.gap_closed is not None:
         lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training")
+        if report.gap_closed < 0:
+            lines.append(
+                "the student moved away from its teacher there: take a lower train.learning_rate, or text that is more "
+                "like what is measured"
+            )
     for name, measured in report.sets.items():
         bits, of_teacher = (figures[BITS_PER_BYTE.name] for figures in (measured.student_after, measured.teacher))
         if bits > FAR * of_teacher:

@@ -42,6 +42,7 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 class DatasetPlan:
     """A set of shards to be made.
 
+    content: the fingerprint of what `corpus` holds.
     held_out_fraction: which share of the documents that `corpus` holds out; None for those that it does not hold out.
     teacher_weights: the fingerprint of the teacher that scores it. stamp: the name with the fingerprint of its content.
     """
@@ -50,6 +51,7 @@ class DatasetPlan:
     teacher: Teacher
     teacher_weights: str
     corpus: Corpus
+    content: str
     held_out_fraction: float | None
     stamp: str
     location: str
@@ -74,7 +76,7 @@ class RunPlan:
 
     tokenizer: the directory of the trained tokenizer, None where the student's tokenizer is not trained.
     init: the directory of the student before training. training: that of metrics and checkpoints.
-    corpus_content: the fingerprint of the corpus's content.
+    origin_weights: the fingerprint of the model that the student is made from: student.model, or else its teacher.
     datasets: the training sets, one for each teacher, and the evaluation sets, by name.
     evaluation: the fingerprint of what the student is measured on.
     part: the part of the training that is meant, where it has several.
@@ -85,7 +87,7 @@ class RunPlan:
     tokenizer: Path | None
     init: Path
     training: Path
-    corpus_content: str
+    origin_weights: str
     datasets: Mapping[str, DatasetPlan]
     evaluation: str
     part: TrainingPart | None = None
@@ -146,21 +148,22 @@ def plan_run(config: RunConfig) -> RunPlan:
     """
     config = resolve_locations(config)
     files = run_files(config)
-    slices = plan_slices(config.corpus, config.prepare.slice_bytes)
-    corpus_content = content_fingerprint(config.corpus, slices)
+    corpus_content = _content_of(config.corpus, config)
     tokenizer = _tokenizer_fingerprint(config, corpus_content)
     teachers: dict[str | None, Teacher] = {None: config.teacher} | dict(config.extra_teachers.items())
     weights = {name: weights_fingerprint(teacher.model, teacher.revision) for name, teacher in teachers.items()}
     datasets = _plan_datasets(config, files, tokenizer, weights, corpus_content)
-    init = files.directory / _init_name(config, tokenizer, weights[None])
-    is_trained = isinstance(config.student.tokenizer, TrainedTokenizer)
+    student = config.student
+    student_weights = weights_fingerprint(student.model, student.revision) if student.model is not None else None
+    init = files.directory / _init_name(config, tokenizer, weights[None], student_weights)
+    is_trained = isinstance(student.tokenizer, TrainedTokenizer)
     return RunPlan(
         config=config,
         files=files,
         tokenizer=files.directory / f"tokenizer-{tokenizer}" if is_trained else None,
         init=init,
         training=files.directory / _training_name(config, datasets, init),
-        corpus_content=corpus_content,
+        origin_weights=student_weights or weights[None],
         datasets=datasets,
         evaluation=fingerprint(
             config.evaluate.model_dump(mode="json", exclude={"tasks", "problems", "own_texts"}),
@@ -238,11 +241,15 @@ def user_cache() -> Path:
     return Path.home() / ".cache" / "ctd"
 
 
-def check_corpus_unchanged(plan: RunPlan, name: str = "corpus: it") -> None:
-    """Raises CtdError, which calls it `name`, where the corpus is another than when the plan was made."""
-    corpus = plan.config.corpus
-    if content_fingerprint(corpus, plan_slices(corpus, plan.config.prepare.slice_bytes)) != plan.corpus_content:
-        raise CtdError(f"{name} has changed since the command began. Run it again.")
+def check_corpus_unchanged(plan: RunPlan, set_name: str = TRAIN_SET, called: str = "corpus: it") -> None:
+    """Raises CtdError, which names it as `called`, where the corpus of a set is another than when the plan was made."""
+    dataset = plan.datasets[set_name]
+    if _content_of(dataset.corpus, plan.config) != dataset.content:
+        raise CtdError(f"{called} has changed since the command began. Run it again.")
+
+
+def _content_of(corpus: Corpus, config: RunConfig) -> str:
+    return content_fingerprint(corpus, plan_slices(corpus, config.prepare.slice_bytes))
 
 
 def _train_set(teacher: str | None) -> str:
@@ -267,12 +274,10 @@ def _teacher_fingerprint(teacher: Teacher, weights: str) -> str:
     return fingerprint(teacher.model_dump(mode="json"), weights)
 
 
-def _init_name(config: RunConfig, tokenizer: str, teacher_weights: str) -> str:
-    student = config.student
-    weights = weights_fingerprint(student.model, student.revision) if student.model is not None else None
+def _init_name(config: RunConfig, tokenizer: str, teacher_weights: str, student_weights: str | None) -> str:
     teacher = _teacher_fingerprint(config.teacher, teacher_weights)
-    options = student.model_dump(mode="json")
-    return f"init-{fingerprint(TRANSFER_VERSION, options, weights, tokenizer, teacher)}"
+    options = config.student.model_dump(mode="json")
+    return f"init-{fingerprint(TRANSFER_VERSION, options, student_weights, tokenizer, teacher)}"
 
 
 def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init: Path) -> str:
@@ -309,9 +314,7 @@ def _plan_datasets(
     plans = {}
     for name, (teacher_name, documents, held_out) in sets.items():
         teacher = config.teacher if teacher_name is None else config.extra_teachers[teacher_name]
-        content = corpus_content
-        if documents is not corpus:
-            content = content_fingerprint(documents, plan_slices(documents, config.prepare.slice_bytes))
+        content = corpus_content if documents is corpus else _content_of(documents, config)
         decides = fingerprint(
             SCHEMA_VERSION,
             tokenizer,
@@ -327,5 +330,5 @@ def _plan_datasets(
             location = below(config.prepare.storage, config.name, stamp)
         else:
             location = files.within(files.directory / "prepared" / stamp)
-        plans[name] = DatasetPlan(name, teacher, weights[teacher_name], documents, held_out, stamp, location)
+        plans[name] = DatasetPlan(name, teacher, weights[teacher_name], documents, content, held_out, stamp, location)
     return plans

@@ -13,10 +13,7 @@ import torch
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus, HeldOut, TrainedTokenizer
 from ctd_core.errors import CtdError, DocumentError
-from ctd_core.models.building import (
-    build_scorer,
-    stored_targets,
-)
+from ctd_core.models.building import build_scorer, stored_targets
 from ctd_core.models.scoring import score_rows
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.shards.building import build_rows

@@ -18,6 +18,11 @@ from pipelines.display.tables import as_markdown
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+EXPANDED_LOOP = """
+It reads the bytes before each byte: a loop of your own that keeps a cache gives
+`inputs_embeds=model.get_input_embeddings()(all_ids)[:, -new:]` in place of `input_ids`.
+"""
+
 
 def export(plan: RunPlan) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
@@ -58,6 +63,7 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     tables = [metrics_table(report), tasks_table(report.tasks)] if report else []
     measured = "\n".join(as_markdown(table) for table in tables if table.rows) or "Nothing was measured.\n"
     trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
+    loop = EXPANDED_LOOP if config.student.byte_expansion is not None else ""
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
     objectives = ", ".join(objective.kind for objective in config.train.objectives)
@@ -85,7 +91,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL"{trust})
 inputs = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
-
+{loop}
 ## Measured
 
 {measured}

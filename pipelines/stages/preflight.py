@@ -12,6 +12,7 @@ from pathlib import Path
 from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus, HeldOut, Mixture, TrainedTokenizer
+from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
@@ -84,12 +85,22 @@ def _check(config: RunConfig) -> Iterator[str]:
         for task in tasks_in(config.evaluate):
             task.check()
     _check_frozen(config)
+    yield from _endless_warmups(config.train)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton
 
-        origin = config.student if config.student.model is not None else config.teacher
-        check_targets(skeleton(origin.model or "", origin.revision, origin.trust_remote_code), config.student.adapters)
+        origin = _origin(config)
+        check_targets(skeleton(origin.model, origin.revision, origin.trust_remote_code), config.student.adapters)
+
+
+def _endless_warmups(train: Train) -> Iterator[str]:
+    """Which warm-ups take all steps of their part of the training."""
+    fields = [f"train.stages.{number}.warmup_steps" for number in range(len(train.stages))]
+    for field, (_, part) in zip([*fields, "train.warmup_steps"], train.phases, strict=True):
+        if part.warmup >= part.steps:
+            highest = f"{part.learning_rate:g}"
+            yield f"{field} is {part.warmup}, of {part.steps} steps: the learning rate does not reach {highest}"
 
 
 def _check_frozen(config: RunConfig) -> None:
@@ -100,8 +111,8 @@ def _check_frozen(config: RunConfig) -> None:
         return
     from ctd_core.models.loading import skeleton  # takes seconds
 
-    origin = config.student if config.student.model is not None else config.teacher
-    model = skeleton(origin.model or "", origin.revision, origin.trust_remote_code)
+    origin = _origin(config)
+    model = skeleton(origin.model, origin.revision, origin.trust_remote_code)
     names = list(model.state_dict())  # also of a head that may be tied
     if config.student.byte_expansion is not None:
         names.append("embed_tokens.table")

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from ctd_core.config.shards import Prepare
-from ctd_core.config.text import Corpus, Mixture
+from ctd_core.config.text import Corpus, HeldOut, Mixture
 from ctd_core.errors import CtdError
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.shards.files import (
@@ -71,7 +71,7 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
             if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset, slices[dataset.name])]:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, of_teacher[0], tokenizers, plan.config.prepare)
-                _check_corpus(plan, tasks)
+                _check_corpora(plan, of_teacher, tasks)
             for dataset in of_teacher:
                 finish_set(plan, dataset, slices[dataset.name], tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
@@ -126,17 +126,27 @@ def _make_shards(
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
 
 
-def _check_corpus(plan: RunPlan, tasks: list[SliceTask]) -> None:
-    """Raises CtdError where the corpus is another than when the command began; shards that it made are moved aside."""
-    try:
-        check_corpus_unchanged(plan)
-    except CtdError:
-        for task in tasks:
-            folder, file = Folder(task.location), shard_file(task.slice.number)
-            for name in (f"{file}.json", file):
-                if folder.exists(name):
-                    folder.set_aside(name)
-        raise
+def _check_corpora(plan: RunPlan, datasets: list[DatasetPlan], tasks: list[SliceTask]) -> None:
+    """Raises CtdError where a corpus is another than when the command began; `tasks`' shards of it are moved aside."""
+    for content in dict.fromkeys(dataset.content for dataset in datasets):  # sets may share a corpus
+        names = {dataset.location: dataset.name for dataset in datasets if dataset.content == content}
+        name = next(iter(names.values()))
+        measured = plan.config.evaluate.sets.get(name)
+        field = "corpus" if measured is None or isinstance(measured, HeldOut) else f"evaluate.sets.{name}"
+        try:
+            check_corpus_unchanged(plan, name, f"{field}: it")
+        except CtdError:
+            for task in tasks:
+                if task.location in names:
+                    _set_aside(task)
+            raise
+
+
+def _set_aside(task: SliceTask) -> None:
+    folder, file = Folder(task.location), shard_file(task.slice.number)
+    for name in (f"{file}.json", file):
+        if folder.exists(name):
+            folder.set_aside(name)
 
 
 def finish_set(plan: RunPlan, dataset: DatasetPlan, slices: list[CorpusSlice], tokenizers: Tokenizers) -> None:

@@ -145,7 +145,7 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
             break
         if not isinstance(document, DocumentError):
             found += prompts_of(document, is_chat)
-    check_corpus_unchanged(plan, "train.on_policy: the corpus, whose beginnings are the prompts,")
+    check_corpus_unchanged(plan, called="train.on_policy: the corpus, whose beginnings are the prompts,")
     if not found:
         what = "conversations, and this student has a chat template" if is_chat else "texts"
         raise UsageError(f"train.on_policy: the corpus holds no prompts: it would have to hold {what}.")

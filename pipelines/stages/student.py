@@ -38,8 +38,8 @@ def ensure_student(plan: RunPlan) -> None:
             teacher.model,
         )
     model = build_student(student, teacher, *tokenizers)
-    if student.model is None:
-        check_unchanged(teacher.model, teacher.revision, plan.training_sets[None].teacher_weights)
+    origin = teacher if student.model is None else student
+    check_unchanged(origin.model or "", origin.revision, plan.origin_weights)
     with atomic_directory(plan.init) as temporary:
         model.save_pretrained(temporary)
     plan.files.upload(plan.init)

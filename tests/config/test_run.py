@@ -52,6 +52,7 @@ def test_every_recipe_is_a_run(name):
         ("prepare.targets=false", "alm, which needs prepare.targets"),
         ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
         ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
+        ("student={tokenizer: {kind: bytes}, byte_expansion: {}, head: as_teacher}", "leave student.head out"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
         ("train.learning_rate=.inf", r"train.learning_rate: .*finite"),
         ("train.seed=-1", r"train.seed: .*greater than or equal to 0"),
@@ -131,6 +132,18 @@ def test_an_error_names_where_its_value_was_written():
         read_config(both, "here", ["teacher.dtyp=float32"])
     starts = sorted(line.partition(": ")[0] + " " + line.split(": ")[1] for line in str(raised.value).splitlines())
     assert starts == ["--set teacher.dtyp", "here train.steps"]
+
+
+def test_an_error_of_several_values_names_those_that_were_set():
+    with pytest.raises(
+        UsageError, match=r"^here with --set train\.batch_tokens: train\.batch_tokens is 8, less than one"
+    ):
+        read_config(RUN, "here", ["train.batch_tokens=8"])
+    stages = "train.stages=[{steps: 9}]"
+    with pytest.raises(UsageError, match=r"^here with --set train\.stages: train: the stages have 9 steps"):
+        read_config(RUN, "here", [stages])
+    with pytest.raises(UsageError, match=r"^here: train: the stages have 1 steps"):
+        read_config(RUN.replace("steps: 1", "steps: 1, stages: [{steps: 1}]"), "here", ["name=other"])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ SECRETS = [
     "https://host/x#access_token=hunter2",
     "https://host/x?sas=hunter2&auth=hunter2",
     "https://host/x?pass=hunter2&pw=hunter2&bearer=hunter2",
+    "https://host/x?tok=hunter2",
+    "hf://hunter2@org/model",
 ]
 HARMLESS = [
     "abfs://container@account/x",
@@ -43,6 +45,9 @@ HARMLESS = [
     "./a:b@c",
     "http://127.0.0.1:9000/folder/a@b.parquet",
     "https://host/monkey.parquet?keyboard=de&author=me",
+    "hf://datasets/org/name@revision/x.parquet",
+    "org/hf_model_of_mine",
+    "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 ]
 FIELDS = ["output", "prepare.storage", "teacher.model", "corpus.paths.0", "evaluate.sets.held.paths.0"]
 
@@ -53,6 +58,13 @@ def test_secrets_are_found_and_left_out_of_what_is_shown(uri):
     assert "hunter2" not in redact(f"could not read {uri}: no such host")
     assert "AKIA" not in redact(uri)
     assert not {"hunter2", "AKIA123"} & set(re.split(r"\W+", redact(str(Path(uri)))))  # of its two slashes one is left
+
+
+@pytest.mark.parametrize("key", ["hf_" + "aB3" * 11, "ghp_" + "x" * 36, "github_pat_" + "y" * 40, "AKIA" + "Q7" * 8])
+def test_keys_of_well_known_forms_are_found_in_any_text(key):
+    for text in (key, f"/home/me/{key}/model", f"https://host/{key}/x.jsonl"):
+        assert has_secret(text)
+        assert key not in redact(text)
 
 
 @pytest.mark.parametrize("uri", HARMLESS)

@@ -90,6 +90,7 @@ def test_a_student_of_bytes_with_expansion_is_trained_measured_exported_and_writ
     ctd("run", "--config", written(config, tmp_path, **changes))
     model = tmp_path / "runs" / "tiny" / "model"
     assert "trust_remote_code=True" in (model / "README.md").read_text()
+    assert "inputs_embeds=model.get_input_embeddings()(all_ids)[:, -new:]" in (model / "README.md").read_text()
     assert "cross-tokenizer distillation (prefix_kl) for 4 steps" in (model / "README.md").read_text()
     code = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -204,6 +205,29 @@ def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(c
     weights.write_bytes(good)
     ensure_student(plan)
     assert plan.init.exists()
+
+
+def test_texts_of_an_evaluation_and_a_student_that_change_in_the_middle_of_a_command_are_told(config, tmp_path):
+    measured, student = tmp_path / "measured.jsonl", tmp_path / "student"
+    shutil.copyfile(config["corpus"]["paths"][0], measured)
+    shutil.copytree(config["teacher"]["model"], student)
+    changes = {
+        "student": {"tokenizer": {"kind": "pretrained", "name": str(student)}, "model": str(student)},
+        "evaluate": {"sets": {"other": {"kind": "jsonl", "paths": [str(measured)]}}},
+    }
+    plan = plan_run(RunConfig.model_validate(config | changes))
+    measured.write_text(measured.read_text().replace("quick", "quack"))
+    with pytest.raises(CtdError, match=r"evaluate\.sets\.other: it has changed since the command began"):
+        prepare(plan)
+    prepared = tmp_path / "runs" / "tiny" / "prepared"
+    kept, moved = (sorted(path.suffix for path in prepared.glob(f"{name}-*/shard-*")) for name in ("train", "other"))
+    assert set(kept) == {".arrow", ".json"}
+    assert set(moved) == {".aside"}
+    weights = student / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CtdError, match="its files have changed since the command began"):
+        ensure_student(plan)
+    assert not plan.init.exists()
 
 
 def test_shards_that_unlike_machines_scored_in_two_types_are_told(config, tmp_path, caplog):
@@ -334,15 +358,27 @@ def test_sigterm_ends_any_command_as_ctrl_c_does():
     assert (done.returncode, done.stderr) == (130, "ctd: stopped\n")
 
 
-def test_a_student_that_is_far_from_its_teacher_is_told():
-    def table(after):
+def test_a_student_that_is_far_from_its_teacher_or_moves_away_is_told():
+    def table(after, gap_closed=0.9):
         figures = {"teacher": {"bits_per_byte": 1.0}, "student_before": {"bits_per_byte": 9.0}}
         measured = SetMetrics(text_bytes=1, chunks=1, **figures, student_after={"bits_per_byte": after})
-        report = Report(run="", sets={"s": measured}, gap_closed=0.9, teacher_parameters=1, student_parameters=1)
+        report = Report(run="", sets={"s": measured}, gap_closed=gap_closed, teacher_parameters=1, student_parameters=1)
         return metrics_table(report).caption
 
     assert "s: the student is still far from its teacher, 3.00 bits per byte to 1.00" in table(3.0)
     assert "far" not in table(1.2)
+    assert "moved away" in table(1.2, -0.1)
+    assert "moved away" not in table(1.2)
+
+
+def test_a_warm_up_that_does_not_end_is_told(config, tmp_path):
+    stages = ["train.stages=[{steps: 2, warmup_steps: 2}, {steps: 1}]", "train.warmup_steps=0"]
+    told = CliRunner().invoke(
+        app,
+        ["run", "--config", str(written(config, tmp_path)), "--dry-run", *(w for s in stages for w in ("--set", s))],
+    )
+    assert "train.stages.0.warmup_steps is 2, of 2 steps: the learning rate does not reach 0.001" in told.stderr
+    assert told.stderr.count("does not reach") == 1
 
 
 def test_a_student_made_from_its_teacher_reads_no_longer_windows(config, tmp_path):
