@@ -6,7 +6,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from ctd_core.align.documents import AlignedText, align_documents, cut_windows
+from ctd_core.align.documents import SCORED, AlignedText, align_documents, cut_windows
 from ctd_core.align.window_selection import most_fragmented
 from ctd_core.errors import DocumentError
 from ctd_core.shards.manifest import Counts, count_rows
@@ -28,14 +28,15 @@ def build_rows(
     """Encode, align and cut `documents`; a record batch of ALIGNMENT_SCHEMA and what it holds.
 
     Documents without text make no rows. Those that cannot be read or aligned are counted by reason, and so are those
-    that hold names of special tokens, which are plain text here. A `fragmented_fraction`
-    below 1 leaves out windows, see align.selection.
+    that hold names of special tokens, which are plain text here. Of a document in several windows those in which
+    nothing is to be learned, as of a long prompt, are left out. A `fragmented_fraction` below 1 leaves out more, see
+    align.window_selection.
     """
     rows: list[AlignedText] = []
     errors: list[DocumentError] = []
     names = _special_names(student, teacher)
     named: list[str] = []
-    count = empty = 0
+    count = empty = left_out = 0
     for batch in _batches(documents):
         errors += [aligned for aligned in batch if isinstance(aligned, DocumentError)]
         given = [aligned for aligned in batch if isinstance(aligned, Document)]
@@ -51,9 +52,11 @@ def build_rows(
             if isinstance(made, DocumentError):
                 errors.append(DocumentError(made.reason, f"document {document.id}: {made}"))
             else:
-                rows += made
+                learned = made if len(made) == 1 else [window for window in made if (window.chunk_kinds & SCORED).any()]
+                rows += learned
+                left_out += len(made) - len(learned)
     kept = most_fragmented(rows, fragmented_fraction)
-    return rows_batch(kept), count_rows(count, empty, errors, kept, len(rows) - len(kept), named)
+    return rows_batch(kept), count_rows(count, empty, errors, kept, left_out + len(rows) - len(kept), named)
 
 
 def _batches(documents: Iterable[Document | DocumentError]) -> Iterator[list[Document | DocumentError]]:

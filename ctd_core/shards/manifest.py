@@ -37,7 +37,9 @@ class Counts(Record):
     with_special_tokens: int = Field(0, description="documents whose text holds names of special tokens")
     special_token_example: str = ""
     rows: int = 0
-    left_out_rows: int = Field(0, description="windows that prepare.fragmented_fraction left out")
+    left_out_rows: int = Field(
+        0, description="windows left out, by prepare.fragmented_fraction or since nothing in them is to be learned"
+    )
     student_tokens: int = 0
     teacher_tokens: int = 0
     text_bytes: int = 0
@@ -114,7 +116,7 @@ def count_rows(
 ) -> Counts:
     """The counts of the rows made of `documents`, of which `empty` had no text and `errors` tells the dropped ones.
 
-    left_out: the number of rows that were made and are none of `rows`. with_special_tokens: for each document whose
+    left_out: the number of windows that are none of `rows`. with_special_tokens: for each document whose
     text holds the name of a special token, which and where.
     """
     by_reason: dict[str, list[str]] = defaultdict(list)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctd_core.align.documents import SCORED
 from ctd_core.errors import CtdError
 from ctd_core.shards.batches import collate
 from ctd_core.shards.building import build_rows
@@ -27,7 +28,7 @@ from ctd_core.shards.files import (
 from ctd_core.shards.manifest import add_counts, build_manifest, check_dropped, check_student, check_teacher
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.row_order import micro_batches
-from ctd_core.text.documents import plain_document
+from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, plain_document
 from tests.support.disks import files_of_at_most
 from tests.support.shard_sets import prepared, texts, write_set
 
@@ -211,6 +212,19 @@ def test_documents_that_hold_names_of_special_tokens_are_counted_with_an_example
     assert (counts.with_special_tokens, counts.special_token_example) == (1, "<|endoftext|> in document d1")
     both = add_counts([counts, counts])
     assert (both.with_special_tokens, both.special_token_example) == (2, "<|endoftext|> in document d1")
+
+
+def test_windows_in_which_nothing_is_to_be_learned_are_left_out_and_counted():
+    prompt, response = " ".join(texts(12)), "the answer is seven"
+    document = Document("d", (Marker(BEGIN, scored=False), Text(prompt, scored=False), Text(response), Marker(END)))
+    sides = prepared(STUDENT), prepared(TEACHER)
+    _, whole = build_rows(*sides, [document], 10_000, 10_000)
+    rows, counts = build_rows(*sides, [document], 48, 48)
+    learned = [any(kinds & SCORED for kinds in row) for row in rows["chunk_kinds"].to_pylist()]
+    assert all(learned)
+    assert 0 < len(learned) < 3
+    assert counts.left_out_rows > 3
+    assert counts.scored_bytes == whole.scored_bytes == len(response)
 
 
 def test_shards_of_another_tokenizer_or_a_smaller_vocabulary_are_refused(made):
