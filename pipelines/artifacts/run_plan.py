@@ -30,7 +30,7 @@ from ctd_core.models.fingerprints import TRANSFER_VERSION, weights_fingerprint
 from ctd_core.shards.cache import Cache
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below, is_uri
-from ctd_core.text.corpora import plan_slices
+from ctd_core.text.corpora import corpus_files, plan_slices
 from ctd_core.text.corpora.content import content_fingerprint
 from pipelines.artifacts.remote_copy import RunFiles
 
@@ -241,15 +241,19 @@ def user_cache() -> Path:
     return Path.home() / ".cache" / "ctd"
 
 
-def check_corpus_unchanged(plan: RunPlan, set_name: str = TRAIN_SET, called: str = "corpus: it") -> None:
-    """Raises CtdError, which names it as `called`, where the corpus of a set is another than when the plan was made."""
-    dataset = plan.datasets[set_name]
-    if _content_of(dataset.corpus, plan.config) != dataset.content:
-        raise CtdError(f"{called} has changed since the command began. Run it again.")
+def check_corpus_unchanged(plan: RunPlan, called: str = "corpus: it") -> None:
+    """Raises CtdError, which names it as `called`, where the corpus is another than when the plan was made."""
+    if _content_of(plan.config.corpus, plan.config) != plan.datasets[TRAIN_SET].content:
+        raise changed_corpus(called)
+
+
+def changed_corpus(called: str) -> CtdError:
+    """What is raised where a corpus changes while a command reads it."""
+    return CtdError(f"{called} has changed since the command began. Run it again.")
 
 
 def _content_of(corpus: Corpus, config: RunConfig) -> str:
-    return content_fingerprint(corpus, plan_slices(corpus, config.prepare.slice_bytes))
+    return content_fingerprint(corpus_files(corpus), plan_slices(corpus, config.prepare.slice_bytes))
 
 
 def _train_set(teacher: str | None) -> str:

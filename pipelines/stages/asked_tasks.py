@@ -14,7 +14,7 @@ from ctd_core.config.evaluation import Evaluate, Problems, Tasks
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.problems import SLICE_BYTES, ask_problems, read_problems
 from ctd_core.evaluation.tasks import TaskHarness, harness_version
-from ctd_core.text.corpora import plan_slices
+from ctd_core.text.corpora import corpus_files, plan_slices
 from ctd_core.text.corpora.content import content_fingerprint
 
 
@@ -83,7 +83,8 @@ class ProblemSet:
     def stamp(self) -> str:
         """Of the options and the content of the files."""
         corpus = self.options.corpus
-        return fingerprint(self.options.result_values(), content_fingerprint(corpus, plan_slices(corpus, SLICE_BYTES)))
+        content = content_fingerprint(corpus_files(corpus), plan_slices(corpus, SLICE_BYTES))
+        return fingerprint(self.options.result_values(), content)
 
     def check(self) -> None:
         """Raise UsageError where there are no problems, or one cannot be read."""

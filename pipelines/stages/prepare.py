@@ -3,8 +3,10 @@
 import json
 import logging
 import pickle
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -30,9 +32,10 @@ from ctd_core.shards.manifest import (
     compare_vocabularies,
     tokenizer_fingerprint,
 )
-from ctd_core.text.corpora import CorpusSlice, plan_slices
+from ctd_core.text.corpora import CorpusSlice, corpus_files, plan_slices
+from ctd_core.text.corpora.content import content_fingerprint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, check_corpus_unchanged
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_corpus
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.cluster.tally import Tally
 from pipelines.display.progress import progress
@@ -43,6 +46,13 @@ from pipelines.stages.prepare_tasks import SliceTask, Tokenizers, encode, encode
 from pipelines.stages.tokenizer import ensure_tokenizer, student_tokenizer
 
 logger = logging.getLogger(__name__)
+
+
+class _Read(NamedTuple):
+    """What a set is read from, as it was when that began."""
+
+    files: list[str]
+    slices: list[CorpusSlice]
 
 
 def prepare(plan: RunPlan) -> dict[str, Manifest]:
@@ -65,15 +75,19 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
         for teacher in dict.fromkeys(dataset.teacher for dataset in unfinished):
             of_teacher = [dataset for dataset in unfinished if dataset.teacher == teacher]
             tokenizers = student_tokenizer(plan), build_teacher_tokenizer(teacher)
-            slices = {
-                dataset.name: plan_slices(dataset.corpus, plan.config.prepare.slice_bytes) for dataset in of_teacher
+            read = {
+                dataset.name: _Read(
+                    corpus_files(dataset.corpus), plan_slices(dataset.corpus, plan.config.prepare.slice_bytes)
+                )
+                for dataset in of_teacher
             }
-            if tasks := [task for dataset in of_teacher for task in _open_tasks(plan, dataset, slices[dataset.name])]:
+            tasks = [task for dataset in of_teacher for task in _open_tasks(plan, dataset, read[dataset.name].slices)]
+            if tasks:
                 title = "prepare: " + ", ".join(dataset.name for dataset in of_teacher)
                 _make_shards(title, tasks, of_teacher[0], tokenizers, plan.config.prepare)
-                _check_corpora(plan, of_teacher, tasks)
+                _check_corpora(plan, of_teacher, tasks, read)
             for dataset in of_teacher:
-                finish_set(plan, dataset, slices[dataset.name], tokenizers)
+                finish_set(plan, dataset, read[dataset.name].slices, tokenizers)
         return {dataset.name: read_manifest(Folder(dataset.location)) for dataset in datasets}
 
 
@@ -126,20 +140,25 @@ def _make_shards(
             finish(row["slice"], SliceProgress(row["text_bytes"], scored, scored))
 
 
-def _check_corpora(plan: RunPlan, datasets: list[DatasetPlan], tasks: list[SliceTask]) -> None:
-    """Raises CtdError where a corpus is another than when the command began; `tasks`' shards of it are moved aside."""
+def _check_corpora(
+    plan: RunPlan, datasets: list[DatasetPlan], tasks: list[SliceTask], read: Mapping[str, _Read]
+) -> None:
+    """Raises CtdError where a corpus is another than when the command began; `tasks`' shards of it are moved aside.
+
+    A file that has come since is none of those `read`, and no change.
+    """
     for content in dict.fromkeys(dataset.content for dataset in datasets):  # sets may share a corpus
         names = {dataset.location: dataset.name for dataset in datasets if dataset.content == content}
         name = next(iter(names.values()))
+        with suppress(OSError):  # a file is gone
+            if content_fingerprint(*read[name]) == content:
+                continue
+        for task in tasks:
+            if task.location in names:
+                _set_aside(task)
         measured = plan.config.evaluate.sets.get(name)
         field = "corpus" if measured is None or isinstance(measured, HeldOut) else f"evaluate.sets.{name}"
-        try:
-            check_corpus_unchanged(plan, name, f"{field}: it")
-        except CtdError:
-            for task in tasks:
-                if task.location in names:
-                    _set_aside(task)
-            raise
+        raise changed_corpus(f"{field}: it")
 
 
 def _set_aside(task: SliceTask) -> None:

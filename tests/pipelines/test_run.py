@@ -24,6 +24,7 @@ from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.report import Report, SetMetrics, metrics_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
+from pipelines.display.progress import progress
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tokenizer import ensure_tokenizer
@@ -207,22 +208,33 @@ def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(c
     assert plan.init.exists()
 
 
-def test_texts_of_an_evaluation_and_a_student_that_change_in_the_middle_of_a_command_are_told(config, tmp_path):
+def test_texts_of_an_evaluation_and_a_student_that_change_in_the_middle_of_a_command_are_told(
+    config, tmp_path, monkeypatch
+):
     measured, student = tmp_path / "measured.jsonl", tmp_path / "student"
     shutil.copyfile(config["corpus"]["paths"][0], measured)
     shutil.copytree(config["teacher"]["model"], student)
     changes = {
         "student": {"tokenizer": {"kind": "pretrained", "name": str(student)}, "model": str(student)},
-        "evaluate": {"sets": {"other": {"kind": "jsonl", "paths": [str(measured)]}}},
+        "evaluate": {"sets": {"other": {"kind": "jsonl", "paths": [str(tmp_path / "measured*.jsonl")]}}},
     }
     plan = plan_run(RunConfig.model_validate(config | changes))
-    measured.write_text(measured.read_text().replace("quick", "quack"))
+    before = measured.read_text()
+    measured.write_text(before.replace("quick", "quack"))
     with pytest.raises(CtdError, match=r"evaluate\.sets\.other: it has changed since the command began"):
         prepare(plan)
     prepared = tmp_path / "runs" / "tiny" / "prepared"
     kept, moved = (sorted(path.suffix for path in prepared.glob(f"{name}-*/shard-*")) for name in ("train", "other"))
     assert set(kept) == {".arrow", ".json"}
     assert set(moved) == {".aside"}
+
+    def progress_beside_a_new_file(*arguments):
+        (tmp_path / "measured-2.jsonl").write_text(before)
+        return progress(*arguments)
+
+    measured.write_text(before)
+    monkeypatch.setattr("pipelines.stages.prepare.progress", progress_beside_a_new_file)
+    assert prepare(plan)["other"].counts.documents == before.count("\n")
     weights = student / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(CtdError, match="its files have changed since the command began"):
