@@ -44,7 +44,8 @@ class Student(Options):
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     head: Literal["as_teacher", "untied"] | None = Field(
         default=None,
-        description="whether a tied output matrix stays tied; untied is the default for bytes, as_teacher for others",
+        description="whether a tied output matrix stays tied; untied is the default for bytes, as_teacher for others; "
+        "untied alone fits byte_expansion",
     )
     byte_expansion: ByteExpansion | None = Field(
         default=None, description="for a tokenizer of bytes: read the embeddings of the teacher's tokens too"

@@ -39,7 +39,7 @@ class RunConfig(Options):
             self.__dict__["prepare"] = self.prepare.model_copy(update={"prefix_k": PREFIX_K if asks else 0})
         checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)
         if wrong := [message for check in checks for message in check(self)]:
-            raise ValueError("; ".join(wrong))
+            raise ValueError(".\n".join(wrong))
         return self
 
 

@@ -11,13 +11,13 @@ SECRET_WORDS = {
     "tok",
 }  # fmt: skip
 WITH_PASSWORD = re.compile(r"(\w+://?)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
-TOKEN_AS_USER = re.compile(r"((?:https?|hf)://?)[^\s/@]+@")
+TOKEN_AS_USER = re.compile(r"(https?://?)[^\s/@]+@")
 WELL_KNOWN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|(?:AKIA|ASIA)[A-Z0-9]{16}\b)"
+    r"hf_[A-Za-z0-9]{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
 )
 KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://?)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
 NO_KEYS = (
-    "a URI with a key in it would be shown in messages and stored with the run: leave the key out, and set "
+    "a key, or a URI with one in it, would be shown in messages and stored with the run: leave the key out, and set "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, or what your store reads"
 )
 QUERY = re.compile(r"([?&;#])([^=&;#\s]+)=([^&;#\s]+)")

@@ -20,8 +20,8 @@ class Prepare(Options):
         default=1.0,
         gt=0,
         le=1,
-        description="train on this fraction of each slice's tokens: the windows whose chunks have most student "
-        "tokens; evaluation sets are left as they are",
+        description="train on this fraction of the tokens of each slice's windows in which something is learned: those "
+        "whose chunks have most student tokens; evaluation sets are left as they are",
     )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
     storage: str | None = resource(

@@ -47,7 +47,7 @@ def read_config(text: str, source: str, overrides: list[str]) -> RunConfig:
         set_values = _parse_overrides(overrides)
         for path, value in set_values.items():
             _put(changed, path, value, f"--set {path}")
-        return _validated(RunConfig, changed, source, list(set_values))
+        return _validated(RunConfig, changed, source, list(set_values), values)
     except UsageError:
         with suppress(UsageError):  # what is set may lie in a default, as train.objectives.0 does
             return with_overrides(_validated(RunConfig, values, source), overrides)
@@ -109,25 +109,40 @@ def read_text(file: Path) -> str:
         raise UsageError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from error
 
 
-def _validated(kind: type[AnyOptions], values: Any, source: str, overrides: Sequence[str] = ()) -> AnyOptions:
-    """`values` as options; `overrides` are the dotted paths of those that --set has put in."""
+def _validated(
+    kind: type[AnyOptions], values: Any, source: str, overrides: Sequence[str] = (), before: Any = None
+) -> AnyOptions:
+    """`values` as options; `overrides` are the dotted paths of what --set has put into the values `before`."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        without = _problems(kind, before) if overrides else []
         lines = [
-            f"{_source_of(details, values, source, overrides)}: {_explain(details, values, kind)}"
-            for details in error.errors()
+            f"{_source_of(where, (where, line) in without, source, overrides)}: {line}"
+            for where, line in _problems(kind, values)
         ]
         raise UsageError("\n".join(lines)) from error
 
 
-def _source_of(error: Any, values: Any, source: str, overrides: Sequence[str]) -> str:
+def _problems(kind: type[Options], values: Any) -> list[tuple[str, str]]:
+    """What is wrong with `values`: where, and in words. Of checks of several fields each message is one."""
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        return [
+            (_where(details, values), line)
+            for details in error.errors()
+            for line in _explain(details, values, kind).split("\n")
+        ]
+    return []
+
+
+def _source_of(where: str, is_of_file: bool, source: str, overrides: Sequence[str]) -> str:
     """What is to blame for an error: `source`, what --set has put in, or how the two go together."""
-    where = _where(error, values)
-    if any(where == path or where.startswith(f"{path}.") for path in overrides):
+    if any(where == path or where.startswith(f"{path}.") or path == f"{where}.kind" for path in overrides):
         return "--set"
     beside = [path for path in overrides if not where or path.startswith(f"{where}.")]
-    return f"{source} with --set {', '.join(beside)}" if error["type"] == "value_error" and beside else source
+    return f"{source} with --set {', '.join(beside)}" if beside and not is_of_file else source
 
 
 def _where(error: Any, values: Any) -> str:

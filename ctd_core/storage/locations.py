@@ -102,12 +102,14 @@ def _matches(path: list[str], pattern: list[str]) -> bool:
 
 
 def size_and_time(location: str) -> tuple[int, int]:
-    """The size of a file in bytes, and when it changed last in nanoseconds."""
+    """The size of a file in bytes, and when it changed last in nanoseconds; raises FileNotFoundError without one."""
     if not is_uri(location):
         status = Path(location).stat()
         return status.st_size, status.st_mtime_ns
     files, path = file_system(location)
     info = files.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(location)
     return int(info.size), int(info.mtime_ns or 0)
 
 

@@ -18,6 +18,7 @@ from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
 
 RESULTS = "results"  # the lock of report and model, which a run has one of
+ROUNDING = 5e-4  # of a gap that is shown with three digits
 FAR = 1.5  # times the teacher's bits per byte: beyond it, what a student writes is hardly text
 TEACHER, BEFORE, AFTER = MODELS = ("teacher", "student before", "student after")
 METRIC_COLUMNS = ["text", "metric", *MODELS]
@@ -103,10 +104,10 @@ def metrics_table(report: Report) -> TextTable:
     lines = []
     if report.gap_closed is not None:
         lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training")
-        if report.gap_closed < 0:
+        if report.gap_closed < -ROUNDING:
             lines.append(
-                "the student moved away from its teacher there: take a lower train.learning_rate, or text that is more "
-                "like what is measured"
+                "on the gap_set the student moved away from its teacher: take a lower train.learning_rate, or text "
+                "that is more like it"
             )
     for name, measured in report.sets.items():
         bits, of_teacher = (figures[BITS_PER_BYTE.name] for figures in (measured.student_after, measured.teacher))

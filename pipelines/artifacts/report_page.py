@@ -12,7 +12,7 @@ from ctd_core.errors import first_line
 from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.storage.atomic import write_atomic
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
-from pipelines.artifacts.report import MODELS, TEACHER, Report, counts_table, metrics_table, tasks_table
+from pipelines.artifacts.report import MODELS, ROUNDING, TEACHER, Report, counts_table, metrics_table, tasks_table
 from pipelines.artifacts.round_figures import read_round
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display import pages
@@ -42,7 +42,10 @@ def write_page(plan: RunPlan, report: Report) -> None:
 def _page(plan: RunPlan, report: Report, steps: Steps) -> str:
     config = plan.config
     origin = config.student.model or f"made from {config.teacher.model}"
-    gap = "" if report.gap_closed is None else f" It closed {report.gap_closed:.1%} of the distance to its teacher."
+    closed = report.gap_closed
+    gap = "" if closed is None else f" It closed {closed:.1%} of the distance to its teacher."
+    if closed is not None and closed < -ROUNDING:
+        gap = f" It moved away from its teacher, by {-closed:.1%} of the distance."
     learned = ", ".join(objective.kind for objective in config.train.objectives)
     tokenizer = getattr(config.student.tokenizer, "name", config.student.tokenizer.kind)
     words = (

@@ -42,7 +42,7 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a job
 class DatasetPlan:
     """A set of shards to be made.
 
-    content: the fingerprint of what `corpus` holds.
+    content: the fingerprint of what `corpus` holds, or of the prompts that own texts are written after.
     held_out_fraction: which share of the documents that `corpus` holds out; None for those that it does not hold out.
     teacher_weights: the fingerprint of the teacher that scores it. stamp: the name with the fingerprint of its content.
     """

@@ -47,8 +47,9 @@ def submit(
         logging.getLogger(module).setLevel(logging.ERROR)
     if any(has_secret(word) for word in command):
         raise UsageError(
-            "the command holds a URI with a key in it, which the cluster would keep and show: leave it out, and give "
-            "the machines what your store reads, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "the command holds a key, or a URI with one in it, which the cluster would keep and show: leave it out, "
+            "and give the machines what your store reads, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "HF_TOKEN"
         )
     client = _client(address)
     typed = shlex.join(["ctd", *command])

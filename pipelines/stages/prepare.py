@@ -147,18 +147,20 @@ def _check_corpora(
 
     A file that has come since is none of those `read`, and no change.
     """
+    changed = []
     for content in dict.fromkeys(dataset.content for dataset in datasets):  # sets may share a corpus
         names = {dataset.location: dataset.name for dataset in datasets if dataset.content == content}
         name = next(iter(names.values()))
-        with suppress(OSError):  # a file is gone
+        with suppress(FileNotFoundError):
             if content_fingerprint(*read[name]) == content:
                 continue
         for task in tasks:
             if task.location in names:
                 _set_aside(task)
         measured = plan.config.evaluate.sets.get(name)
-        field = "corpus" if measured is None or isinstance(measured, HeldOut) else f"evaluate.sets.{name}"
-        raise changed_corpus(f"{field}: it")
+        changed.append("corpus" if measured is None or isinstance(measured, HeldOut) else f"evaluate.sets.{name}")
+    if changed:
+        raise changed_corpus(f"{', '.join(dict.fromkeys(changed))}: it")
 
 
 def _set_aside(task: SliceTask) -> None:

@@ -97,7 +97,7 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
     files = [below(folder, f"texts-{stamp}", f"{number:05d}.jsonl") for number in range(len(starts))]
     corpus = OwnTexts(kind="own-texts", paths=files, **fields)
     dataset = replace(
-        base, name=f"round-{item.number}", corpus=corpus, held_out_fraction=None, stamp=stamp,
+        base, name=f"round-{item.number}", corpus=corpus, content=content, held_out_fraction=None, stamp=stamp,
         location=below(folder, stamp),
     )  # fmt: skip
     drawing = (seed * 1009 + item.number) * 1_000_003

@@ -97,7 +97,8 @@ def _train_student(
                     if is_asked() or stopped.done < plan.last_step:  # and not only at the end of a part
                         raise
     _warn_of_idle_objectives(plan)
-    logger.info(f"train: its checkpoint and metrics are in {plan.checkpoints}")
+    if plan.last_step == options.steps:
+        logger.info(f"train: checkpoint and metrics are in {plan.checkpoints}")
 
 
 def _tell_epochs(plan: RunPlan) -> None:

@@ -144,6 +144,12 @@ def test_an_error_of_several_values_names_those_that_were_set():
         read_config(RUN, "here", [stages])
     with pytest.raises(UsageError, match=r"^here: train: the stages have 1 steps"):
         read_config(RUN.replace("steps: 1", "steps: 1, stages: [{steps: 1}]"), "here", ["name=other"])
+    with pytest.raises(UsageError) as raised:
+        read_config(RUN.replace("steps: 1", "steps: 1, batch_tokens: 8"), "here", ["prepare.targets=false"])
+    starts = sorted(line.partition(":")[0] for line in str(raised.value).splitlines())
+    assert starts == ["here", "here with --set prepare.targets"]
+    with pytest.raises(UsageError, match=r"^--set: student\.tokenizer: .*Did you mean bytes\?"):
+        read_config(RUN, "here", ["student.tokenizer.kind=byts"])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,6 @@ SECRETS = [
     "https://host/x?sas=hunter2&auth=hunter2",
     "https://host/x?pass=hunter2&pw=hunter2&bearer=hunter2",
     "https://host/x?tok=hunter2",
-    "hf://hunter2@org/model",
 ]
 HARMLESS = [
     "abfs://container@account/x",
@@ -46,6 +45,7 @@ HARMLESS = [
     "http://127.0.0.1:9000/folder/a@b.parquet",
     "https://host/monkey.parquet?keyboard=de&author=me",
     "hf://datasets/org/name@revision/x.parquet",
+    "hf://gpt2@main/x.parquet",
     "org/hf_model_of_mine",
     "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 ]
@@ -62,7 +62,7 @@ def test_secrets_are_found_and_left_out_of_what_is_shown(uri):
 
 @pytest.mark.parametrize("key", ["hf_" + "aB3" * 11, "ghp_" + "x" * 36, "github_pat_" + "y" * 40, "AKIA" + "Q7" * 8])
 def test_keys_of_well_known_forms_are_found_in_any_text(key):
-    for text in (key, f"/home/me/{key}/model", f"https://host/{key}/x.jsonl"):
+    for text in (key, f"/home/me/{key}/model", f"https://host/{key}/x.jsonl", f"hf://{key}@org/x", f"run_{key}_x"):
         assert has_secret(text)
         assert key not in redact(text)
 
@@ -81,7 +81,7 @@ def test_what_is_not_yaml_is_told_without_the_text_around_it():
 
 
 def test_a_secret_is_refused_where_a_command_has_no_run():
-    with pytest.raises(UsageError, match=r"^evaluate\.problems\.x\.corpus\.paths\.0: a URI with a key in it"):
+    with pytest.raises(UsageError, match=r"^evaluate\.problems\.x\.corpus\.paths\.0: a key, or a URI with one in it,"):
         read_group(Evaluate, "evaluate", ["evaluate.problems={x: {corpus: {paths: ['s3://AKIA:hunter2@b/x.jsonl']}}}"])
 
 

@@ -25,7 +25,7 @@ def content_fingerprint(files: list[str], slices: list[CorpusSlice]) -> str:
         Hexadecimal digits.
 
     Raises:
-        OSError: a file is not there.
+        FileNotFoundError: a file is not there.
     """
     digest = hashlib.sha256()
     found = {file: size_and_time(file) for file in files}
