@@ -16,7 +16,7 @@ from ctd_core.models.ensemble import Ensemble
 from ctd_core.models.loading import load_model
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.scorer import TransformersScorer
-from ctd_core.models.scoring import score_rows
+from ctd_core.models.scoring import Stored, score_rows
 from ctd_core.objectives.registry import make_objective
 from ctd_core.ops.fused_logprobs import Head, token_and_boundary_logprobs
 from ctd_core.shards.batches import Batch, collate
@@ -128,7 +128,7 @@ def logprobs(vocabulary: int, boundary: bool):
     return compare(fused, full, repeats=2)
 
 
-def scoring_ratio(model: LogprobModel, rows) -> float:
+def scoring_ratio(model: LogprobModel, rows, stored: Stored | None = None) -> float:
     """Scoring all rows against forward passes of the model over the same batches, logits included."""
     ids = [torch.tensor(ids) for ids in rows.column("teacher_ids").to_pylist()]
     ids.sort(key=len)
@@ -141,7 +141,10 @@ def scoring_ratio(model: LogprobModel, rows) -> float:
         for batch in padded:
             model.model(input_ids=batch, use_cache=False)
 
-    return compare(lambda: score_rows(TransformersScorer(model), rows, BATCH_TOKENS), forward, repeats=2).time
+    def scoring() -> None:
+        score_rows(TransformersScorer(model), rows, BATCH_TOKENS, stored or Stored())
+
+    return compare(scoring, forward, repeats=2).time
 
 
 def update(model: LogprobModel, optimizer: torch.optim.Optimizer) -> None:

@@ -50,11 +50,11 @@ from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.optimizer import make_optimizer
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.benchmarks.measuring import AUTOCAST, DEVICE, Work, compare, seconds
-from tests.benchmarks.models import update, written
+from tests.benchmarks.models import scoring_ratio, update, written
 from tests.benchmarks.source import standard_library_source
 from tests.support.models import logprobs_of
 
-BATCH_TOKENS, TOP_K, PREFIX_K = 512, 16, 8
+BATCH_TOKENS, TOP_K, PREFIX_K, MORE_K = 512, 16, 8, 64
 LIMIT = {"divergence": "tv", "temperature": float("inf"), "chunks": Finest(), "boundary": False}
 CROSSING: dict[str, list[AnyObjective]] = {
     "alm, TV limit on finest chunks": [Alm(kind="alm", **LIMIT)],
@@ -88,6 +88,12 @@ def add_rows(table: Table, teacher: str, tokenizers: str) -> None:
     crossing = make_pair(teacher, f"{tokenizers}/mistral-v1")
     for label, objectives in CROSSING.items():
         _add_ratio(table, "g", f"{label} : sft", compare_to_sft(crossing, objectives), AIMS.get(label, ""))
+    for kept in (PREFIX_K, MORE_K):
+        label = f"teacher scoring, with {kept} tokens stored for prefix_kl : bare forward pass, time"
+        table.add_row("e", label, f"{prefix_scoring_ratio(crossing.online, kept):.2f}", "≤ 1.25")
+    pair = crossing.online.student, crossing.online.teacher
+    making = seconds(lambda: transfer_model(load_model(teacher), *pair))
+    table.add_row("", "making the student from its teacher, seconds", f"{making:.1f}", "")
     same = make_pair(teacher, teacher)
     _add_ratio(table, "g", "kd : sft, one tokenizer", compare_to_sft(same, [Kd(kind="kd")]), "")
     both = [Alm(kind="alm", **LIMIT), Sft(kind="sft")]
@@ -162,6 +168,16 @@ def compare_to_sft(pair: Pair, options: list[AnyObjective]):
     """A step of `options` against one of sft."""
     baseline = make_step(pair, [Sft(kind="sft")])
     return compare(make_step(pair, options), baseline, repeats=4)
+
+
+def prefix_scoring_ratio(online: OnlineTeacher, kept: int) -> float:
+    """Scoring with `kept` of the student's likely tokens at each position, against bare forward passes."""
+    documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
+    rows, _ = build_rows(online.student, online.teacher, documents, 256, 256)
+    model = logprobs_of(online.model.module, online.teacher.encoder.token_bytes.begins_pretoken).to(DEVICE)
+    return scoring_ratio(
+        model, rows.slice(0, 16), stored_targets(Prepare(prefix_k=kept), online.student, online.teacher)
+    )
 
 
 def expansion_ratio(teacher: str):
