@@ -244,11 +244,11 @@ def user_cache() -> Path:
 def check_corpus_unchanged(plan: RunPlan, called: str = "corpus: it") -> None:
     """Raises CtdError, which names it as `called`, where the corpus is another than when the plan was made."""
     if _content_of(plan.config.corpus, plan.config) != plan.datasets[TRAIN_SET].content:
-        raise changed_corpus(called)
+        raise changed_meanwhile(called)
 
 
-def changed_corpus(called: str) -> CtdError:
-    """What is raised where a corpus changes while a command reads it."""
+def changed_meanwhile(called: str) -> CtdError:
+    """What is raised where something that a command reads changes while it works."""
     return CtdError(f"{called} has changed since the command began. Run it again.")
 
 

@@ -35,7 +35,7 @@ from ctd_core.shards.manifest import (
 from ctd_core.text.corpora import CorpusSlice, corpus_files, plan_slices
 from ctd_core.text.corpora.content import content_fingerprint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_corpus
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_meanwhile
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.cluster.tally import Tally
 from pipelines.display.progress import progress
@@ -160,7 +160,7 @@ def _check_corpora(
         measured = plan.config.evaluate.sets.get(name)
         changed.append("corpus" if measured is None or isinstance(measured, HeldOut) else f"evaluate.sets.{name}")
     if changed:
-        raise changed_corpus(f"{', '.join(dict.fromkeys(changed))}: it")
+        raise changed_meanwhile(f"{', '.join(dict.fromkeys(changed))}: it")
 
 
 def _set_aside(task: SliceTask) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from ctd_core.config.base import fingerprint
 from ctd_core.config.text import OwnTexts
 from ctd_core.config.training import OnPolicy
-from ctd_core.errors import CtdError, DocumentError, UsageError
+from ctd_core.errors import DocumentError, UsageError
 from ctd_core.generation.own_texts import Record, choose_prompts, prompts_of
 from ctd_core.generation.prompts import prompt_of, read_prompts
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below
 from ctd_core.text.corpora import CorpusSlice, read_documents
 from ctd_core.text.corpora.slices import training_documents
-from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, check_corpus_unchanged, with_training
+from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_meanwhile, check_corpus_unchanged, with_training
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
@@ -134,9 +134,7 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
     if options.prompts is not None:
         found = read_prompts_for(options.prompts, is_chat)
         if with_training(plan, plan.config.train).training != plan.training:
-            raise CtdError(
-                f"train.on_policy.prompts: {options.prompts} has changed since the command began. Run it again."
-            )
+            raise changed_meanwhile(f"train.on_policy.prompts: {options.prompts}")
         return found
     corpus, found = plan.config.corpus, []
     documents = training_documents(corpus, read_documents(corpus, plan.config.prepare.slice_bytes))
