@@ -177,10 +177,16 @@ def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tm
 
 
 def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(config, tmp_path):
-    corpus, teacher = tmp_path / "corpus.jsonl", tmp_path / "teacher"
-    shutil.copyfile(config["corpus"]["paths"][0], corpus)
+    corpus, measured, teacher = tmp_path / "corpus.jsonl", tmp_path / "measured.jsonl", tmp_path / "teacher"
+    for copy in (corpus, measured):
+        shutil.copyfile(config["corpus"]["paths"][0], copy)
     shutil.copytree(config["teacher"]["model"], teacher)
-    changes = {"corpus": config["corpus"] | {"paths": [str(corpus)]}, "teacher": {"model": str(teacher)}}
+    other = {"other": {"kind": "jsonl", "paths": [str(measured)]}}
+    changes = {
+        "corpus": config["corpus"] | {"paths": [str(corpus)]},
+        "teacher": {"model": str(teacher)},
+        "evaluate": {"sets": config["evaluate"]["sets"] | other},
+    }
     plan = plan_run(RunConfig.model_validate(config | changes))
     before = corpus.read_text()
     corpus.write_text(before.replace("quick", "quack"))
@@ -189,10 +195,12 @@ def test_a_corpus_or_a_teacher_that_changes_in_the_middle_of_a_command_is_told(c
     assert not plan.tokenizer.exists()
     corpus.write_text(before)
     ensure_tokenizer(plan)
-    corpus.write_text(before.replace("quick", "quack"))
-    with pytest.raises(CtdError, match="corpus: it has changed since the command began"):
+    for changed in (corpus, measured):
+        changed.write_text(before.replace("quick", "quack"))
+    with pytest.raises(CtdError, match=r"corpus, evaluate\.sets\.other: it has changed since the command began"):
         prepare(plan)
-    corpus.write_text(before)
+    for changed in (corpus, measured):
+        changed.write_text(before)
     rows = sum(shard.counts.rows for shard in prepare(plan)["train"].shards)
     assert rows > 0
     for folder in (tmp_path / "runs" / "tiny" / "prepared").iterdir():
