@@ -163,17 +163,19 @@ def score(
     teacher_tokenizer: PreparedTokenizer,
     prefix_k: int = PREFIX_K,
     batch_tokens: int = 4096,
+    prefix_drawn: int | None = None,
 ) -> MemoryRows:
     """The rows with the teacher's targets: two numbers for each finest chunk (its log-likelihood, and that of a
-    boundary), and the likely tokens of the student at each of its tokens.
+    boundary), and next tokens of the student at each of its tokens.
 
     Args:
         teacher: from `load_teacher`.
         rows: from `make_rows`.
         student_tokenizer: the student's tokenizer.
         teacher_tokenizer: the teacher's own.
-        prefix_k: how many likely tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
+        prefix_k: how many tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
         batch_tokens: padded teacher tokens in a forward pass.
+        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest; half where it is left out.
 
     Returns:
         Rows to train on with any objective of stored targets.
@@ -181,7 +183,8 @@ def score(
     Raises:
         CtdError: a number is not finite, or the tokenizer is not the teacher's.
     """
-    stored = stored_targets(Prepare(prefix_k=prefix_k), student_tokenizer, teacher_tokenizer)
+    options = Prepare(prefix_k=prefix_k, prefix_drawn=prefix_drawn)
+    stored = stored_targets(options, student_tokenizer, teacher_tokenizer)
     scored = [score_rows(teacher, batch, batch_tokens, stored) for batch in rows.batches]
     return MemoryRows(rows.name, scored, rows.counts)
 

@@ -18,7 +18,7 @@ Row = Iterable[npt.NDArray[Any]]  # the arguments of prefix_positions but for th
 
 @dataclass(frozen=True)
 class PrefixTop:
-    """Ask for the `k` most probable next student tokens. trie: the teacher's vocabulary in student tokens.
+    """Ask for `k` next student tokens, of which `drawn` are drawn. trie: the teacher's vocabulary in student tokens.
 
     student_bytes: [V], teacher_bytes: [U], the lengths of either side's tokens in bytes. first_tokens: [U], the first
     student token of each teacher token's spelling, −1 for none. ranks: [U], its place in `trie.order`, −1 for none.
@@ -26,6 +26,7 @@ class PrefixTop:
     """
 
     k: int
+    drawn: int
     trie: SpellingTrie
     student_bytes: Ids
     teacher_bytes: Ids
@@ -34,8 +35,9 @@ class PrefixTop:
     end: int
 
 
-def prefix_top(k: int, student: PreparedTokenizer, teacher: PreparedTokenizer) -> PrefixTop:
-    """The k most probable next tokens of `student` under a teacher that has the tokenizer `teacher`."""
+def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: PreparedTokenizer) -> PrefixTop:
+    """k next tokens of `student` under a teacher that has the tokenizer `teacher`: the most probable ones, and `drawn`
+    of the others."""
     of_student, of_teacher = (side.encoder.token_bytes.lengths_bytes for side in (student, teacher))
     spellings = old_tokens(teacher, student)
     end, own_end = teacher.markers.get(END, ()), student.markers.get(END, ())
@@ -45,7 +47,7 @@ def prefix_top(k: int, student: PreparedTokenizer, teacher: PreparedTokenizer) -
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))
     first_tokens = np.array([spelling[0] if spelling else -1 for spelling in spellings])
-    return PrefixTop(k, trie, of_student, of_teacher, first_tokens, ranks, end[0] if len(end) == 1 else -1)
+    return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, end[0] if len(end) == 1 else -1)
 
 
 @dataclass(frozen=True)

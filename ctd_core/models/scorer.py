@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class ScoringRequest:
     token_ids: [T] int32. boundary_positions: [M], ascending: is the next token one that begins a pretoken?
     top_positions: [J]: which tokens are the most probable next ones?
     prefix_positions: [P], ascending, and prefix_nodes [P]: which student tokens come next, where those before them have
-    led to this node of the spelling trie?
+    led to this node of the spelling trie? prefix_chances: [P], in [0, 1), by which some are drawn.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -31,6 +31,7 @@ class ScoringRequest:
     top_positions: Positions
     prefix_positions: Positions
     prefix_nodes: Positions
+    prefix_chances: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Scores:
     token_logprobs: [T] float64, log p(token | all before it); 0 for the first, which nothing predicts.
     boundary_logprobs: [M] float64, the log-probability that the next token begins a pretoken.
     top_ids, top_logprobs: [J, K] int64 and float32, the K most probable next tokens, the first first.
-    prefix_counts, prefix_ids, prefix_logprobs: [P], [E], [E], likely next student tokens, see PrefixMarginals.
+    prefix_counts, prefix_ids, prefix_logprobs, prefix_drawn: [P], [E], [E], [E], next student tokens, see Marginals.
     """
 
     token_logprobs: npt.NDArray[np.float64]
@@ -50,16 +51,18 @@ class Scores:
     prefix_counts: Positions
     prefix_ids: Positions
     prefix_logprobs: npt.NDArray[np.float64]
+    prefix_drawn: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is asked at the positions of requests. top_k: how many of the teacher's next tokens. prefix_k: how many of
-    the student's, by `trie`, the teacher's vocabulary in student tokens.
+    the student's, by `trie`, the teacher's vocabulary in student tokens; prefix_drawn: how many of these are drawn.
     """
 
     top_k: int = 0
     prefix_k: int = 0
+    prefix_drawn: int = 0
     trie: SpellingTrie | None = None
 
 
@@ -110,11 +113,12 @@ class TransformersScorer:
             [getattr(request, name) + start for request, start in zip(requests, starts, strict=True)]
             for name in ("boundary_positions", "top_positions", "prefix_positions")
         )
-        nodes = [request.prefix_nodes for request in requests]
-        top_rows, prefix_rows, come_to = (
-            torch.from_numpy(np.concatenate(parts)).to(device) for parts in (top_positions, prefix_positions, nodes)
+        nodes, chances = zip(*((request.prefix_nodes, request.prefix_chances) for request in requests), strict=True)
+        top_rows, *prefixes = (
+            torch.from_numpy(np.concatenate(parts)).to(device)
+            for parts in (top_positions, prefix_positions, nodes, chances)
         )
-        watch = _Watch(top_rows, prefix_rows, come_to, asked.top_k, self._prefix_marginals(asked, device))
+        watch = _Watch(top_rows, _AskedPrefixes(*prefixes), asked.top_k, self._prefix_marginals(asked, device))
         token, boundary, _ = self._model(
             torch.from_numpy(input_ids).to(device),
             torch.from_numpy(np.flatnonzero(inside)).to(device),
@@ -126,7 +130,7 @@ class TransformersScorer:
         token_logprobs = np.zeros(len(flat))
         token_logprobs[predicted] = token.double().cpu().numpy()
         top_ids, top_logprobs = watch.top()
-        counts, ids, logprobs = watch.prefixes()
+        counts, ids, logprobs, drawn = watch.prefixes()
         counts_by_request = _split(counts, prefix_positions)
         likely = [np.zeros(count.sum()) for count in counts_by_request]
         answers = zip(
@@ -137,6 +141,7 @@ class TransformersScorer:
             counts_by_request,
             _split(ids, likely),
             _split(logprobs, likely),
+            _split(drawn, likely),
             strict=True,
         )
         return [Scores(*answer) for answer in answers]
@@ -145,17 +150,26 @@ class TransformersScorer:
         if asked.trie is None:
             return None
         if self._marginals is None or self._marginals[0] is not asked:
-            self._marginals = asked, PrefixMarginals(asked.trie, asked.prefix_k, self.vocab_size, device)
+            kept = asked.prefix_k, asked.prefix_drawn
+            self._marginals = asked, PrefixMarginals(asked.trie, *kept, self.vocab_size, device)
         return self._marginals[1]
+
+
+class _AskedPrefixes(NamedTuple):
+    """Positions of a batch [P], ascending; the node of each, and the chance by which its tokens are drawn."""
+
+    rows: Tensor
+    nodes: Tensor
+    chances: Tensor
 
 
 class _Watch:
     """Collects from a batch's distributions what is asked after its tokens at [J] and at [P], ascending."""
 
     def __init__(
-        self, top_rows: Tensor, prefix_rows: Tensor, nodes: Tensor, top_k: int, marginals: PrefixMarginals | None
+        self, top_rows: Tensor, prefixes: _AskedPrefixes, top_k: int, marginals: PrefixMarginals | None
     ) -> None:
-        self._top_rows, self._prefix_rows, self._nodes = top_rows, prefix_rows, nodes
+        self._top_rows, self._prefixes = top_rows, prefixes
         self._top_k, self._marginals = top_k, marginals
         self._top = [(top_rows.new_zeros(0, top_k), torch.zeros(0, top_k, device=top_rows.device))]
         self._kept: list[Marginals] = []
@@ -165,9 +179,10 @@ class _Watch:
             best = exponentials[asked].topk(self._top_k, 1)
             share = (best.values / mass[asked][:, None]).clamp(min=torch.finfo(best.values.dtype).tiny)
             self._top.append((best.indices, share.log()))
-        asked, begin, end = self._inside(rows, self._prefix_rows)
+        asked, begin, end = self._inside(rows, self._prefixes.rows)
         if self._marginals is not None and len(asked):
-            self._kept.append(self._marginals(exponentials, mass, asked, self._nodes[begin:end]))
+            nodes, chances = self._prefixes.nodes[begin:end], self._prefixes.chances[begin:end]
+            self._kept.append(self._marginals(exponentials, mass, asked, nodes, chances))
 
     @staticmethod
     def _inside(rows: slice, positions: Tensor) -> tuple[Tensor, int, int]:
@@ -181,14 +196,13 @@ class _Watch:
         ids, logprobs = (torch.cat(parts).cpu().numpy() for parts in zip(*self._top, strict=True))
         return ids, logprobs.astype(np.float32)
 
-    def prefixes(self) -> tuple[Positions, Positions, npt.NDArray[np.float64]]:
-        """Counts [P], ids [E] and log-probabilities [E]."""
-        none = np.zeros(0, dtype=np.int64)
-        counts, ids, logprobs = (
-            np.concatenate([none, *(getattr(kept, name).cpu().numpy() for kept in self._kept)])
-            for name in ("counts", "tokens", "logprobs")
+    def prefixes(self) -> tuple[Positions, Positions, npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Counts [P], ids [E], log-probabilities [E], and which of them were drawn [E]."""
+        counts, ids, logprobs, drawn = (
+            np.concatenate([np.zeros(0, kind), *(getattr(kept, name).cpu().numpy() for kept in self._kept)])
+            for name, kind in (("counts", int), ("tokens", int), ("logprobs", float), ("drawn", bool))
         )
-        return counts, ids, logprobs
+        return counts, ids, logprobs, drawn
 
 
 def _split(values: npt.NDArray[Any], like: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:

@@ -1,5 +1,6 @@
 """The teacher's side of approximate likelihood matching: two numbers for each finest chunk."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ def score_rows(
     if asked.top_k > teacher.vocab_size:
         raise CtdError(f"prepare.top_k is {asked.top_k}, and the teacher has {teacher.vocab_size} tokens. Take fewer.")
     if stored.prefix:
-        asked = Asked(asked.top_k, stored.prefix.k, stored.prefix.trie)
+        asked = Asked(asked.top_k, stored.prefix.k, stored.prefix.drawn, stored.prefix.trie)
     order = np.argsort(lengths, kind="stable")
     targets: dict[int, Lists] = {}
     tokens = 0
@@ -164,6 +165,8 @@ def _request(
         top_positions=ends[one_to_one].astype(np.int64) - 2,
         prefix_positions=prefixes.teacher - 1,
         prefix_nodes=prefixes.nodes,
+        # of the row's text alone, so that the same tokens are drawn in any batch
+        prefix_chances=np.random.default_rng(zlib.crc32(ids.tobytes())).random(len(prefixes.nodes)),
     )
 
 
@@ -192,4 +195,5 @@ def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions, end: tup
     counts = np.zeros(num_tokens, dtype=np.uint8)
     counts[prefixes.student] = scores.prefix_counts
     ids = prefixes.student_tokens(scores.prefix_ids, scores.prefix_counts, end)
-    return [counts, ids.astype(np.int32), scores.prefix_logprobs.astype(np.float16)]
+    logprobs = np.where(scores.prefix_drawn, -scores.prefix_logprobs, scores.prefix_logprobs)
+    return [counts, ids.astype(np.int32), logprobs.astype(np.float16)]

@@ -12,8 +12,10 @@ from ctd_core.shards.batches import Batch
 def prefix_kl(options: PrefixKl, online: OnlineTeacher | None) -> Objective:
     """The divergence from the teacher's distribution in the student's own tokens, see ops.prefix_marginals.
 
-    Mean over the step's positions at which likely tokens are stored. In the bucket beside them are, on the teacher's
-    side, its tokens that end there, those whose spelling goes on less likely, and its special tokens.
+    Mean over the step's positions at which tokens are stored. In the bucket beside them are, on the teacher's side, its
+    tokens that end there, its special tokens, and where none are drawn those whose spelling goes on less likely. Where
+    some are, gradients are those of the whole distribution in expectation, and the divergence is too large by what the
+    teacher alone decides. So it is forward at a temperature of 1; elsewhere drawn tokens are left out.
     """
 
     def plan(batch: Batch) -> Plan:

@@ -1,8 +1,9 @@
-"""Divergences of next-token distributions of which the likely tokens are stored, and one bucket for all others.
+"""Divergences of next-token distributions of which few tokens are stored, and one bucket for all others.
 
 Merging the rest into a bucket bounds the full divergence from below (data processing).
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,8 +20,14 @@ def stored_divergence(
     """Σ over the positions of `stored` of KL(teacher ‖ student), or of the other with `reverse`; a scalar.
 
     student_logprobs: [E], natural logarithms. temperature: of the distributions over stored tokens and bucket; the
-    divergence is multiplied by its square.
+    divergence is multiplied by its square. Drawn tokens count in the forward divergence at a temperature of 1 alone,
+    whose gradient they make in expectation.
     """
+    if direction == "reverse" or temperature != 1.0:
+        likeliest = ~stored.drawn
+        student_logprobs = student_logprobs[likeliest]
+        teacher_logprobs, group = stored.teacher_logprobs[likeliest], stored.group[likeliest]
+        stored = replace(stored, teacher_logprobs=teacher_logprobs, group=group)
     teacher_logprobs = stored.teacher_logprobs.to(student_logprobs.dtype)
     sides = [
         (logprobs, _log_rest(logprobs, stored.group, stored.groups))

@@ -3,6 +3,10 @@
 Where a text goes on with student tokens u, of which the teacher's next token is spelled, the next student token is s
 with probability M(u·s) / M(u), M the teacher's probability of all its tokens whose spelling in student tokens begins
 so. Exact next-token probabilities under a smaller vocabulary: arXiv 2512.14954.
+
+Of each distribution few tokens are kept. The most probable alone tell of the others only what these have together, and
+a student that learns no more gives it to any of them. So some of the others are drawn by their probabilities, and stand
+for all: gradients are then, in expectation, those of the whole distribution (arXiv 2503.16870).
 """
 
 from dataclasses import dataclass
@@ -20,12 +24,14 @@ LEAST_SHARE = 1e-4  # less probable tokens are not kept: they are part of the re
 class Marginals:
     """Distributions over next student tokens at P positions, without what is left out.
 
-    counts: [P] int64, how many tokens of each are kept. tokens: [E] int64. logprobs: [E] float64.
+    counts: [P] int64, how many tokens of each are kept. tokens: [E] int64. logprobs: [E] float64. drawn: [E] bool, the
+    tokens that were drawn, whose probability is that of all for which they stand.
     """
 
     counts: Tensor
     tokens: Tensor
     logprobs: Tensor
+    drawn: Tensor
 
 
 class PrefixMarginals:
@@ -34,12 +40,13 @@ class PrefixMarginals:
     Args:
         trie: the teacher's vocabulary in student tokens.
         k: how many next tokens are kept at most.
+        drawn: how many of the k are drawn from those that are not the k − drawn most probable.
         width: the teacher's output matrix has this many rows; tokens beyond have no probability.
         device: where probabilities will be.
     """
 
-    def __init__(self, trie: SpellingTrie, k: int, width: int, device: torch.device) -> None:
-        self.k = k
+    def __init__(self, trie: SpellingTrie, k: int, drawn: int, width: int, device: torch.device) -> None:
+        self._best, self._drawn = k - drawn, drawn
         tensors = (trie.order, trie.first, trie.last, trie.tokens, trie.edges)
         self._order, self._first, self._last, self._tokens, self._edges = (
             torch.from_numpy(values).to(device) for values in tensors
@@ -53,43 +60,73 @@ class PrefixMarginals:
         self._first_of[self._order[self._has_row]] = firsts[self._has_row]
 
     @torch.no_grad()
-    def __call__(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor) -> Marginals:
+    def __call__(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor) -> Marginals:
         """The distributions at P positions.
 
         Args:
             exponentials: [B, width], the teacher's probabilities of its next token times `masses`.
             masses: [B], their sums.
             rows: [P] int64, ascending, the row of `exponentials` of each position.
-            nodes: [P] int64, the node of the trie that the student has come to at each.
+            nodes: [P] int64, the node of the trie that the student has come to at each; 0 once a row at most.
+            chances: [P], in [0, 1), by which tokens are drawn.
 
         Returns:
-            The k most probable next student tokens of each that have at least LEAST_SHARE, the most probable first;
-            none where the prefix has less than LEAST_MASS.
+            The most probable next student tokens of each that have at least LEAST_SHARE, the most probable first, and
+            the drawn ones; none where the prefix has less than LEAST_MASS.
         """
-        found = self._at_root(exponentials, masses, rows, nodes), self._below(exponentials, masses, rows, nodes)
-        position, token, share = (torch.cat(values) for values in zip(*found, strict=True))
-        kept = share >= LEAST_SHARE
-        position, token, share = position[kept], token[kept], share[kept]
-        order = position.argsort(stable=True)
-        return Marginals(torch.bincount(position, minlength=len(rows)), token[order], share[order].log())
+        asked = exponentials, masses, rows, nodes, chances
+        found = self._at_root(*asked), self._below(*asked)
+        position, token, share, drawn = (torch.cat(values) for values in zip(*found, strict=True))
+        kept = (share >= LEAST_SHARE).nonzero()[:, 0]
+        kept = kept[position[kept].argsort(stable=True)]
+        counts = torch.bincount(position[kept], minlength=len(rows))
+        return Marginals(counts, token[kept], share[kept].log(), drawn[kept])
 
     def _at_root(
-        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Position, token and share of the most probable first tokens."""
+        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Position, token and share of first tokens, and which of them were drawn."""
         positions = (nodes == 0).nonzero()[:, 0]
         # of every row, as nearly all are asked for: a copy of the others takes longer
         sums = exponentials.new_zeros(len(exponentials), self._first_tokens + 1)
         sums.index_add_(1, self._first_of, exponentials)
-        best = sums[:, :-1].topk(min(self.k, self._first_tokens), 1)
+        sums = sums[:, :-1]
+        best, chosen = sums.topk(min(self._best, self._first_tokens), 1)
         row = rows[positions]
-        shares = best.values[row] / masses[row, None]
+        if self._drawn and self._first_tokens:
+            cumulative = sums.scatter_(1, chosen, 0.0).cumsum(1)
+            chance = torch.zeros_like(masses).index_copy_(0, row, chances[positions].to(masses.dtype))
+            drawn, stands_for = self._draw(cumulative, torch.zeros_like(masses), cumulative[:, -1], chance)
+            best, chosen = torch.cat([best, stands_for], 1), torch.cat([chosen, drawn], 1)
+        shares = best[row] / masses[row, None]
+        is_drawn = torch.arange(shares.shape[1], device=row.device) >= self._best
         positions = positions.repeat_interleave(shares.shape[1])
-        return positions, self._tokens[best.indices[row]].flatten(), shares.double().flatten()
+        tokens = self._tokens[chosen[row]].flatten()
+        return positions, tokens, shares.double().flatten(), is_drawn.expand(shares.shape).flatten()
+
+    def _draw(self, cumulative: Tensor, begin: Tensor, end: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
+        """A systematic sample: places at equal distances.
+
+        Args:
+            cumulative: [C] or [N, C], ascending sums.
+            begin: [N], the sum before what is drawn from.
+            end: [N], the sum with it.
+            chances: [N], in [0, 1), where the first place lies within its part.
+
+        Returns:
+            [N, drawn] where in `cumulative` they are, and what each stands for: 0 for all but the first of the same.
+        """
+        fractions = (chances[:, None] + torch.arange(self._drawn, device=chances.device)) / self._drawn
+        total = (end - begin)[:, None]
+        found = torch.searchsorted(cumulative, begin[:, None] + fractions * total, right=True)
+        found = torch.minimum(found, torch.searchsorted(cumulative, end[:, None].contiguous()))  # a sum may be rounded
+        times = (found[:, :, None] == found[:, None, :]).sum(2)
+        times[:, 1:] *= found[:, 1:] != found[:, :-1]
+        return found, total / self._drawn * times
 
     def _below(
-        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same where some tokens are spelled already."""
         positions = (nodes > 0).nonzero()[:, 0]
         row, node = rows[positions], nodes[positions]
@@ -103,9 +140,22 @@ class PrefixMarginals:
         share = torch.where(mass >= LEAST_MASS, 1 / mass, 0.0)[owner] * share
         order = share.argsort(descending=True, stable=True)
         order = order[owner[order].argsort(stable=True)]  # by position, the most probable first
+        owner, edge, share = owner[order], edge[order], share[order]
         rank = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-        order = order[rank < self.k]
-        return positions[owner[order]], self._tokens[edge[order]], share[order]
+        children = torch.bincount(owner, minlength=len(node))
+        best = (rank < self._best) | (children <= self._best + self._drawn)[owner]
+        found = [(owner[best], edge[best], share[best], torch.zeros_like(owner[best], dtype=torch.bool))]
+        if self._drawn and not best.all():
+            others, edge = owner[~best], edge[~best]
+            owner = torch.bincount(others).nonzero()[:, 0]
+            cumulative = share[~best].cumsum(0)
+            end = cumulative[torch.searchsorted(others, owner, right=True) - 1]
+            begin = torch.nn.functional.pad(end[:-1], (1, 0))
+            drawn, stands_for = self._draw(cumulative, begin, end, chances[positions[owner]].to(end.dtype))
+            owner = owner.repeat_interleave(self._drawn)
+            found.append((owner, edge[drawn].flatten(), stands_for.flatten(), torch.ones_like(owner, dtype=torch.bool)))
+        owner, edge, share, is_drawn = (torch.cat(values) for values in zip(*found, strict=True))
+        return positions[owner], self._tokens[edge], share, is_drawn
 
 
 def _ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,21 +40,23 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Top:
-    """E stored tokens, the most probable next ones by the teacher at `groups` positions of a batch.
+    """E stored tokens, the most probable next ones by the teacher at `groups` positions of a batch, and drawn ones.
 
     ids: [E] int64, tokens of the student. teacher_logprobs: [E] float32. rows: [E] int64, the index among the batch's
-    N tokens of the one before. group: [E] int64, which of the positions each belongs to.
+    N tokens of the one before. group: [E] int64, which of the positions each belongs to. drawn: [E] bool, which stand
+    for all tokens but the most probable of their position, and have the probability of all for which they stand.
     """
 
     ids: Tensor
     teacher_logprobs: Tensor
     rows: Tensor
     group: Tensor
+    drawn: Tensor
     groups: int
 
     def to(self, device: torch.device) -> "Top":
         """The same with its tensors on `device`."""
-        names = ("ids", "teacher_logprobs", "rows", "group")
+        names = ("ids", "teacher_logprobs", "rows", "group", "drawn")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
@@ -180,15 +182,16 @@ def _top(shards: RowSource, rows: Rows, fields: list[pa.Field], rows_before: Row
     """`rows_before`: for each finest chunk (TOP_FIELDS) or token (PREFIX_FIELDS) the index of the token before it."""
     if not (shards.has_top if fields is schema.TOP_FIELDS else shards.has_prefixes):
         none = torch.zeros(0, dtype=torch.int64)
-        return Top(none, none.float(), none, none, 0)
+        return Top(none, none.float(), none, none, none.bool(), 0)
     counts, ids, logprobs = (np.concatenate(shards.read(field.name, rows)) for field in fields)
     filled = np.flatnonzero(counts)
     group = np.repeat(np.arange(len(filled)), counts[filled])
     return Top(
         ids=torch.from_numpy(ids.astype(np.int64)),
-        teacher_logprobs=torch.from_numpy(logprobs.astype(np.float32)),
+        teacher_logprobs=torch.from_numpy(-np.abs(logprobs.astype(np.float32))),
         rows=torch.from_numpy(rows_before[filled][group]),
         group=torch.from_numpy(group),
+        drawn=torch.from_numpy(logprobs > 0),
         groups=len(filled),
     )
 

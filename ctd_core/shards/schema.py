@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 STUDENT_IDS, TEACHER_IDS = "student_ids", "teacher_ids"
 STUDENT_CHUNK_ENDS, TEACHER_CHUNK_ENDS = "student_chunk_ends", "teacher_chunk_ends"
@@ -40,8 +40,8 @@ TOP_FIELDS = [
     pa.field(TEACHER_TOP_IDS, pa.list_(pa.int32())),
     pa.field(TEACHER_TOP_LOGPROBS, pa.list_(pa.float16())),
 ]
-# For each student token how many likely ones are stored in its place, 0 where the teacher does not tell; then all of
-# them, as in TOP_FIELDS.
+# For each student token how many tokens are stored in its place, 0 where the teacher does not tell; then all of them,
+# as in TOP_FIELDS, but that the logarithm of a token that was drawn is stored without its minus.
 PREFIX_FIELDS = [
     pa.field(PREFIX_COUNTS, pa.list_(pa.uint8())),
     pa.field(PREFIX_IDS, pa.list_(pa.int32())),

@@ -33,7 +33,7 @@ def test_the_harness_gives_the_log_likelihoods_that_targets_are_made_of(name):
     scorer = TransformersScorer(logprobs_of(model, np.zeros(len(tokenizer), dtype=np.bool_)))
     for (context, text), (logprob, _) in zip(pairs, found, strict=True):
         ids = np.array(tokenizer(context + text)["input_ids"], dtype=np.int32)
-        (scores,) = scorer.score([ScoringRequest(ids, NONE, NONE, NONE, NONE)], Asked())
+        (scores,) = scorer.score([ScoringRequest(ids, NONE, NONE, NONE, NONE, NONE)], Asked())
         begin = len(tokenizer(context)["input_ids"])
         assert scores.token_logprobs[begin:].sum() == pytest.approx(logprob, abs=1e-4)
 

@@ -68,11 +68,10 @@ def test_prefix_marginals():
     trie = spelling_trie([random.integers(0, 20, random.integers(0, 5)).tolist() for _ in range(2000)])
     probabilities, masses = torch.randn(50, 2000).mul(3).softmax(1), torch.ones(50)
     rows = torch.arange(50).repeat_interleave(20)
-    nodes = torch.from_numpy(random.integers(0, len(trie.first), 1000))
-    told = [
-        PrefixMarginals(trie, 8, 2000, device)(*(value.to(device) for value in (probabilities, masses, rows, nodes)))
-        for device in (CPU, GPU)
-    ]
+    nodes = torch.from_numpy(random.integers(1, len(trie.first), 1000))
+    nodes[::20] = 0
+    asked = probabilities, masses, rows, nodes, torch.rand(1000)
+    told = [PrefixMarginals(trie, 8, 4, 2000, device)(*(value.to(device) for value in asked)) for device in (CPU, GPU)]
     torch.testing.assert_close(
         told[1].logprobs.cpu().sort().values, told[0].logprobs.sort().values, rtol=1e-4, atol=1e-4
     )
@@ -85,7 +84,7 @@ def scored(device):
     rows, counts = build_rows(student, teacher, documents, 96, 96)
     model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken).to(device)
     top = TopTokens(5, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
-    stored = Stored(top, prefix_top(8, student, teacher))
+    stored = Stored(top, prefix_top(8, 4, student, teacher))
     return MemoryRows("rows", [score_rows(TransformersScorer(model), rows, 512, stored)], counts)
 
 

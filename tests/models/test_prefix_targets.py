@@ -31,11 +31,11 @@ from tests.support.shard_sets import prepared, texts
 TEACHER = "byte-level BPE, 600"
 
 
-def scored_rows(student, teacher, model, k, batch_tokens=256):
+def scored_rows(student, teacher, model, k, batch_tokens=256, drawn=0):
     documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
     rows, counts = build_rows(student, teacher, documents, 400, 400)
     scorer = TransformersScorer(logprobs_of(model, teacher.encoder.token_bytes.begins_pretoken))
-    stored = Stored(prefix=prefix_top(k, student, teacher))
+    stored = Stored(prefix=prefix_top(k, drawn, student, teacher))
     return MemoryRows("rows", [score_rows(scorer, rows, batch_tokens, stored)], counts)
 
 
@@ -58,6 +58,37 @@ def test_with_one_tokenizer_it_is_knowledge_distillation():
     assert prefix.counts[0] == len(batch.target_ids)
     assert prefix.loss == pytest.approx(kd.loss, rel=2e-3)
     assert torch.nn.functional.cosine_similarity(kd_gradient.flatten(), prefix_gradient.flatten(), 0) > 0.999
+
+
+def test_with_drawn_tokens_the_gradient_is_as_large_as_that_of_the_whole_distribution():
+    """Along that gradient; across it there is noise. The likeliest tokens alone fall short of it."""
+    student, teacher = prepared("byte-level BPE, 300"), prepared(TEACHER)
+    models = [llama(300), llama(600, seed=3)]
+    gradients = []
+    for k, drawn in ((255, 0), (8, 0), (8, 4)):
+        rows = scored_rows(student, teacher, models[1], k, drawn=drawn)
+        learner = logprobs_of(models[0], student.encoder.token_bytes.begins_pretoken)
+        learner.zero_grad()
+        objective = WeightedObjective(1.0, make_objective(PrefixKl(kind="prefix_kl"), None))
+        accumulate_gradients(learner, [collate(rows, np.arange(len(rows)))], [objective], None)
+        gradients.append(learner.model.model.layers[0].mlp.up_proj.weight.grad.flatten().clone())
+    whole, likeliest, with_drawn = gradients
+    assert float(with_drawn @ whole / (whole @ whole)) == pytest.approx(1, abs=0.02)
+    assert float(likeliest @ whole / (whole @ whole)) < 0.97
+
+
+@pytest.mark.parametrize("options", [{"direction": "reverse"}, {"temperature": 2.0}])
+def test_in_reverse_or_with_a_temperature_drawn_tokens_are_left_out(options):
+    student, teacher = prepared("byte-level BPE, 300"), prepared(TEACHER)
+    losses = []
+    for k, drawn in ((4, 0), (8, 4)):
+        rows = scored_rows(student, teacher, llama(600, seed=3), k, drawn=drawn)
+        batch = collate(rows, np.arange(len(rows)))
+        assert batch.prefixes.drawn.any() == bool(drawn)
+        learner = logprobs_of(llama(300), student.encoder.token_bytes.begins_pretoken)
+        objective = WeightedObjective(1.0, make_objective(PrefixKl(kind="prefix_kl", **options), None))
+        losses.append(accumulate_gradients(learner, [batch], [objective], None).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "byte-level BPE, 300", "SentencePiece BPE with a leading space"])
@@ -116,7 +147,8 @@ class Certain:
         self.vocab_size, self._other = vocab_size, other
 
     def score(self, requests, asked):
-        marginals = PrefixMarginals(asked.trie, asked.prefix_k, self.vocab_size, torch.device("cpu"))
+        kept = asked.prefix_k, asked.prefix_drawn
+        marginals = PrefixMarginals(asked.trie, *kept, self.vocab_size, torch.device("cpu"))
         return [self._scores(request, marginals) for request in requests]
 
     def _scores(self, request, marginals):
@@ -125,10 +157,11 @@ class Certain:
         if self._other is not None:
             sure[:, self._other] += 1
         rows = torch.arange(len(following))
-        told = marginals(sure, sure.sum(1), rows, torch.from_numpy(request.prefix_nodes))
+        places = torch.from_numpy(request.prefix_nodes), torch.from_numpy(request.prefix_chances)
+        told = marginals(sure, sure.sum(1), rows, *places)
         zeros = np.zeros(len(request.token_ids))
         none = np.zeros((len(request.top_positions), 0))
-        prefixes = (values.numpy() for values in (told.counts, told.tokens, told.logprobs))
+        prefixes = (values.numpy() for values in (told.counts, told.tokens, told.logprobs, told.drawn))
         return Scores(
             zeros, zeros[request.boundary_positions], none.astype(np.int64), none.astype(np.float32), *prefixes
         )
@@ -160,7 +193,7 @@ def test_a_teacher_that_is_sure_of_the_text_teaches_the_text(student, teacher, c
     documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
     documents += [CONVERSATION] if chat else []
     rows, _ = build_rows(ours, theirs, documents, 96, 96)
-    stored = Stored(prefix=prefix_top(4, ours, theirs))
+    stored = Stored(prefix=prefix_top(4, 2, ours, theirs))
     rows = score_rows(Certain(len(theirs.encoder.token_bytes.by_id)), rows, 256, stored).to_pylist()
     asked = special = 0
     for row in rows:
@@ -188,7 +221,7 @@ def test_the_teachers_end_is_that_of_turns_in_all_of_a_conversation_and_that_of_
     end, turn_end = theirs.markers["end"][0], ours.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert theirs.encoder.tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
     teacher = Certain(len(theirs.encoder.token_bytes.by_id), other=end)
-    rows = score_rows(teacher, rows, 256, Stored(prefix=prefix_top(4, ours, theirs))).to_pylist()
+    rows = score_rows(teacher, rows, 256, Stored(prefix=prefix_top(4, 2, ours, theirs))).to_pylist()
     assert len(rows) > 5
     for row in rows:
         ids = [turn_end, *ours.markers["end"]] if row["document"] != "text" else [*ours.markers["end"], turn_end]
@@ -200,7 +233,7 @@ def test_two_tokens_that_end_turns_are_each_taught_where_they_stand():
     """A student whose template ends the user's turns by another token than its own."""
     name = str(REAL["SmolLM2"])
     theirs, ours = ctd.prepare_tokenizer(name), ctd.prepare_tokenizer(str(REAL["Mistral v1"]), chat_of=name)
-    asked = prefix_top(4, ours, theirs)
+    asked = prefix_top(4, 2, ours, theirs)
     end, (text_end,) = theirs.markers["end"][0], ours.markers["end"]
     turn_end = ours.encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     kinds = np.full(3, SCORED | MARKER, dtype=np.uint8)
@@ -215,7 +248,7 @@ def test_two_tokens_that_end_turns_are_each_taught_where_they_stand():
 
 def test_batches_change_no_stored_number():
     student, teacher, model = prepared("byte-level BPE, 300"), prepared(TEACHER), llama(600, seed=3)
-    one, other = (scored_rows(student, teacher, model, 5, batch_tokens).batches[0] for batch_tokens in (64, 4096))
+    one, other = (scored_rows(student, teacher, model, 5, tokens, drawn=2).batches[0] for tokens in (64, 4096))
     for name in ("prefix_counts", "prefix_ids"):
         assert one.column(name).equals(other.column(name))
     both = (rows.column("prefix_logprobs").to_pylist() for rows in (one, other))

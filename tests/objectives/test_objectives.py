@@ -32,7 +32,7 @@ def batch(tmp_path_factory):
     student, teacher = prepared(STUDENT), prepared(TEACHER)
     model = logprobs_of(llama(600, seed=1), teacher.encoder.token_bytes.begins_pretoken)
     top = TopTokens(5, exact_map(student.encoder.token_bytes, teacher.encoder.token_bytes))
-    stored = Stored(top, prefix_top(5, student, teacher))
+    stored = Stored(top, prefix_top(5, 0, student, teacher))
     write_set(location, student, teacher, texts(12), parts=1, teacher_model=model, stored=stored)
     return collate(ShardSet(location, verify=True), np.arange(5))
 

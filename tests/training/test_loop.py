@@ -45,7 +45,7 @@ def shards(tmp_path_factory):
     location = tmp_path_factory.mktemp("shards")
     student, teacher = prepared(STUDENT), prepared(TEACHER)
     model = logprobs_of(llama(600), teacher.encoder.token_bytes.begins_pretoken)
-    stored = Stored(None, prefix_top(8, student, teacher))
+    stored = Stored(None, prefix_top(8, 4, student, teacher))
     write_set(location, student, teacher, texts(40), teacher_model=model, stored=stored)
     return ShardSet(location, verify=True)
 

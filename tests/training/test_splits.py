@@ -134,7 +134,7 @@ def test_under_autocast_losses_are_summed_in_float32(tmp_path, options):
         texts(8),
         parts=1,
         teacher_model=models[1],
-        stored=Stored(top, prefix_top(8, student, teacher)),
+        stored=Stored(top, prefix_top(8, 4, student, teacher)),
     )
     online = OnlineTeacher(32, HuggingFaceModel(models[1].model), student, teacher, None)
     batch = collate(ShardSet(tmp_path, verify=True), np.arange(6))
@@ -183,7 +183,7 @@ def test_one_two_and_four_workers_give_the_same_loss_and_gradients(tmp_path, bal
         teacher,
         texts(40),
         teacher_model=model,
-        stored=Stored(top, prefix_top(8, student, teacher)),
+        stored=Stored(top, prefix_top(8, 4, student, teacher)),
     )
     for world in (1, 2, 4):
         mp.spawn(worker, (world, free_port(), tmp_path / "shards", tmp_path, balance), nprocs=world)
