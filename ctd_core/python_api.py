@@ -163,7 +163,7 @@ def score(
     teacher_tokenizer: PreparedTokenizer,
     prefix_k: int = PREFIX_K,
     batch_tokens: int = 4096,
-    prefix_drawn: int | None = None,
+    prefix_drawn: int = 0,
 ) -> MemoryRows:
     """The rows with the teacher's targets: two numbers for each finest chunk (its log-likelihood, and that of a
     boundary), and next tokens of the student at each of its tokens.
@@ -175,7 +175,7 @@ def score(
         teacher_tokenizer: the teacher's own.
         prefix_k: how many tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
         batch_tokens: padded teacher tokens in a forward pass.
-        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest; half where it is left out.
+        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest.
 
     Returns:
         Rows to train on with any objective of stored targets.

@@ -101,8 +101,8 @@ def _objectives(run: RunConfig) -> Iterator[str]:
             yield f"train.objectives holds {objective.kind}, which needs prepare.top_k above 0, such as 16"
         if "prefixes" in objective.needs and not run.prepare.prefix_k:
             yield f"train.objectives holds {objective.kind}, which needs prepare.prefix_k above 0, such as 8"
-    if run.prepare.drawn > (run.prepare.prefix_k or 0):
-        yield f"prepare.prefix_drawn is {run.prepare.drawn}, and prepare.prefix_k, which counts them too, is less"
+    if run.prepare.prefix_drawn > (run.prepare.prefix_k or 0):
+        yield f"prepare.prefix_drawn is {run.prepare.prefix_drawn}, more than prepare.prefix_k, which counts them too"
     for name in ("top_k", "prefix_k"):
         if getattr(run.prepare, name) and not run.prepare.targets:
             yield f"prepare.{name} is part of the targets, which prepare.targets: false leaves out"

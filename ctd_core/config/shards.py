@@ -49,13 +49,13 @@ class Prepare(Options):
         description="how many tokens of the student are stored at each of its tokens, by the teacher's next one; by "
         "default 8 where an objective asks for them, else none",
     )
-    prefix_drawn: int | None = Field(
-        default=None,
+    prefix_drawn: int = Field(
+        default=0,
         ge=0,
         le=255,
         description="how many of these are drawn, from all but the likeliest and by their probabilities, and stand for "
-        "all of those; half by default. prefix_kl in reverse or with a temperature takes the likeliest alone: 0 stores "
-        "more of them",
+        "all of those: half, where the teacher is seldom sure. prefix_kl in reverse or with a temperature takes the "
+        "likeliest alone",
     )
     scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")
     scoring_actors: int = resource(default=1, ge=1, description="copies of the teacher that score at once")
@@ -64,8 +64,3 @@ class Prepare(Options):
         default={},
         description="what else of a cluster's own resources, such as {teacher: 1}, which certain machines have",
     )
-
-    @property
-    def drawn(self) -> int:
-        """How many of `prefix_k` are drawn."""
-        return (self.prefix_k or 0) // 2 if self.prefix_drawn is None else self.prefix_drawn

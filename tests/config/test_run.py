@@ -102,10 +102,8 @@ def test_an_objective_that_asks_for_likely_tokens_is_refused_where_none_are_to_b
         read_config(RUN, "here", ["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=0"])
 
 
-def test_half_of_the_stored_tokens_are_drawn_unless_it_is_said_otherwise():
-    assert read_config(RUN, "here", ["prepare.prefix_k=9"]).prepare.drawn == 4
-    assert read_config(RUN, "here", ["prepare.prefix_k=9", "prepare.prefix_drawn=0"]).prepare.drawn == 0
-    with pytest.raises(UsageError, match=r"prefix_drawn is 9, and prepare\.prefix_k, which counts them too, is less"):
+def test_no_more_tokens_are_drawn_than_are_stored():
+    with pytest.raises(UsageError, match=r"prefix_drawn is 9, more than prepare\.prefix_k"):
         read_config(RUN, "here", ["prepare.prefix_k=8", "prepare.prefix_drawn=9"])
 
 
