@@ -182,7 +182,10 @@ def score(
 
     Raises:
         CtdError: a number is not finite, or the tokenizer is not the teacher's.
+        UsageError: more are to be drawn than stored.
     """
+    if prefix_drawn > prefix_k:
+        raise UsageError(f"prefix_drawn is {prefix_drawn}, more than prefix_k, {prefix_k}, which counts them too")
     options = Prepare(prefix_k=prefix_k, prefix_drawn=prefix_drawn)
     stored = stored_targets(options, student_tokenizer, teacher_tokenizer)
     scored = [score_rows(teacher, batch, batch_tokens, stored) for batch in rows.batches]

@@ -29,7 +29,9 @@ def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher,
     teacher_tokenizer = ctd_core.prepare_tokenizer(teacher)
     rows = ctd_core.make_rows(student_tokenizer, teacher_tokenizer, texts(60), window_tokens=96)
     scorer = ctd_core.load_teacher(teacher, teacher_tokenizer)
-    rows = ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer)
+    with pytest.raises(UsageError, match="prefix_drawn is 9, more than prefix_k, 8"):
+        ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer, prefix_drawn=9)
+    rows = ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer, prefix_drawn=4)
     student = ctd_core.make_student(teacher, student_tokenizer, teacher_tokenizer)
     before = ctd_core.measure(student, rows)
     steps = ctd_core.train(student, rows, 30, batch_tokens=400, learning_rate=1e-2)
