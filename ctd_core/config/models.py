@@ -91,7 +91,7 @@ class Teacher(Options):
     dtype: Dtype = Field(
         default="float32",
         description="what its weights are loaded as for scoring; fastest: bfloat16 on GPUs that have it and on CPUs "
-        "with AMX, else float32, so that targets differ a little from machine to machine",
+        "with AMX or AVX512-BF16, else float32, so that targets differ a little from machine to machine",
     )
     begin_token: str | None = Field(
         default=None, description="the token that begins a text, where it is not the usual one"

@@ -119,8 +119,8 @@ class Train(Options):
     on_policy: OnPolicy | None = Field(default=None, description="learn from the student's own texts")
     autocast: Literal["auto", "fastest", "off"] = Field(
         default="auto",
-        description="auto: bfloat16 on GPUs that have it; fastest: also on CPUs with AMX. All workers calculate in one "
-        "type",
+        description="auto: bfloat16 on GPUs that have it; fastest: also on CPUs with AMX or AVX512-BF16. All workers "
+        "calculate in one type",
     )
     evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
     checkpoint_every: int | None = resource(

@@ -17,11 +17,12 @@ CPU = torch.device("cpu")
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies matrices of bfloat16 faster than those of float32: by tensor cores, or by AMX."""
+    """Whether `device` multiplies matrices of bfloat16 faster than of float32: by tensor cores, AMX or AVX-512."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     is_known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")  # not in older releases
-    return is_known and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities() if is_known else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def load_model(
