@@ -163,7 +163,7 @@ def score(
     teacher_tokenizer: PreparedTokenizer,
     prefix_k: int = PREFIX_K,
     batch_tokens: int = 4096,
-    prefix_drawn: int = 0,
+    prefix_drawn: int | None = None,
 ) -> MemoryRows:
     """The rows with the teacher's targets: two numbers for each finest chunk (its log-likelihood, and that of a
     boundary), and next tokens of the student at each of its tokens.
@@ -175,7 +175,7 @@ def score(
         teacher_tokenizer: the teacher's own.
         prefix_k: how many tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
         batch_tokens: padded teacher tokens in a forward pass.
-        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest.
+        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest; half by default.
 
     Returns:
         Rows to train on with any objective of stored targets.
@@ -184,6 +184,8 @@ def score(
         CtdError: a number is not finite, or the tokenizer is not the teacher's.
         UsageError: more are to be drawn than stored.
     """
+    if prefix_drawn is None:
+        prefix_drawn = prefix_k // 2
     if prefix_drawn > prefix_k:
         raise UsageError(f"prefix_drawn is {prefix_drawn}, more than prefix_k, {prefix_k}, which counts them too")
     options = Prepare(prefix_k=prefix_k, prefix_drawn=prefix_drawn)

@@ -31,7 +31,7 @@ def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher,
     scorer = ctd_core.load_teacher(teacher, teacher_tokenizer)
     with pytest.raises(UsageError, match="prefix_drawn is 9, more than prefix_k, 8"):
         ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer, prefix_drawn=9)
-    rows = ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer, prefix_drawn=4)
+    rows = ctd_core.score(scorer, rows, student_tokenizer, teacher_tokenizer)
     student = ctd_core.make_student(teacher, student_tokenizer, teacher_tokenizer)
     before = ctd_core.measure(student, rows)
     steps = ctd_core.train(student, rows, 30, batch_tokens=400, learning_rate=1e-2)

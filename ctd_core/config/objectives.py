@@ -82,6 +82,11 @@ class PrefixKl(Options):
         default=1.0, gt=0, description="of both sides' probabilities of the stored tokens and of the rest"
     )
 
+    @property
+    def takes_drawn(self) -> bool:
+        """Whether its gradient is, in expectation, that of the whole distribution where tokens are drawn."""
+        return self.direction == "forward" and self.temperature == 1.0
+
 
 class PolicyGradient(Options):
     """The policy gradient of the student's own texts: a chunk that its teacher finds likelier is written more often."""

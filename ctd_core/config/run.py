@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ctd_core.config.base import Options
 from ctd_core.config.evaluation import Evaluate, Sample
 from ctd_core.config.models import Student, Teacher
-from ctd_core.config.objectives import extra_teacher_of
+from ctd_core.config.objectives import PrefixKl, extra_teacher_of
 from ctd_core.config.secrets import NO_KEYS, fields_with_secrets
 from ctd_core.config.shards import PREFIX_K, Prepare
 from ctd_core.config.text import AnyCorpus, HeldOut, Mixture, TrainedTokenizer
@@ -33,14 +33,23 @@ class RunConfig(Options):
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "RunConfig":
-        if self.prepare.prefix_k is None:
-            # past pydantic, whose options are frozen
-            asks = any("prefixes" in objective.needs for objective in self.train.objectives)
-            self.__dict__["prepare"] = self.prepare.model_copy(update={"prefix_k": PREFIX_K if asks else 0})
+        # past pydantic, whose options are frozen
+        self.__dict__["prepare"] = self.prepare.model_copy(update=_stored_tokens(self))
         checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)
         if wrong := [message for check in checks for message in check(self)]:
             raise ValueError(".\n".join(wrong))
         return self
+
+
+def _stored_tokens(run: RunConfig) -> dict[str, int]:
+    """Fields of `prepare` by their values, where these depend on what learns from the tokens."""
+    asking = [objective for objective in run.train.objectives if isinstance(objective, PrefixKl)]
+    stored, drawn = run.prepare.prefix_k, run.prepare.prefix_drawn
+    if stored is None:
+        stored = PREFIX_K if asking else 0
+    if drawn is None:
+        drawn = stored // 2 if all(objective.takes_drawn for objective in asking) else 0
+    return {"prefix_k": stored, "prefix_drawn": drawn}
 
 
 def _evaluation(run: RunConfig) -> Iterator[str]:
@@ -101,7 +110,7 @@ def _objectives(run: RunConfig) -> Iterator[str]:
             yield f"train.objectives holds {objective.kind}, which needs prepare.top_k above 0, such as 16"
         if "prefixes" in objective.needs and not run.prepare.prefix_k:
             yield f"train.objectives holds {objective.kind}, which needs prepare.prefix_k above 0, such as 8"
-    if run.prepare.prefix_drawn > (run.prepare.prefix_k or 0):
+    if (run.prepare.prefix_drawn or 0) > (run.prepare.prefix_k or 0):
         yield f"prepare.prefix_drawn is {run.prepare.prefix_drawn}, more than prepare.prefix_k, which counts them too"
     for name in ("top_k", "prefix_k"):
         if getattr(run.prepare, name) and not run.prepare.targets:

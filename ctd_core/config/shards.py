@@ -49,12 +49,12 @@ class Prepare(Options):
         description="how many tokens of the student are stored at each of its tokens, by the teacher's next one; by "
         "default 8 where an objective asks for them, else none",
     )
-    prefix_drawn: int = Field(
-        default=0,
+    prefix_drawn: int | None = Field(
+        default=None,
         ge=0,
         le=255,
         description="how many of these are drawn, from all but the likeliest and by their probabilities, and stand for "
-        "all of those: half, where the teacher is seldom sure. prefix_kl in reverse or with a temperature takes the "
+        "all of those; by default half, or none where prefix_kl is in reverse or has a temperature, which takes the "
         "likeliest alone",
     )
     scoring_batch_tokens: int = resource(default=4096, gt=0, description="padded teacher tokens in a forward pass")

@@ -121,7 +121,7 @@ def stored_targets(
     token_bytes = student_tokenizer.encoder.token_bytes, teacher_tokenizer.encoder.token_bytes
     return Stored(
         TopTokens(options.top_k, exact_map(*token_bytes)) if options.top_k else None,
-        prefix_top(options.prefix_k, options.prefix_drawn, student_tokenizer, teacher_tokenizer)
+        prefix_top(options.prefix_k, options.prefix_drawn or 0, student_tokenizer, teacher_tokenizer)
         if options.prefix_k
         else None,
     )

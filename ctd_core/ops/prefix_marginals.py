@@ -10,6 +10,7 @@ for all: gradients are then, in expectation, those of the whole distribution (ar
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ class Marginals:
     counts: Tensor
     tokens: Tensor
     logprobs: Tensor
+    drawn: Tensor
+
+
+class _Found(NamedTuple):
+    """Tokens to keep [E]: at which position, which of the student's, with what probability, and whether drawn."""
+
+    position: Tensor
+    token: Tensor
+    share: Tensor
     drawn: Tensor
 
 
@@ -76,16 +86,14 @@ class PrefixMarginals:
         """
         asked = exponentials, masses, rows, nodes, chances
         found = self._at_root(*asked), self._below(*asked)
-        position, token, share, drawn = (torch.cat(values) for values in zip(*found, strict=True))
-        kept = (share >= LEAST_SHARE).nonzero()[:, 0]
-        kept = kept[position[kept].argsort(stable=True)]
-        counts = torch.bincount(position[kept], minlength=len(rows))
-        return Marginals(counts, token[kept], share[kept].log(), drawn[kept])
+        every = _Found(*(torch.cat(values) for values in zip(*found, strict=True)))
+        kept = (every.share >= LEAST_SHARE).nonzero()[:, 0]
+        kept = kept[every.position[kept].argsort(stable=True)]
+        counts = torch.bincount(every.position[kept], minlength=len(rows))
+        return Marginals(counts, every.token[kept], every.share[kept].log(), every.drawn[kept])
 
-    def _at_root(
-        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Position, token and share of first tokens, and which of them were drawn."""
+    def _at_root(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor) -> _Found:
+        """First tokens of spellings."""
         positions = (nodes == 0).nonzero()[:, 0]
         # of every row, as nearly all are asked for: a copy of the others takes longer
         sums = exponentials.new_zeros(len(exponentials), self._first_tokens + 1)
@@ -102,7 +110,7 @@ class PrefixMarginals:
         is_drawn = torch.arange(shares.shape[1], device=row.device) >= self._best
         positions = positions.repeat_interleave(shares.shape[1])
         tokens = self._tokens[chosen[row]].flatten()
-        return positions, tokens, shares.double().flatten(), is_drawn.expand(shares.shape).flatten()
+        return _Found(positions, tokens, shares.double().flatten(), is_drawn.expand(shares.shape).flatten())
 
     def _draw(self, cumulative: Tensor, begin: Tensor, end: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """A systematic sample: places at equal distances.
@@ -124,9 +132,7 @@ class PrefixMarginals:
         times[:, 1:] *= found[:, 1:] != found[:, :-1]
         return found, total / self._drawn * times
 
-    def _below(
-        self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _below(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor) -> _Found:
         """The same where some tokens are spelled already."""
         positions = (nodes > 0).nonzero()[:, 0]
         row, node = rows[positions], nodes[positions]
@@ -155,7 +161,7 @@ class PrefixMarginals:
             owner = owner.repeat_interleave(self._drawn)
             found.append((owner, edge[drawn].flatten(), stands_for.flatten(), torch.ones_like(owner, dtype=torch.bool)))
         owner, edge, share, is_drawn = (torch.cat(values) for values in zip(*found, strict=True))
-        return positions[owner], self._tokens[edge], share, is_drawn
+        return _Found(positions[owner], self._tokens[edge], share, is_drawn)
 
 
 def _ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def watched(
         words = f"shards, {sum(progress.text_bytes for progress in slices.values()) / 1e6:.2f} MB of text"
         if tokens:
             first = first or (tokens, time.monotonic())
-            words += f", {tokens / 1e3:,.0f} thousand teacher tokens scored"
+            words += f", {tokens:,} teacher tokens scored"
             if tokens > first[0]:
                 words += f", {(tokens - first[0]) / (time.monotonic() - first[1]):,.0f} a second"
         reporter.update(len(finished), words, share)

@@ -126,7 +126,7 @@ def make_pair(teacher: str, tokenizer: str) -> Pair:
     model = load_model(teacher).to(DEVICE)
     scorer = logprobs_of(model, tokenizers[1].encoder.token_bytes.begins_pretoken)
     student = load_model(teacher) if tokenizer == teacher else transfer_model(load_model(teacher), *tokenizers)
-    stored = stored_targets(Prepare(top_k=TOP_K, prefix_k=PREFIX_K), *tokenizers)
+    stored = stored_targets(Prepare(top_k=TOP_K, prefix_k=PREFIX_K, prefix_drawn=PREFIX_K // 2), *tokenizers)
     batch = one_batch(tokenizers[0], tokenizers[1], scorer, stored).to(DEVICE)
     hidden_size = student.config.get_text_config().hidden_size
     begins_pretoken = tokenizers[0].encoder.token_bytes.begins_pretoken
@@ -175,9 +175,8 @@ def prefix_scoring_ratio(online: OnlineTeacher, kept: int) -> float:
     documents = [plain_document(str(n), text) for n, text in enumerate(standard_library_source()[:40])]
     rows, _ = build_rows(online.student, online.teacher, documents, 256, 256)
     model = logprobs_of(online.model.module, online.teacher.encoder.token_bytes.begins_pretoken).to(DEVICE)
-    return scoring_ratio(
-        model, rows.slice(0, 16), stored_targets(Prepare(prefix_k=kept), online.student, online.teacher)
-    )
+    options = Prepare(prefix_k=kept, prefix_drawn=kept // 2)
+    return scoring_ratio(model, rows.slice(0, 16), stored_targets(options, online.student, online.teacher))
 
 
 def expansion_ratio(teacher: str):

@@ -85,16 +85,20 @@ def test_a_recipe_tells_which_command_makes_its_models(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "stored"),
+    ("overrides", "stored", "drawn"),
     [
-        (["train.objectives=[{kind: alm}]"], 0),
-        (["train.objectives=[{kind: alm}, {kind: prefix_kl, weight: 0.5}]"], 8),
-        (["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=4"], 4),
-        (["train.objectives=[{kind: alm}]", "prepare.prefix_k=4"], 4),
+        (["train.objectives=[{kind: alm}]"], 0, 0),
+        (["train.objectives=[{kind: alm}, {kind: prefix_kl, weight: 0.5}]"], 8, 4),
+        (["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=5"], 5, 2),
+        (["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_drawn=0"], 8, 0),
+        (["train.objectives=[{kind: alm}]", "prepare.prefix_k=4"], 4, 2),
+        (["train.objectives=[{kind: prefix_kl, direction: reverse}]"], 8, 0),
+        (["train.objectives=[{kind: prefix_kl}, {kind: prefix_kl, temperature: 2}]"], 8, 0),
     ],
 )
-def test_likely_tokens_are_stored_where_an_objective_asks_for_them(overrides, stored):
-    assert read_config(RUN, "here", overrides).prepare.prefix_k == stored
+def test_tokens_are_stored_and_drawn_as_the_objectives_ask(overrides, stored, drawn):
+    prepare = read_config(RUN, "here", overrides).prepare
+    assert (prepare.prefix_k, prepare.prefix_drawn) == (stored, drawn)
 
 
 def test_an_objective_that_asks_for_likely_tokens_is_refused_where_none_are_to_be_stored():

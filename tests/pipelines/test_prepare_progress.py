@@ -60,7 +60,7 @@ def test_the_share_done_counts_tokens_and_what_is_not_read_yet_by_its_expected_s
         tally.record.remote("c", SliceProgress(1_000_000, 50, 300))
     done, words, share = reported.calls[-1]
     assert done == 2
-    assert words.startswith("shards, 2.00 MB of text, 0 thousand teacher tokens scored")
+    assert words.startswith("shards, 2.00 MB of text, 350 teacher tokens scored")
     assert share == pytest.approx(350 / (600 + 0.5 * 200))
     with watched(tally, reported, {"c": 1.0}) as finish:
         finish("c", SliceProgress(1_000_000, 300, 300))
