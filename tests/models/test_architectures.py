@@ -108,6 +108,20 @@ def test_the_fastest_type_is_bfloat16_only_where_that_is_faster(tmp_path, monkey
     assert load_model(str(tmp_path)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "is_fast"),
+    [
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": True}, True),
+        ({"avx512_f": True, "amx_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_is_fast_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, capabilities, is_fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert loading.has_fast_bfloat16(torch.device("cpu")) == is_fast
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "phi"])
