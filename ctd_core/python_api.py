@@ -175,7 +175,8 @@ def score(
         teacher_tokenizer: the teacher's own.
         prefix_k: how many tokens of the student are stored at each of its tokens, for `prefix_kl`; 0 for none.
         batch_tokens: padded teacher tokens in a forward pass.
-        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest; half by default.
+        prefix_drawn: how many of the `prefix_k` are drawn, from all but the likeliest; half by default. `prefix_kl` in
+            reverse or with a temperature learns from the others alone.
 
     Returns:
         Rows to train on with any objective of stored targets.

@@ -14,6 +14,8 @@ from ctd_core.config.shards import PREFIX_K, Prepare
 from ctd_core.config.text import AnyCorpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
 
+DECIDED_BY_OBJECTIVES = ("prefix_k", "prefix_drawn")  # fields of prepare, where they are not given
+
 
 class RunConfig(Options):
     """A run: its models and corpus, how it is prepared, trained and measured. It writes below `output`/`name`."""
@@ -33,8 +35,9 @@ class RunConfig(Options):
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> "RunConfig":
-        # past pydantic, whose options are frozen
-        self.__dict__["prepare"] = self.prepare.model_copy(update=_stored_tokens(self))
+        # past pydantic, whose options are frozen; what was not given does not count as given
+        values, given = dict(self.prepare), self.prepare.model_fields_set
+        self.__dict__["prepare"] = Prepare.model_construct(_fields_set=given, **values | _stored_tokens(self))
         checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)
         if wrong := [message for check in checks for message in check(self)]:
             raise ValueError(".\n".join(wrong))
@@ -42,7 +45,7 @@ class RunConfig(Options):
 
 
 def _stored_tokens(run: RunConfig) -> dict[str, int]:
-    """Fields of `prepare` by their values, where these depend on what learns from the tokens."""
+    """The fields of `prepare` that DECIDED_BY_OBJECTIVES names."""
     asking = [objective for objective in run.train.objectives if isinstance(objective, PrefixKl)]
     stored, drawn = run.prepare.prefix_k, run.prepare.prefix_drawn
     if stored is None:
@@ -50,6 +53,18 @@ def _stored_tokens(run: RunConfig) -> dict[str, int]:
     if drawn is None:
         drawn = stored // 2 if all(objective.takes_drawn for objective in asking) else 0
     return {"prefix_k": stored, "prefix_drawn": drawn}
+
+
+def drawn_left_out(run: RunConfig) -> Iterator[str]:
+    """In words, which objectives leave out a part of the tokens that are stored for them."""
+    stored, drawn = run.prepare.prefix_k or 0, run.prepare.prefix_drawn or 0
+    for number, objective in enumerate(run.train.objectives):
+        if drawn and isinstance(objective, PrefixKl) and not objective.takes_drawn:
+            yield (
+                f"train.objectives.{number}: prefix_kl in reverse, or with a temperature, learns from "
+                f"{stored - drawn} of {stored} tokens stored at a position, as the others are drawn. "
+                "prepare.prefix_drawn: 0 stores the likeliest in their place"
+            )
 
 
 def _evaluation(run: RunConfig) -> Iterator[str]:
@@ -111,7 +126,10 @@ def _objectives(run: RunConfig) -> Iterator[str]:
         if "prefixes" in objective.needs and not run.prepare.prefix_k:
             yield f"train.objectives holds {objective.kind}, which needs prepare.prefix_k above 0, such as 8"
     if (run.prepare.prefix_drawn or 0) > (run.prepare.prefix_k or 0):
-        yield f"prepare.prefix_drawn is {run.prepare.prefix_drawn}, more than prepare.prefix_k, which counts them too"
+        yield (
+            f"prepare.prefix_drawn is {run.prepare.prefix_drawn}, more than prepare.prefix_k, {run.prepare.prefix_k}, "
+            "which counts them too"
+        )
     for name in ("top_k", "prefix_k"):
         if getattr(run.prepare, name) and not run.prepare.targets:
             yield f"prepare.{name} is part of the targets, which prepare.targets: false leaves out"

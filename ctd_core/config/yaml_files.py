@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from ctd_core.config.align import AnyChunks
 from ctd_core.config.base import Options
-from ctd_core.config.run import RunConfig
+from ctd_core.config.run import DECIDED_BY_OBJECTIVES, RunConfig
 from ctd_core.config.secrets import NO_KEYS, fields_with_secrets, redact
 from ctd_core.errors import UsageError
 
@@ -87,8 +87,13 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
 
 
 def with_values(config: RunConfig, changes: Mapping[str, Any], source: str) -> RunConfig:
-    """`config` with other values at dotted paths; raises UsageError as `read_config` does."""
+    """`config` with other values at dotted paths, and defaults by these; raises UsageError as `read_config` does."""
     values = config.model_dump()
+    values["prepare"] = {
+        name: value
+        for name, value in values["prepare"].items()
+        if name in config.prepare.model_fields_set or name not in DECIDED_BY_OBJECTIVES
+    }
     for path, value in changes.items():
         _put(values, path, value, f"{source}: {path}")
     return _validated(RunConfig, values, source)

@@ -24,6 +24,7 @@ from ctd_core.shards import schema
 from ctd_core.shards.row_order import ordered_batches
 
 Lists = list[npt.NDArray[Any]]
+LEAST_STORED = 2.0**-24  # in float16, whose sign tells drawn tokens from others
 ALIGNED = (
     schema.STUDENT_IDS,
     schema.TEACHER_IDS,
@@ -195,5 +196,5 @@ def _likely(scores: Scores, num_tokens: int, prefixes: PrefixPositions, end: tup
     counts = np.zeros(num_tokens, dtype=np.uint8)
     counts[prefixes.student] = scores.prefix_counts
     ids = prefixes.student_tokens(scores.prefix_ids, scores.prefix_counts, end)
-    logprobs = np.where(scores.prefix_drawn, -scores.prefix_logprobs, scores.prefix_logprobs)
+    logprobs = np.where(scores.prefix_drawn, np.maximum(-scores.prefix_logprobs, LEAST_STORED), scores.prefix_logprobs)
     return [counts, ids.astype(np.int32), logprobs.astype(np.float16)]

@@ -6,7 +6,9 @@ so. Exact next-token probabilities under a smaller vocabulary: arXiv 2512.14954.
 
 Of each distribution few tokens are kept. The most probable alone tell of the others only what these have together, and
 a student that learns no more gives it to any of them. So some of the others are drawn by their probabilities, and stand
-for all: gradients are then, in expectation, those of the whole distribution (arXiv 2503.16870).
+for all: gradients are then, in expectation, those of the whole distribution (arXiv 2503.16870). But a student's
+probability of all that is not stored is then not only that of tokens of the teacher which end there, and where these
+have their share, it would learn to give them none: nothing is drawn there.
 """
 
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from ctd_core.align.spelling_trie import SpellingTrie
 
 LEAST_MASS = 1e-9  # of prefixes that the teacher takes for less probable nothing is kept
 LEAST_SHARE = 1e-4  # less probable tokens are not kept: they are part of the rest
+MOST_ENDING = 0.05  # of what drawn tokens stand for: where more ends, none are drawn
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class PrefixMarginals:
     """
 
     def __init__(self, trie: SpellingTrie, k: int, drawn: int, width: int, device: torch.device) -> None:
-        self._best, self._drawn = k - drawn, drawn
+        self._k, self._best, self._drawn = k, k - drawn, drawn
         tensors = (trie.order, trie.first, trie.last, trie.tokens, trie.edges)
         self._order, self._first, self._last, self._tokens, self._edges = (
             torch.from_numpy(values).to(device) for values in tensors
@@ -82,7 +85,7 @@ class PrefixMarginals:
 
         Returns:
             The most probable next student tokens of each that have at least LEAST_SHARE, the most probable first, and
-            the drawn ones; none where the prefix has less than LEAST_MASS.
+            those drawn in place of the last of them (see `_draws`); none where the prefix has less than LEAST_MASS.
         """
         asked = exponentials, masses, rows, nodes, chances
         found = self._at_root(*asked), self._below(*asked)
@@ -90,7 +93,7 @@ class PrefixMarginals:
         kept = (every.share >= LEAST_SHARE).nonzero()[:, 0]
         kept = kept[every.position[kept].argsort(stable=True)]
         counts = torch.bincount(every.position[kept], minlength=len(rows))
-        return Marginals(counts, every.token[kept], every.share[kept].log(), every.drawn[kept])
+        return Marginals(counts, every.token[kept], every.share[kept].clamp(max=1.0).log(), every.drawn[kept])
 
     def _at_root(self, exponentials: Tensor, masses: Tensor, rows: Tensor, nodes: Tensor, chances: Tensor) -> _Found:
         """First tokens of spellings."""
@@ -99,18 +102,28 @@ class PrefixMarginals:
         sums = exponentials.new_zeros(len(exponentials), self._first_tokens + 1)
         sums.index_add_(1, self._first_of, exponentials)
         sums = sums[:, :-1]
-        best, chosen = sums.topk(min(self._best, self._first_tokens), 1)
+        best, chosen = sums.topk(min(self._k, self._first_tokens), 1)
+        is_drawn = torch.zeros_like(best, dtype=torch.bool)
         row = rows[positions]
-        if self._drawn and self._first_tokens:
-            cumulative = sums.scatter_(1, chosen, 0.0).cumsum(1)
+        if self._drawn and self._first_tokens > self._k:
+            ending = masses - sums.sum(1)
+            cumulative = sums.scatter_(1, chosen[:, : self._best], 0.0).cumsum(1)
+            others = cumulative[:, -1]
             chance = torch.zeros_like(masses).index_copy_(0, row, chances[positions].to(masses.dtype))
-            drawn, stands_for = self._draw(cumulative, torch.zeros_like(masses), cumulative[:, -1], chance)
-            best, chosen = torch.cat([best, stands_for], 1), torch.cat([chosen, drawn], 1)
+            drawn, stands_for = self._draw(cumulative, torch.zeros_like(masses), others, chance)
+            is_drawn[:, self._best :] = self._draws(others / masses, ending / masses)[:, None]
+            best[:, self._best :] = torch.where(is_drawn[:, self._best :], stands_for, best[:, self._best :])
+            chosen[:, self._best :] = torch.where(is_drawn[:, self._best :], drawn, chosen[:, self._best :])
         shares = best[row] / masses[row, None]
-        is_drawn = torch.arange(shares.shape[1], device=row.device) >= self._best
         positions = positions.repeat_interleave(shares.shape[1])
         tokens = self._tokens[chosen[row]].flatten()
-        return _Found(positions, tokens, shares.double().flatten(), is_drawn.expand(shares.shape).flatten())
+        return _Found(positions, tokens, shares.double().flatten(), is_drawn[row].flatten())
+
+    def _draws(self, others: Tensor, ending: Tensor) -> Tensor:
+        """[N], whether tokens are drawn: from `others`, [N], the share of all but the most probable, where tokens of
+        the teacher that end there have the share `ending`, [N]. Each drawn one stands for at least LEAST_SHARE.
+        """
+        return (others >= self._drawn * LEAST_SHARE) & (ending <= MOST_ENDING * others)
 
     def _draw(self, cumulative: Tensor, begin: Tensor, end: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """A systematic sample: places at equal distances.
@@ -148,13 +161,17 @@ class PrefixMarginals:
         order = order[owner[order].argsort(stable=True)]  # by position, the most probable first
         owner, edge, share = owner[order], edge[order], share[order]
         rank = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-        children = torch.bincount(owner, minlength=len(node))
-        best = (rank < self._best) | (children <= self._best + self._drawn)[owner]
+        zero = torch.zeros(len(node), dtype=share.dtype, device=share.device)
+        others = zero.index_add(0, owner, share * (rank >= self._best))
+        ending = 1.0 - zero.index_add(0, owner, share)
+        draws = self._draws(others, ending) & (torch.bincount(owner, minlength=len(node)) > self._k)
+        best = rank < torch.where(draws, self._best, self._k)[owner]
         found = [(owner[best], edge[best], share[best], torch.zeros_like(owner[best], dtype=torch.bool))]
-        if self._drawn and not best.all():
-            others, edge = owner[~best], edge[~best]
+        if self._drawn and draws.any():
+            drawn_from = draws[owner] & ~best
+            others, edge, share = owner[drawn_from], edge[drawn_from], share[drawn_from]
             owner = torch.bincount(others).nonzero()[:, 0]
-            cumulative = share[~best].cumsum(0)
+            cumulative = share.cumsum(0)
             end = cumulative[torch.searchsorted(others, owner, right=True) - 1]
             begin = torch.nn.functional.pad(end[:-1], (1, 0))
             drawn, stands_for = self._draw(cumulative, begin, end, chances[positions[owner]].to(end.dtype))

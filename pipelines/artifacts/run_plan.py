@@ -21,7 +21,7 @@ from typing import Any
 
 from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Teacher
-from ctd_core.config.run import RunConfig
+from ctd_core.config.run import DECIDED_BY_OBJECTIVES, RunConfig
 from ctd_core.config.text import Corpus, HeldOut, Mixture, PretrainedTokenizer, TrainedTokenizer
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import with_values
@@ -193,7 +193,8 @@ def variant(plan: RunPlan, values: Mapping[str, Any], source: str) -> RunPlan:
     Raises:
         UsageError: a value is wrong, or changes something else; the message names `source`.
     """
-    config = with_values(plan.config, values, source)
+    kept = {f"prepare.{name}": getattr(plan.config.prepare, name) for name in DECIDED_BY_OBJECTIVES}
+    config = with_values(plan.config, {**kept, **values}, source)
     if config.model_copy(update={"train": plan.config.train}) != plan.config:
         raise UsageError(f"{source} changes more than train.*, so its metrics could not be compared.")
     return with_training(plan, config.train)

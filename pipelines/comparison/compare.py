@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from ctd_core.config.base import Options, fingerprint
+from ctd_core.config.run import drawn_left_out
 from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
@@ -75,6 +76,9 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
     directory = base.files.directory / f"comparison-{file.stem}"
     check_inputs(base.config)
+    lines = (f"{name}: {line}" for (name, _), plan in trials.items() for line in drawn_left_out(plan.config))
+    for line in dict.fromkeys(lines):
+        logger.warning(line)
     prepare(base)
     ensure_student(base)
     references = ask_models([teacher_of(base), student_before(base)], evaluated, base.files)

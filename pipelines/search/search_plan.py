@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctd_core.config.base import fingerprint
+from ctd_core.config.run import drawn_left_out
 from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.training import Train
 from ctd_core.config.yaml_files import read_options, with_overrides, with_values
@@ -68,7 +69,11 @@ def plan_search(file: Path, overrides: list[str]) -> SearchPlan:
     decides = fingerprint(options.result_values(), base.training.name, base.evaluation)
     directory = base.files.directory / f"search-{file.stem}-{decides}"
     metric = _metric(options, base, file)
-    return SearchPlan(options, base, metric, space, _draw(options, space, base, file), directory)
+    trials = _draw(options, space, base, file)
+    plans = [variant(base, values, str(file)) for values in trials]
+    for warning in dict.fromkeys(line for plan in plans for line in drawn_left_out(plan.config)):
+        logger.warning(warning)
+    return SearchPlan(options, base, metric, space, trials, directory)
 
 
 def _with_evaluations(base: RunPlan, file: Path) -> RunPlan:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ctd_core.config.models import Teacher
-from ctd_core.config.run import RunConfig
+from ctd_core.config.run import RunConfig, drawn_left_out
 from ctd_core.config.text import Corpus, HeldOut, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
@@ -86,6 +86,7 @@ def _check(config: RunConfig) -> Iterator[str]:
             task.check()
     _check_frozen(config)
     yield from _endless_warmups(config.train)
+    yield from drawn_left_out(config)
     if config.student.adapters is not None:
         from ctd_core.models.adapters import check_targets  # takes seconds
         from ctd_core.models.loading import skeleton

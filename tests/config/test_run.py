@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ctd_core.config.base import fingerprint
-from ctd_core.config.run import RunConfig
+from ctd_core.config.run import RunConfig, drawn_left_out
 from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.yaml_files import read_config, read_options, with_values
 from ctd_core.errors import UsageError
@@ -101,13 +101,30 @@ def test_tokens_are_stored_and_drawn_as_the_objectives_ask(overrides, stored, dr
     assert (prepare.prefix_k, prepare.prefix_drawn) == (stored, drawn)
 
 
+def test_what_objectives_decide_follows_other_objectives_and_what_is_given_stays():
+    default = "\n".join(line for line in RUN.splitlines() if not line.startswith("train:")) + "\ntrain: {steps: 1}"
+    reverse = {"train.objectives.0.direction": "reverse"}
+    prepare = read_config(default, "here", ["train.objectives.0.direction=reverse"]).prepare
+    assert (prepare.prefix_k, prepare.prefix_drawn) == (8, 0)
+    config = read_config(default, "here", [])
+    assert with_values(config, reverse, "").prepare.prefix_drawn == 0
+    assert with_values(with_values(config, reverse, ""), {"train.objectives.0.direction": "forward"}, "") == config
+    assert with_values(config, {"prepare.prefix_k": 2}, "").prepare.prefix_drawn == 1
+    given = read_config(default, "here", ["prepare.prefix_drawn=3"])
+    assert not [*drawn_left_out(given)]
+    given = with_values(given, reverse, "")
+    assert given.prepare.prefix_drawn == 3
+    (told,) = drawn_left_out(given)
+    assert "train.objectives.0: prefix_kl in reverse, or with a temperature, learns from 5 of 8" in told
+
+
 def test_an_objective_that_asks_for_likely_tokens_is_refused_where_none_are_to_be_stored():
     with pytest.raises(UsageError, match=r"prefix_kl, which needs prepare\.prefix_k above 0, such as 8"):
         read_config(RUN, "here", ["train.objectives=[{kind: prefix_kl}]", "prepare.prefix_k=0"])
 
 
 def test_no_more_tokens_are_drawn_than_are_stored():
-    with pytest.raises(UsageError, match=r"prefix_drawn is 9, more than prepare\.prefix_k"):
+    with pytest.raises(UsageError, match=r"prefix_drawn is 9, more than prepare\.prefix_k, 8"):
         read_config(RUN, "here", ["prepare.prefix_k=8", "prepare.prefix_drawn=9"])
 
 

@@ -89,13 +89,16 @@ def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_export
     own, other = prepared(OWN), prepared(OTHER)
     make(model_type, tied, **SUPPORTED[model_type]).save_pretrained(tmp_path / "teacher")
     teacher = load_model(str(tmp_path / "teacher"))
-    assert torch.equal(logits(transfer_model(teacher, own, own)), logits(teacher))
+    same, weights = transfer_model(teacher, own, own), teacher.state_dict()
+    assert same.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in same.state_dict().items())
+    torch.testing.assert_close(logits(same), logits(teacher))  # some kernels' last bit depends on where weights lie
     student = transfer_model(teacher, other, own, pad_to_multiple_of=64)
     expected = logits(student)
     assert expected.isfinite().all()
     export_model(HuggingFaceModel(student), other.encoder.tokenizer, "", tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
-    assert torch.equal(logits(again), expected)
+    torch.testing.assert_close(logits(again), expected)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer("it's 12 (café)")["input_ids"] == other.encoder.tokenizer("it's 12 (café)")["input_ids"]
 

@@ -31,8 +31,8 @@ from tests.support.shard_sets import prepared, texts
 TEACHER = "byte-level BPE, 600"
 
 
-def scored_rows(student, teacher, model, k, batch_tokens=256, drawn=0):
-    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+def scored_rows(student, teacher, model, k, batch_tokens=256, drawn=0, documents=6):
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(documents))]
     rows, counts = build_rows(student, teacher, documents, 400, 400)
     scorer = TransformersScorer(logprobs_of(model, teacher.encoder.token_bytes.begins_pretoken))
     stored = Stored(prefix=prefix_top(k, drawn, student, teacher))
@@ -62,30 +62,30 @@ def test_with_one_tokenizer_it_is_knowledge_distillation():
 
 def test_with_drawn_tokens_the_gradient_is_as_large_as_that_of_the_whole_distribution():
     """Along that gradient; across it there is noise. The likeliest tokens alone fall short of it."""
-    student, teacher = prepared("byte-level BPE, 300"), prepared(TEACHER)
-    models = [llama(300), llama(600, seed=3)]
+    tokenizer = prepared(TEACHER)
+    models = [llama(len(tokenizer.encoder.token_bytes.by_id), seed=seed) for seed in (0, 3)]
     gradients = []
     for k, drawn in ((255, 0), (8, 0), (8, 4)):
-        rows = scored_rows(student, teacher, models[1], k, drawn=drawn)
-        learner = logprobs_of(models[0], student.encoder.token_bytes.begins_pretoken)
+        rows = scored_rows(tokenizer, tokenizer, models[1], k, drawn=drawn, documents=100)
+        learner = logprobs_of(models[0], tokenizer.encoder.token_bytes.begins_pretoken)
         learner.zero_grad()
         objective = WeightedObjective(1.0, make_objective(PrefixKl(kind="prefix_kl"), None))
         accumulate_gradients(learner, [collate(rows, np.arange(len(rows)))], [objective], None)
         gradients.append(learner.model.model.layers[0].mlp.up_proj.weight.grad.flatten().clone())
     whole, likeliest, with_drawn = gradients
-    assert float(with_drawn @ whole / (whole @ whole)) == pytest.approx(1, abs=0.02)
-    assert float(likeliest @ whole / (whole @ whole)) < 0.97
+    assert float(with_drawn @ whole / (whole @ whole)) == pytest.approx(1, abs=0.1)
+    assert float(likeliest @ whole / (whole @ whole)) < 0.7
 
 
 @pytest.mark.parametrize("options", [{"direction": "reverse"}, {"temperature": 2.0}])
 def test_in_reverse_or_with_a_temperature_drawn_tokens_are_left_out(options):
-    student, teacher = prepared("byte-level BPE, 300"), prepared(TEACHER)
-    losses = []
+    tokenizer = prepared(TEACHER)
+    size, losses = len(tokenizer.encoder.token_bytes.by_id), []
     for k, drawn in ((4, 0), (8, 4)):
-        rows = scored_rows(student, teacher, llama(600, seed=3), k, drawn=drawn)
+        rows = scored_rows(tokenizer, tokenizer, llama(size, seed=3), k, drawn=drawn)
         batch = collate(rows, np.arange(len(rows)))
         assert batch.prefixes.drawn.any() == bool(drawn)
-        learner = logprobs_of(llama(300), student.encoder.token_bytes.begins_pretoken)
+        learner = logprobs_of(llama(size), tokenizer.encoder.token_bytes.begins_pretoken)
         objective = WeightedObjective(1.0, make_objective(PrefixKl(kind="prefix_kl", **options), None))
         losses.append(accumulate_gradients(learner, [batch], [objective], None).loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
@@ -206,6 +206,19 @@ def test_a_teacher_that_is_sure_of_the_text_teaches_the_text(student, teacher, c
         special += int(ours.encoder.token_bytes.is_special[row["prefix_ids"]].sum())
     assert asked > 0.6 * sum(len(row["student_ids"]) for row in rows)
     assert special >= len(documents)  # each ends
+
+
+@pytest.mark.parametrize("drawn", [0, 2])
+def test_tokens_of_a_share_of_all_are_known_as_drawn_or_not(drawn):
+    tokenizer = prepared(TEACHER)
+    documents = [plain_document(str(n), text) for n, text in enumerate(texts(6))]
+    rows, counts = build_rows(tokenizer, tokenizer, documents, 400, 400)
+    stored = Stored(prefix=prefix_top(2, drawn, tokenizer, tokenizer))
+    scored = score_rows(Certain(len(tokenizer.encoder.token_bytes.by_id)), rows, 256, stored)
+    batch = collate(MemoryRows("rows", [scored], counts), np.arange(len(rows)))
+    assert len(batch.prefixes.drawn)
+    assert (batch.prefixes.drawn == bool(drawn)).all()
+    np.testing.assert_allclose(batch.prefixes.teacher_logprobs, 0, atol=1e-6)
 
 
 def test_the_teachers_end_is_that_of_turns_in_all_of_a_conversation_and_that_of_texts_in_a_text():

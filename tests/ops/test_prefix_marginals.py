@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ctd_core.align.spelling_trie import spelling_trie
-from ctd_core.ops.prefix_marginals import LEAST_SHARE, PrefixMarginals
+from ctd_core.objectives.stored_tokens import stored_divergence
+from ctd_core.ops.prefix_marginals import LEAST_SHARE, MOST_ENDING, PrefixMarginals
+from ctd_core.shards.batches import Top
 
 SIZE = 30
 SPELLINGS = st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=SIZE, max_size=SIZE)
@@ -71,31 +73,67 @@ def test_what_the_tokens_of_a_prefix_have_together_is_conserved(spellings):
         assert total + ending / agreeing == pytest.approx(1, abs=1e-5)
 
 
-@given(spellings=SPELLINGS, best=st.integers(0, 3), drawn=st.integers(1, 4), seed=st.integers(0, 100))
-def test_drawn_tokens_have_in_expectation_the_probabilities_of_all(spellings, best, drawn, seed):
-    """The mean over all chances; and by each chance the likeliest as they are, with one sum of all."""
+CHANCES = 200
+NONE_ENDS = [[n % 5, n % 4] for n in range(SIZE)]  # but at the second token
+DRAWING = given(spellings=SPELLINGS, best=st.integers(0, 3), drawn=st.integers(1, 4), seed=st.integers(0, 100))
+
+
+def told_by_chances(spellings, best, drawn, seed):
+    """A distribution and, at each prefix under CHANCES chances, what is told of it."""
     torch.manual_seed(seed)
-    probabilities, chances = (torch.randn(SIZE) * 0.5).softmax(0), 200
+    probabilities = (torch.randn(SIZE) * 0.5).softmax(0)
     prefixes = all_prefixes(spellings)
     marginals = PrefixMarginals(spelling_trie(spellings), best + drawn, drawn, SIZE, probabilities.device)
     told = marginals(
-        probabilities.repeat(chances, 1),
-        torch.ones(chances),
-        torch.arange(chances).repeat_interleave(len(prefixes)),
-        torch.arange(len(prefixes)).repeat(chances),
-        ((torch.arange(chances) + 0.5) / chances).repeat_interleave(len(prefixes)),
+        probabilities.repeat(CHANCES, 1),
+        torch.ones(CHANCES),
+        torch.arange(CHANCES).repeat_interleave(len(prefixes)),
+        torch.arange(len(prefixes)).repeat(CHANCES),
+        ((torch.arange(CHANCES) + 0.5) / CHANCES).repeat_interleave(len(prefixes)),
     )
+    expected = [reference(probabilities.tolist(), spellings, prefix) for prefix in prefixes]
+    whole = torch.tensor([[shares.get(token, 0.0) for token in range(5)] for shares in expected], dtype=torch.float64)
+    return told, torch.arange(CHANCES * len(prefixes)).repeat_interleave(told.counts), whole
+
+
+@DRAWING
+@example(spellings=NONE_ENDS, best=1, drawn=2, seed=0)
+def test_drawn_tokens_have_in_expectation_the_probabilities_of_all(spellings, best, drawn, seed):
+    """The mean over all chances; and by each chance the likeliest as they are, with one sum of all."""
+    told, position, whole = told_by_chances(spellings, best, drawn, seed)
     assert int(told.counts.max()) <= best + drawn
-    shares = torch.zeros(chances * len(prefixes), 5, dtype=torch.float64)
-    shares[torch.arange(len(shares)).repeat_interleave(told.counts), told.tokens] = told.logprobs.exp()
+    shares, is_drawn = torch.zeros(CHANCES * len(whole), 5, dtype=torch.float64), torch.zeros(CHANCES * len(whole))
+    shares[position, told.tokens] = told.logprobs.exp()
     assert int((shares > 0).sum()) == len(told.tokens)  # none is told twice
-    for prefix, by_chance in zip(prefixes, shares.view(chances, len(prefixes), 5).unbind(1), strict=True):
-        expected = reference(probabilities.tolist(), spellings, prefix)
-        whole = torch.tensor([expected.get(token, 0.0) for token in range(5)], dtype=torch.float64)
-        torch.testing.assert_close(by_chance.mean(0), whole, rtol=0, atol=1 / chances)
-        torch.testing.assert_close(by_chance.sum(1), whole.sum().expand(chances), rtol=0, atol=1e-5)
-        likeliest = sorted(expected, key=expected.get, reverse=True)[:best]
-        torch.testing.assert_close(by_chance[:, likeliest], whole[likeliest].expand(chances, -1), rtol=0, atol=1e-5)
+    is_drawn[position] = told.drawn.float() * 2 - 1
+    draws = is_drawn.view(CHANCES, -1).amax(0) > 0
+    assert bool(draws[0]) == (spellings == NONE_ENDS and best + drawn < 5) or spellings != NONE_ENDS
+    for by_chance, of_all, is_expectation in zip(shares.view(CHANCES, -1, 5).unbind(1), whole, draws, strict=True):
+        likeliest = of_all.topk(best if is_expectation else min(best + drawn, 5))
+        torch.testing.assert_close(
+            by_chance[:, likeliest.indices], likeliest.values.expand(CHANCES, -1), rtol=0, atol=1e-5
+        )
+        if is_expectation:
+            torch.testing.assert_close(by_chance.mean(0), of_all, rtol=0, atol=1 / CHANCES)
+            torch.testing.assert_close(by_chance.sum(1), of_all.sum().expand(CHANCES), rtol=0, atol=1e-5)
+
+
+@DRAWING
+@example(spellings=NONE_ENDS, best=1, drawn=2, seed=0)
+@example(spellings=[[0, n % 5] for n in range(15)] + [[0]] * 15, best=1, drawn=2, seed=0)
+def test_the_best_student_is_the_teacher_whatever_is_drawn(spellings, best, drawn, seed):
+    """Where it gives all continuations, and what ends, the teacher's probabilities, its expected gradient is none."""
+    told, position, whole = told_by_chances(spellings, best, drawn, seed)
+    ending = (1 - whole.sum(1, keepdim=True)).clamp(min=0)
+    logits = torch.cat([whole, ending], 1).clamp(min=1e-12).log().requires_grad_()
+    logprobs = logits.log_softmax(1)[position % len(whole), told.tokens]
+    groups = CHANCES * len(whole)
+    loss = stored_divergence(
+        "forward", Top(told.tokens, told.logprobs, position, position, told.drawn, groups), logprobs
+    )
+    (gradient,) = torch.autograd.grad(loss / CHANCES, logits)
+    allowed = MOST_ENDING * whole.sum(1, keepdim=True).clamp(max=1) + 1 / CHANCES
+    assert (gradient.abs() <= allowed).all()
 
 
 def test_tokens_beyond_the_output_matrix_have_no_probability():
