@@ -15,6 +15,7 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 RAY = str(Path(sys.executable).with_name("ray"))
+PROVIDER = Path(__file__).with_name("cloud")  # a folder with the module of the machines alone
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,7 +42,7 @@ def _fake_machines(node_types: dict[str, Any], gcs: str) -> dict[str, Any]:
         "idle_timeout_minutes": 0.1,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "fake_machines.FakeMachines",
             "gcs_address": gcs,
             "launch_multiple": True,
             "head_node_id": FAKE_HEAD_NODE_ID,
@@ -75,6 +76,7 @@ def ray_head(
         environment |= {
             **{"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"},
             **{"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
+            "PYTHONPATH": str(PROVIDER),
         }
     # A machine that is gone is missed after two seconds, and not after fifteen.
     environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
