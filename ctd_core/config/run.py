@@ -113,7 +113,7 @@ def _windows(run: RunConfig) -> Iterator[str]:
     if run.train.batch_tokens < run.prepare.student_window_tokens:
         yield (
             f"train.batch_tokens is {run.train.batch_tokens}, less than one window of prepare.student_window_tokens, "
-            f"{run.prepare.student_window_tokens}"
+            f"{run.prepare.student_window_tokens}: raise it, or lower that"
         )
 
 
