@@ -98,7 +98,7 @@ def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):
     example = textwrap.dedent(readme.split("on texts in memory:")[1].split("A stage that was killed")[0])
     example = example.replace("runs/teachers/SmolLM2-135M-Instruct", teacher).replace("steps=100", "steps=2")
     monkeypatch.chdir(tmp_path)
-    exec(example, {"texts": texts(20)})
+    exec(example, {"texts": texts(20)[4:], "other_texts": texts(20)[:4]})
     assert (tmp_path / "byte-student" / "model.safetensors").exists()
 
 

@@ -55,7 +55,8 @@ def reference() -> str:
         "# Every field of a run's file",
         "",
         "Written by `ctd config --reference`; `ctd config --new` writes a file to begin with. Fields marked ↻ change",
-        "how the work is done and not what comes out: they can be changed without preparing or training anew.",
+        "how the work is done and not what comes out: unless they say otherwise, they can be changed without preparing",
+        "or training anew.",
         "",
     ]
     for group in _groups(RunConfig, []):

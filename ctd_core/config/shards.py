@@ -25,7 +25,9 @@ class Prepare(Options):
     )
     targets: bool = Field(default=True, description="whether the teacher's numbers are computed and stored")
     storage: str | None = resource(
-        default=None, description="where shards lie, such as s3://bucket/folder; with the rest of the run by default"
+        default=None,
+        description="where shards lie, such as s3://bucket/folder; with the rest of the run by default. Elsewhere "
+        "they are made again",
     )
     cache_bytes: int = resource(
         default=50_000_000_000,

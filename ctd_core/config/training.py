@@ -30,7 +30,7 @@ class Stage(Options):
 class OnPolicy(Options):
     """The student learns from texts of its own: in each round it writes some, and its teacher scores them once."""
 
-    rounds: int = Field(gt=0, description="of as many steps each; the last may have less")
+    rounds: int = Field(gt=0, description="of as many steps each, or one less")
     begin: int = Field(default=0, ge=0, description="the first steps learn the corpus alone")
     texts: int = Field(default=64, gt=0, description="how many the student writes in a round")
     fraction: float = Field(
@@ -71,7 +71,9 @@ class Train(Options):
     min_workers: int | None = resource(
         default=None, ge=1, description="go on with as few as this where machines are lost, until others join"
     )
-    use_gpu: bool = resource(default=False, description="a GPU for each worker")
+    use_gpu: bool = resource(
+        default=False, description="a GPU for each worker; unless autocast is off, another training than without"
+    )
     worker_resources: dict[str, Annotated[float, Field(gt=0)]] = resource(
         default={},
         description="what else of a cluster's own resources, such as {train: 1}, which certain machines have",
@@ -122,7 +124,9 @@ class Train(Options):
         description="auto: bfloat16 on GPUs that have it; fastest: also on CPUs with AMX or AVX512-BF16. All workers "
         "calculate in one type",
     )
-    evaluate_every: int | None = resource(default=None, gt=0, description="the last step is then measured too")
+    evaluate_every: int | None = resource(
+        default=None, gt=0, description="measure evaluate.sets every so many steps, and after the last one"
+    )
     checkpoint_every: int | None = resource(
         default=None, gt=0, description="a tenth of the steps by default; the last step always makes a checkpoint"
     )

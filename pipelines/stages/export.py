@@ -95,8 +95,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ## Measured
 
 {measured}
-The distance is the mean absolute difference of the log-likelihoods of text chunks on which both tokenizers agree, in
-bits per byte.
+The distance is the sum of the absolute differences of the log-likelihoods of text chunks on which both tokenizers
+agree, in bits per byte of text.
 
 ## Recipe
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ctd_core.errors import UsageError
 from pipelines.recipes import check_made, read_recipe, read_run, recipe_names
 from pipelines.search.options import Search
 
+TUNE_CONFIGS = Path(__file__).parents[2] / "tune_configs"
 RUN = """
 name: r
 teacher: {model: t}
@@ -136,13 +138,26 @@ def test_the_run_in_the_readme_is_a_run():
 
 @pytest.mark.parametrize("file", ["smoke", "loss", "chunking", "learning"])
 def test_every_packaged_search_can_be_drawn_from(file):
-    path = Path(__file__).parents[2] / "tune_configs" / f"{file}.yaml"
-    options = read_options(path, Search)
-    run = with_values(read_run(options.recipe, str(path), []), options.changes, str(path))
+    runs = list(runs_of_search(TUNE_CONFIGS / f"{file}.yaml"))
+    assert len({run.train.steps for run in runs}) == 1
+
+
+def test_the_search_in_the_readme_can_be_drawn_from(tmp_path):
+    example = (TUNE_CONFIGS / "README.md").read_text().split("hold distributions in turn:\n")[1].split("\n\nTrials")[0]
+    (tmp_path / "search.yaml").write_text(textwrap.dedent(example))
+    runs = list(runs_of_search(tmp_path / "search.yaml"))
+    assert {run.train.objectives[0].chunks.kind for run in runs} == {"finest", "debiased"}
+
+
+def runs_of_search(file):
+    """The run of a search, and those of trials that are drawn."""
+    options = read_options(file, Search)
+    run = with_values(read_run(options.recipe, str(file), []), options.changes, str(file))
     space = {name: parse_space(value, name) for name, value in options.space.items()}
+    yield run
     for seed in range(20):
         for values in settings(space, False, random.Random(seed)):
-            assert with_values(run, values, str(path)).train.steps == run.train.steps
+            yield with_values(run, values, str(file))
 
 
 def test_an_error_names_where_its_value_was_written():
