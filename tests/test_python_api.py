@@ -99,7 +99,7 @@ def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):
     example = example.replace("runs/teachers/SmolLM2-135M-Instruct", teacher).replace("steps=100", "steps=2")
     monkeypatch.chdir(tmp_path)
     exec(example, {"texts": texts(20)[4:], "other_texts": texts(20)[:4]})
-    assert (tmp_path / "byte-student" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "byte-student" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

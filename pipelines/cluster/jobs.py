@@ -26,6 +26,7 @@ RAYS_PYTHON = (
     r"$(tr '\0' '\n' </proc/$(awk '/^PPid/ {print $2}' /proc/$PPID/status)/cmdline"
     r" | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p' | grep . || echo python)"
 )
+TOO_LARGE = ("Maximum request body size", "exceeds the maximum size")  # Ray's words, of the cluster and of its client
 EXCLUDED = [".git", ".venv", "runs", "__pycache__"]  # of the directory that is sent; what git ignores is too
 
 
@@ -123,7 +124,13 @@ def _start(
             entrypoint_num_gpus=gpus,
         )
     except (RuntimeError, OSError, ValueError) as error:
-        raise CtdError(f"{working_directory}: the job could not be submitted ({error}).") from error
+        advice = (
+            " Large files, such as models, are not sent along: put them where all machines find them, and name them in "
+            ".gitignore, or send another directory by --working-dir."
+            if any(said in str(error) for said in TOO_LARGE)
+            else ""
+        )
+        raise CtdError(f"{working_directory}: the job could not be submitted ({error}).{advice}") from error
     return name
 
 

@@ -1,5 +1,6 @@
 """Jobs on a running cluster that asks for a token, with `ray job submit` and with `ctd submit`."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -88,6 +89,13 @@ def test_an_interrupt_leaves_the_job_alone_unless_asked(head, config, tmp_path):
     said, status = interrupted("--stop-on-interrupt")
     assert "long was stopped" in said
     assert "was stopped" in status
+
+
+def test_a_directory_too_large_to_send_is_told(head, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(101 * 2**20))  # the cluster takes 100 MiB
+    done = submit(head, "--working-dir", tmp_path, "--", "runs")
+    assert done.returncode == 1
+    assert "Large files, such as models, are not sent along" in done.stderr
 
 
 def test_an_address_where_nothing_answers_is_told():
