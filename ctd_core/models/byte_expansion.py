@@ -31,10 +31,11 @@ class ExpandedEmbedding(nn.Embedding):
     def __init__(self, num_embeddings: int, hidden_size: int, old_tokens: int, edges: int, max_bytes: int) -> None:
         super().__init__(num_embeddings, hidden_size)
         self.max_bytes = max_bytes
-        self.table = nn.Parameter(torch.zeros(old_tokens + 1, hidden_size), requires_grad=False)
+        self.table: Tensor
         self.byte_of: Tensor
         self.keys: Tensor
         self.token_of: Tensor
+        self.register_buffer("table", torch.zeros(old_tokens + 1, hidden_size))  # a parameter that is loaded learns
         self.register_buffer("byte_of", torch.full((num_embeddings,), -1))
         self.register_buffer("keys", torch.zeros(edges, dtype=torch.int64))
         self.register_buffer("token_of", torch.full((edges + 1,), old_tokens))

@@ -105,7 +105,7 @@ def end_in(asked: PrefixTop, rows: Iterable[Row]) -> tuple[int, int]:
     for student_ids, teacher_ids, student_ends, teacher_ends, kinds in rows:
         student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
         is_marker = (kinds & MARKER > 0) & (student_ends > student_begins) & (teacher_ends > teacher_begins)
-        chunks = np.flatnonzero(is_marker)
+        chunks = np.flatnonzero(is_marker[1:]) + 1  # the first is how texts begin, which may be the same token
         chunks = chunks[teacher_ids[teacher_begins[chunks]] == asked.end]
         tokens, is_scored = student_ids[student_begins[chunks]], kinds[chunks] & SCORED > 0
         scored.update(tokens[is_scored].tolist())

@@ -202,7 +202,7 @@ def _special_roles(student: PreparedTokenizer, teacher: PreparedTokenizer) -> di
 
 
 def _name_of(model: nn.Module, parameter: Tensor) -> str:
-    return next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is parameter)
+    return next(name for name, found in model.named_parameters(remove_duplicate=False) if found is parameter)
 
 
 def _output_names(model: PreTrainedModel) -> list[str]:

@@ -111,6 +111,7 @@ class PrefixMarginals:
             others = cumulative[:, -1]
             chance = torch.zeros_like(masses).index_copy_(0, row, chances[positions].to(masses.dtype))
             drawn, stands_for = self._draw(cumulative, torch.zeros_like(masses), others, chance)
+            stands_for *= sums.gather(1, drawn) > 0  # a sum made in parallel may rise at a token chosen already
             is_drawn[:, self._best :] = self._draws(others / masses, ending / masses)[:, None]
             best[:, self._best :] = torch.where(is_drawn[:, self._best :], stands_for, best[:, self._best :])
             chosen[:, self._best :] = torch.where(is_drawn[:, self._best :], drawn, chosen[:, self._best :])

@@ -70,10 +70,9 @@ def plan_search(file: Path, overrides: list[str]) -> SearchPlan:
     directory = base.files.directory / f"search-{file.stem}-{decides}"
     metric = _metric(options, base, file)
     trials = _draw(options, space, base, file)
-    plans = [variant(base, values, str(file)) for values in trials]
-    for warning in dict.fromkeys(line for plan in plans for line in drawn_left_out(plan.config)):
+    for warning in dict.fromkeys(line for plan, _ in trials for line in drawn_left_out(plan.config)):
         logger.warning(warning)
-    return SearchPlan(options, base, metric, space, trials, directory)
+    return SearchPlan(options, base, metric, space, [values for _, values in trials], directory)
 
 
 def _with_evaluations(base: RunPlan, file: Path) -> RunPlan:
@@ -101,16 +100,16 @@ def _metric(options: Search, base: RunPlan, file: Path) -> str:
     return chosen
 
 
-def _draw(options: Search, space: dict[str, Any], base: RunPlan, file: Path) -> list[dict[str, Any]]:
-    """The settings of every trial, each of another training; all of them are runs that could be started."""
+def _draw(options: Search, space: dict[str, Any], base: RunPlan, file: Path) -> list[tuple[RunPlan, dict[str, Any]]]:
+    """Every trial and its settings, each of another training; all of them are runs that could be started."""
     state, everything = random.Random(options.seed), options.searcher == "grid"
     wanted = options.trials or (None if everything else DEFAULT_TRIALS)
-    found: dict[Path, dict[str, Any]] = {}
+    found: dict[Path, tuple[RunPlan, dict[str, Any]]] = {}
     for _ in range(1 if everything else DRAWS_A_TRIAL * (wanted or 1)):
         for values in settings(space, everything, state):
             plan = variant(base, values, f"{file}: {json.dumps(values)}")
             _check_alike(base.config.train, plan.config.train, file)
-            found.setdefault(plan.training, values)
+            found.setdefault(plan.training, (plan, values))
             if len(found) == wanted:
                 return list(found.values())
     if wanted is not None and len(found) < wanted and options.searcher != "optuna":

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ctd_core.config.models import ByteExpansion, Student, Teacher
+from ctd_core.config.models import Adapters, ByteExpansion, Student, Teacher
 from ctd_core.errors import UsageError
+from ctd_core.models.adapters import add_adapters
 from ctd_core.models.building import build_student
 from ctd_core.models.byte_expansion import CODE
 from ctd_core.models.byte_students import with_byte_expansion
@@ -145,8 +146,12 @@ def test_a_base_that_is_no_model_class_is_refused(tmp_path):
         load_model(str(tmp_path))
 
 
-def test_the_teachers_embeddings_stay_and_the_others_learn():
-    student, _ = student_of()
+@pytest.mark.parametrize("adapters", [None, Adapters(rank=2)])
+def test_the_teachers_embeddings_stay_and_the_others_learn(adapters, tmp_path):
+    student_of()[0].save_pretrained(tmp_path)
+    student = load_model(str(tmp_path))  # as a training does
+    if adapters is not None:
+        add_adapters(student, adapters, 0)
     embedding = student.get_input_embeddings()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)

@@ -21,12 +21,14 @@ from ctd_core.shards.batches import collate
 from ctd_core.shards.building import build_rows
 from ctd_core.shards.files import ShardDamaged, check_columns
 from ctd_core.shards.rows import MemoryRows
-from ctd_core.text.documents import Document, Turn, plain_document
+from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.support.models import llama, logprobs_of
 from tests.support.real_tokenizers import REAL
 from tests.support.shard_sets import prepared, texts
+from tests.support.tokenizers import sentencepiece_bpe
 
 TEACHER = "byte-level BPE, 600"
 
@@ -240,6 +242,22 @@ def test_the_teachers_end_is_that_of_turns_in_all_of_a_conversation_and_that_of_
         ids = [turn_end, *ours.markers["end"]] if row["document"] != "text" else [*ours.markers["end"], turn_end]
         assert ids[0] in row["prefix_ids"]
         assert ids[1] not in row["prefix_ids"]
+
+
+@pytest.mark.parametrize("end", [(Marker(END),), ()])
+def test_a_teacher_that_begins_texts_with_its_end_does_not_teach_the_students_beginning(end):
+    tokenizer = sentencepiece_bpe(prefix=True)
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    student, teacher = prepare_tokenizer(tokenizer, "student", None, None), prepared(TEACHER)
+    assert teacher.markers[BEGIN] == teacher.markers[END]
+    assert student.markers[BEGIN] != student.markers[END]
+    document = Document("cut or not", (Marker(BEGIN, scored=False), Text(texts(1)[0]), *end))
+    rows, _ = build_rows(student, teacher, [document], 400, 400)
+    sure = Certain(len(teacher.encoder.token_bytes.by_id), other=teacher.markers[END][0])
+    told = score_rows(sure, rows, 256, Stored(prefix=prefix_top(4, 0, student, teacher)))["prefix_ids"]
+    told = {token for row in told.to_pylist() for token in row}
+    assert student.markers[END][0] in told
+    assert student.markers[BEGIN][0] not in told
 
 
 def test_two_tokens_that_end_turns_are_each_taught_where_they_stand():
