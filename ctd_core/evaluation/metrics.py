@@ -114,7 +114,7 @@ def metric_key(set_name: str, metric: Metric) -> str:
 
 def metric_words(name: str) -> str:
     """What a person calls a metric of metrics.jsonl, with its unit; `name` itself where it is none."""
-    for metric in METRICS:
+    for metric in sorted(METRICS, key=lambda metric: -len(metric.name)):  # a name may be the end of a longer one
         if name.endswith(f"_{metric.name}"):
             return metric.words(f" on {name.removesuffix(f'_{metric.name}')}")
     return name.replace("_", " ")

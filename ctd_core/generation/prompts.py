@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling
-from ctd_core.text.chat import TEMPLATE_ERRORS
+from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.stops import stops_of
 
@@ -93,7 +93,7 @@ class Answerer:
         if self._tokenizer.chat_template:
             messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
             try:
-                ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+                ids = apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"]
             except TEMPLATE_ERRORS as error:
                 raise UsageError(
                     f"{place}: the chat template of {self._name} refuses it: {first_line(error)}."

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError
 from ctd_core.generation.sampler import Sampler, Sampling
+from ctd_core.text.chat import apply_template
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.stops import first_header, stops_of
 
@@ -58,7 +59,7 @@ class Writer:
         if not asked:
             return []
         prompts = [
-            self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] for messages in asked
+            apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"] for messages in asked
         ]
         answers = self._texts(prompts, 2 * seed + 1)
         pairs = zip(asked, answers, strict=True)

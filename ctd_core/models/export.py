@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.language_model import LanguageModel
+from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.sentencepiece_file import sentencepiece_file
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import save_tokenizer
@@ -25,6 +26,7 @@ def export_model(
     card: str,
     directory: Path,
     begin: Sequence[int] = (),
+    end: Sequence[int] = (),
 ) -> None:
     """Write model, tokenizer, generation config and model card into `directory`.
 
@@ -34,6 +36,7 @@ def export_model(
         card: the text of README.md.
         directory: an existing directory.
         begin: the tokens that stood before every text in training; the tokenizer is made to write them.
+        end: those behind every text; the first is made the tokenizer's end.
 
     Raises:
         CtdError: a weight is not finite.
@@ -41,10 +44,11 @@ def export_model(
     for name, tensor in model.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
-    _stop_at_turn_ends(model, tokenizer)
+    tokenizer = as_trained(tokenizer, begin, end)
+    _stop_at_ends(model, tokenizer)
     _leave_unused_code_out(model)
     model.save(directory)
-    save_tokenizer(beginning_texts(tokenizer, list(begin)), directory)
+    save_tokenizer(tokenizer, directory)
     try:
         file = sentencepiece_file(tokenizer)
     except ImportError:
@@ -57,10 +61,10 @@ def export_model(
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _stop_at_turn_ends(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let `generate` stop where an answer ends: a base model that learned to chat knows the end of a text alone."""
+def _stop_at_ends(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let `generate` stop where a text ends, or an answer: a base model that learned to chat knows of none of these."""
     config: Any = getattr(model.module, "generation_config", None)
-    if config is None or not tokenizer.chat_template:
+    if config is None:
         return
     try:
         stops = stops_of(tokenizer, "the student's tokenizer")
@@ -79,19 +83,23 @@ def _leave_unused_code_out(model: LanguageModel) -> None:
         del config.auto_map
 
 
-def beginning_texts(tokenizer: PreTrainedTokenizerFast, begin: list[int]) -> PreTrainedTokenizerFast:
-    """The tokenizer, such that it writes `begin` before a text."""
-    if tokenizer("a")["input_ids"][: len(begin)] == begin:
+def as_trained(tokenizer: PreTrainedTokenizerFast, begin: Sequence[int], end: Sequence[int]) -> PreTrainedTokenizerFast:
+    """The tokenizer, such that it writes `begin` before a text, and that the first of `end` is its end of texts."""
+    written = written_before_text(tokenizer)
+    writes_begin, has_end = written == tuple(begin) or not begin, not end or tokenizer.eos_token_id == end[0]
+    if writes_begin and has_end:
         return tokenizer
-    begun = copy.deepcopy(tokenizer)
-    backend, names = begun.backend_tokenizer, begun.convert_ids_to_tokens(begin)
-    adds = processors.TemplateProcessing(
-        single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=list(zip(names, begin, strict=True))
-    )
-    backend.post_processor = (
-        adds if backend.post_processor is None else processors.Sequence([backend.post_processor, adds])
-    )
-    return begun
+    trained = copy.deepcopy(tokenizer)
+    backend, names = trained.backend_tokenizer, trained.convert_ids_to_tokens(list(begin))
+    if not writes_begin:
+        adds = processors.TemplateProcessing(
+            single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=list(zip(names, begin, strict=True))
+        )
+        stays = backend.post_processor is not None and not written  # else it would write another beginning too
+        backend.post_processor = processors.Sequence([backend.post_processor, adds]) if stays else adds
+    if not has_end:
+        trained.eos_token = trained.convert_ids_to_tokens(end[0])
+    return trained
 
 
 @torch.no_grad()

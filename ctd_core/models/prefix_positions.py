@@ -43,6 +43,8 @@ def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: Prepared
     end, own_end = teacher.markers.get(END, ()), student.markers.get(END, ())
     if len(end) == 1 and own_end:
         spellings[end[0]] = [*own_end]  # and no beginning too, for a token that stands for both
+    rows = student.encoder.num_embeddings  # a special token may have none
+    spellings = [[] if rows is not None and max(spelling, default=-1) >= rows else spelling for spelling in spellings]
     trie = spelling_trie(spellings)
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))

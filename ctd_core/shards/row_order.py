@@ -36,8 +36,8 @@ def epoch_micro_batches(
 
 @dataclass(frozen=True)
 class MixedRows:
-    """The rows of one source of a mixture. numbers: [R] int64. bytes_per_token: of text, for a student token, on
-    average. share: of the bytes that are learned.
+    """The rows of one source of a mixture. numbers: [R] int64. bytes_per_token: of text that is learned, for a
+    student token, on average. share: of the bytes that are learned.
     """
 
     numbers: Rows

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,10 @@ PLACEHOLDERS = ("Qx{}zQ", "Wyy{}vvW")
 SHOWN_CHARACTERS = 200
 # A template is a program of its own, which may fail in any of these ways.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+THE_DAY = datetime(2024, 7, 26)  # for templates that write today's: what Llama 3's has where it is given none
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class WrittenTurn(NamedTuple):
@@ -102,7 +106,7 @@ class ChatTemplate:
         return results
 
     def _written(self, turns: Sequence[Turn], rendered: str) -> list[WrittenTurn]:
-        frame = self._frame(tuple(turn.role for turn in turns), date.today())
+        frame = self._frame(tuple(turn.role for turn in turns))
         written, at = [], 0
         for number, turn in enumerate(turns):
             after = frame.ends[number] + (frame.headers[number + 1] if number + 1 < len(turns) else "")
@@ -119,8 +123,7 @@ class ChatTemplate:
             at = begin + stop - start + len(frame.ends[number])
         return written
 
-    def _find_frame(self, roles: tuple[str, ...], today: date) -> _Frame:
-        """The frame, which is kept: `today` tells those of templates that write the date."""
+    def _find_frame(self, roles: tuple[str, ...]) -> _Frame:
         frames = []
         for pattern in PLACEHOLDERS:
             contents = [pattern.format(number) for number in range(len(roles))]
@@ -204,10 +207,16 @@ class ChatTemplate:
         return rendered
 
     def _apply(self, conversations: list[list[dict[str, Any]]], add_generation_prompt: bool = False) -> list[str]:
-        rendered: list[str] = self._tokenizer.apply_chat_template(
-            conversations, tokenize=False, add_generation_prompt=add_generation_prompt
+        rendered: list[str] = apply_template(
+            self._tokenizer, conversations, tokenize=False, add_generation_prompt=add_generation_prompt
         )
         return rendered
+
+
+def apply_template(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], **options: Any) -> Any:
+    """As `tokenizer.apply_chat_template`, on one day: what is learned, and resumed, does not depend on today's date."""
+    template = TODAY.sub(lambda call: repr(THE_DAY.strftime(call[2])), tokenizer.get_chat_template())
+    return tokenizer.apply_chat_template(messages, chat_template=template, **options)
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -269,5 +278,5 @@ def _everything_written(tokenizer: PreTrainedTokenizerFast) -> str:
         messages = [{"role": role, "content": "content"} for role in roles]
         for prompts in (False, True):
             with suppress(jinja2.TemplateError):
-                written += str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompts))
+                written += str(apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=prompts))
     return written

@@ -54,7 +54,7 @@ def prepare_tokenizer(
         check_embedding(tokenizer, name, num_embeddings)
     begin = _named(tokenizer, name, begin_token)
     if begin is None:
-        begin = _written_before_text(tokenizer) or _first(tokenizer.bos_token_id, tokenizer.eos_token_id)
+        begin = written_before_text(tokenizer) or _first(tokenizer.bos_token_id, tokenizer.eos_token_id)
     end = _named(tokenizer, name, end_token)
     if end is None:
         end = _first(tokenizer.eos_token_id)
@@ -101,7 +101,8 @@ def _named(tokenizer: PreTrainedTokenizerFast, name: str, token: str | None) -> 
     return (special[token],)
 
 
-def _written_before_text(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+def written_before_text(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The special tokens that the tokenizer itself puts before a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed = tokenizer("a", add_special_tokens=True)["input_ids"]
     starts = (n for n in range(len(framed) - len(plain) + 1) if framed[n : n + len(plain)] == plain)

@@ -31,12 +31,12 @@ def _stream(options: Train, shards: RowSource, shares: Mapping[str, float] | Non
         return micro_batches(lengths, options.batch_tokens, options.seed)
     mixed, start = [], 0
     for label, counts in shards.counts_by_source.items():
-        if not counts.rows:
+        if not counts.scored_bytes:
             raise CtdError(
                 f"{shards.name}: the source {label} holds no rows to learn from. Take it out of the mixture."
             )
         numbers = np.arange(start, start + counts.rows)
-        mixed.append(MixedRows(numbers, counts.text_bytes / counts.student_tokens, shares[label]))
+        mixed.append(MixedRows(numbers, counts.scored_bytes / counts.student_tokens, shares[label]))
         start += counts.rows
     return mixed_micro_batches(lengths, mixed, options.batch_tokens, options.seed)
 

@@ -13,6 +13,7 @@ from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
+from ctd_core.storage.locations import below
 from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
@@ -61,10 +62,14 @@ class Report(Record):
     peak_memory_mb: dict[str, int] = Field(default={}, description="by stage, of this machine's processes")
 
 
-def run_stamp(plan: RunPlan) -> str:
-    """The training, the step and the evaluation that figures belong to."""
-    checkpoint = latest_checkpoint(plan.checkpoints)
+def run_stamp(plan: RunPlan, checkpoint: str | None) -> str:
+    """The training, the step and the evaluation that the figures of a checkpoint belong to."""
     return f"{plan.training.name}/{name_of(checkpoint) if checkpoint else None}/{plan.evaluation}"
+
+
+def measured_checkpoint(plan: RunPlan, report: Report) -> str:
+    """The location of the checkpoint that `report` measured: of a training that goes on there may be a later one."""
+    return below(plan.checkpoints, report.run.split("/")[1])
 
 
 def read_report(plan: RunPlan) -> Report | None:
@@ -76,7 +81,7 @@ def read_report(plan: RunPlan) -> Report | None:
         report = Report.model_validate_json(plan.report.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise CtdError(f"{plan.report}: not a report of this version. Run `ctd evaluate` again.") from error
-    return report if report.run == run_stamp(plan) else None
+    return report if report.run == run_stamp(plan, latest_checkpoint(plan.checkpoints)) else None
 
 
 def write_report(plan: RunPlan, report: Report) -> None:

@@ -18,6 +18,7 @@ from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
+from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.run_plan import RunPlan, plan_run, variant
@@ -135,12 +136,13 @@ def _trial_alone(plan: RunPlan) -> str:
     cost = plan.training / COST
     plan.files.fetch(cost)
     if not plan.files.has(cost):  # a killed trial starts again: its cost is that of all steps
-        shutil.rmtree(plan.training, ignore_errors=True)
-        if names_in(plan.checkpoints):
-            delete_folder(plan.checkpoints)
-        plan.training.mkdir(parents=True)
-        write_atomic(plan.training / COMPARED, "")
-        plan.files.upload(plan.training / COMPARED)
+        with stage_lock(plan.files, plan.training.name):  # `ctd train` may be at it
+            shutil.rmtree(plan.training, ignore_errors=True)
+            if names_in(plan.checkpoints):
+                delete_folder(plan.checkpoints)
+            plan.training.mkdir(parents=True)
+            write_atomic(plan.training / COMPARED, "")
+            plan.files.upload(plan.training / COMPARED)
         train_whole(plan)
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -150,9 +152,10 @@ def _trial_alone(plan: RunPlan) -> str:
         write_atomic(cost, Cost(seconds_a_step=statistics.median(steps), peak_memory_mb=peak).model_dump_json())
         plan.files.upload(cost)
     evaluated = plan.config.evaluate
-    tasks = ask_here(student_after(plan), evaluated, plan.files)
+    checkpoint = trained_checkpoint(plan.checkpoints)
+    tasks = ask_here(student_after(plan, checkpoint), evaluated, plan.files)
     if evaluated.own_texts is not None:
-        tasks.append(measure_own_texts(plan, evaluated.own_texts))
+        tasks.append(measure_own_texts(plan, evaluated.own_texts, checkpoint))
     report = measure(plan).model_copy(update={"tasks": tasks})
     trial = SeedResult(report=report, cost=Cost.model_validate_json(cost.read_text()))
     write_atomic(_trial_file(plan), trial.model_dump_json())

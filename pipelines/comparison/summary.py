@@ -84,31 +84,38 @@ def _mean(values: list[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), error
 
 
-def _cells(row: Row) -> list[str]:
-    digits = {name: 0 if "memory" in name else 3 for name in row.figures}
-    return [
-        row.variant,
-        *(
-            f"{mean:.{digits[name]}f}" + (f" ± {error:.{digits[name]}f}" if error is not None else "")
-            for name, (mean, error) in row.figures.items()
-        ),
-    ]
+def _cell(name: str, figure: tuple[float, float | None] | None) -> str:
+    if figure is None:
+        return ""
+    digits, (mean, error) = 0 if "memory" in name else 3, figure
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
 
 
 def as_table(rows: list[Row]) -> TextTable:
-    """A row for each variant."""
-    return TextTable(["variant", *rows[0].figures], [_cells(row) for row in rows], "mean ± standard error over seeds")
+    """A row for each variant, with an empty cell for what it has no figure of."""
+    names = _names(rows)
+    cells = [[row.variant, *(_cell(name, row.figures.get(name)) for name in names)] for row in rows]
+    return TextTable(["variant", *names], cells, "mean ± standard error over seeds")
+
+
+def _names(rows: list[Row]) -> list[str]:
+    """The figures that any row has."""
+    return list(dict.fromkeys(name for row in rows for name in row.figures))
 
 
 def plot(rows: list[Row]) -> str:
     """Every metric of quality, the best variant by the first on top, with standard errors; SVG."""
-    names = [name for name in rows[0].figures if "memory" not in name and "seconds" not in name]
+    names = [name for name in _names(rows) if "memory" not in name and "seconds" not in name]
     first = names[0]
     falls = not any(first.endswith(metric.title) and not metric.lower_is_better for metric in METRICS)
     ordered = sorted(rows, key=lambda row: row.figures[first][0], reverse=not falls)
     return dots(
         [
-            Dots(name, {row.variant: row.figures[name] for row in ordered}, rows[0].references.get(name, {}))
+            Dots(
+                name,
+                {row.variant: row.figures[name] for row in ordered if name in row.figures},
+                rows[0].references.get(name, {}),
+            )
             for name in names
         ]
     )

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Average, Dtype
 from ctd_core.models.ensemble import load_ensemble
-from ctd_core.models.export import beginning_texts
+from ctd_core.models.export import as_trained
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.loading import CPU, load_model
-from ctd_core.text.documents import BEGIN
+from ctd_core.text.documents import BEGIN, END
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
-from pipelines.artifacts.checkpoints import name_of, trained_checkpoint
+from pipelines.artifacts.checkpoints import name_of
 from pipelines.artifacts.report import AFTER, BEFORE, TEACHER
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.stages.student import load_student
@@ -98,7 +98,7 @@ class RunStudent:
 
 def as_exported(prepared: PreparedTokenizer) -> PreTrainedTokenizerFast:
     """A student's tokenizer as it is exported."""
-    return beginning_texts(prepared.encoder.tokenizer, list(prepared.markers.get(BEGIN, ())))
+    return as_trained(prepared.encoder.tokenizer, *(prepared.markers.get(marker, ()) for marker in (BEGIN, END)))
 
 
 def teacher_of(plan: RunPlan) -> NamedModel:
@@ -112,6 +112,6 @@ def student_before(plan: RunPlan) -> RunStudent:
     return RunStudent(BEFORE, plan, None)
 
 
-def student_after(plan: RunPlan) -> RunStudent:
-    """The student of a run at its latest checkpoint; raises CtdError where there is none."""
-    return RunStudent(AFTER, plan, trained_checkpoint(plan.checkpoints))
+def student_after(plan: RunPlan, checkpoint: str) -> RunStudent:
+    """The student of a run at a checkpoint."""
+    return RunStudent(AFTER, plan, checkpoint)

@@ -8,7 +8,15 @@ from ctd_core.models.loading import count_parameters, parameters
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import RESULTS, Report, SetMetrics, read_report, run_stamp, write_report
+from pipelines.artifacts.report import (
+    RESULTS,
+    Report,
+    SetMetrics,
+    measured_checkpoint,
+    read_report,
+    run_stamp,
+    write_report,
+)
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.progress import Reporter, progress
@@ -46,9 +54,10 @@ def add_tasks(plan: RunPlan, report: Report) -> Report:
     """The report, which is written, with the figures of the run's tasks, and those of others that it has; for who has
     the lock.
     """
-    figures = ask_models_of_run(plan)
+    checkpoint = measured_checkpoint(plan, report)
+    figures = ask_models_of_run(plan, checkpoint)
     if (written := plan.config.evaluate.own_texts) is not None:
-        figures.append(measure_own_texts(plan, written))
+        figures.append(measure_own_texts(plan, written, checkpoint))
     names = {asked.task for asked in figures}
     report = report.model_copy(update={"tasks": [old for old in report.tasks if old.task not in names] + figures})
     write_report(plan, report)
@@ -68,7 +77,7 @@ def measure(plan: RunPlan) -> Report:
         after = _measure(plan, student, reporter, len(sets), "after training")
     figures = {name: _set_metrics(before[name], after[name]) for name in sets}
     return Report(
-        run=run_stamp(plan),
+        run=run_stamp(plan, checkpoint),
         sets=figures,
         gap_closed=gap_closed(figures[gap_set].student_before, figures[gap_set].student_after) if gap_set else None,
         teacher_parameters=count_parameters(teacher.model, teacher.revision, teacher.trust_remote_code),

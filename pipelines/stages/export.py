@@ -9,10 +9,10 @@ import yaml
 
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory, write_atomic
-from ctd_core.text.documents import BEGIN
+from ctd_core.text.documents import BEGIN, END
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
-from pipelines.artifacts.report import RESULTS, Report, metrics_table, read_report, tasks_table
+from pipelines.artifacts.report import RESULTS, Report, measured_checkpoint, metrics_table, read_report, tasks_table
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import as_markdown
 from pipelines.stages.student import load_student
@@ -35,7 +35,8 @@ def write_model(plan: RunPlan) -> Path:
     checkpoint, tokenizer = trained_checkpoint(plan.checkpoints), student_tokenizer(plan)
     model, card = load_student(plan, tokenizer, checkpoint).language_model, _card(plan, checkpoint, read_report(plan))
     with atomic_directory(plan.model) as temporary:
-        export_model(model, tokenizer.encoder.tokenizer, card, temporary, tokenizer.markers.get(BEGIN, ()))
+        begin, end = (tokenizer.markers.get(marker, ()) for marker in (BEGIN, END))
+        export_model(model, tokenizer.encoder.tokenizer, card, temporary, begin, end)
     plan.files.upload(plan.model)
     return plan.model
 
@@ -44,7 +45,7 @@ def refresh_card(plan: RunPlan, report: Report) -> None:
     """Write the exported model's card again, where `report` measured that model; for who has the lock."""
     if is_exported(plan, report):
         card = plan.model / "README.md"
-        write_atomic(card, _card(plan, trained_checkpoint(plan.checkpoints), report))
+        write_atomic(card, _card(plan, measured_checkpoint(plan, report), report))
         plan.files.upload(card)
 
 

@@ -28,7 +28,7 @@ from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.loop import Stopped
-from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done, trained_checkpoint
+from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done
 from pipelines.artifacts.report import AFTER
 from pipelines.artifacts.round_figures import ROUND_FILE, read_round
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
@@ -263,20 +263,21 @@ class TextMaker:
                     ray.kill(actor)
 
 
-def measure_own_texts(plan: RunPlan, options: WrittenTexts) -> TaskFigures:
-    """What the student writes at its latest checkpoint, scored by its teacher, in this process.
+def measure_own_texts(plan: RunPlan, options: WrittenTexts, checkpoint: str) -> TaskFigures:
+    """What the student writes at a checkpoint, scored by its teacher, in this process.
 
     Args:
         plan: the run.
         options: how much is written.
+        checkpoint: its location.
 
     Returns:
         The distance to the teacher there, and what the texts are like, as figures of a task.
 
     Raises:
-        CtdError: there is no checkpoint, or nothing could be scored.
+        CtdError: nothing could be scored.
     """
-    step = steps_done(trained_checkpoint(plan.checkpoints))
+    step = steps_done(checkpoint)
     drawn = OnPolicy(
         rounds=1, texts=options.texts, batch=options.texts, max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -37,9 +37,9 @@ from pipelines.stages.asked_tasks import AskedTask, tasks_in
 RETRIES = 3  # of a task whose machine is lost
 
 
-def ask_models_of_run(plan: RunPlan) -> list[TaskFigures]:
-    """Ask teacher and student, before training and at its latest checkpoint, what the run asks."""
-    models: list[AskedModel] = [teacher_of(plan), student_before(plan), student_after(plan)]
+def ask_models_of_run(plan: RunPlan, checkpoint: str) -> list[TaskFigures]:
+    """Ask teacher and student, before training and at a checkpoint, what the run asks."""
+    models: list[AskedModel] = [teacher_of(plan), student_before(plan), student_after(plan, checkpoint)]
     return ask_models(models, plan.config.evaluate, plan.files)
 
 

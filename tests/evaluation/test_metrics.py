@@ -9,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctd_core.evaluation.likelihoods import measure_likelihoods
-from ctd_core.evaluation.metrics import Likelihoods, metrics_of
+from ctd_core.evaluation.metrics import METRICS, Likelihoods, metric_key, metric_words, metrics_of
 from ctd_core.shards.reading import ShardSet
 from tests.support.models import llama, logprobs_of
 from tests.support.shard_sets import prepared, texts, write_set
 
 KIND = "byte-level BPE, 300"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_key_in_words_is_of_its_own_metric_and_set(metric):
+    assert metric_words(metric_key("general", metric)) == metric.words(" on general")
 
 
 def test_a_teacher_agrees_with_itself(tmp_path):

@@ -28,7 +28,7 @@ from ctd_core.training.step import WeightedObjective, accumulate_gradients
 from tests.support.models import llama, logprobs_of
 from tests.support.real_tokenizers import REAL
 from tests.support.shard_sets import prepared, texts
-from tests.support.tokenizers import sentencepiece_bpe
+from tests.support.tokenizers import TOTAL, sentencepiece_bpe
 
 TEACHER = "byte-level BPE, 600"
 
@@ -258,6 +258,18 @@ def test_a_teacher_that_begins_texts_with_its_end_does_not_teach_the_students_be
     told = {token for row in told.to_pylist() for token in row}
     assert student.markers[END][0] in told
     assert student.markers[BEGIN][0] not in told
+
+
+def test_a_token_without_a_row_in_the_students_embedding_is_not_told():
+    both = [TOTAL[kind]() for kind in ("byte-level BPE, 300", TEACHER)]
+    for tokenizer in both:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    student, teacher = (
+        prepare_tokenizer(side, "it", None, None, rows) for side, rows in zip(both, (300, 601), strict=True)
+    )
+    rows, _ = build_rows(student, teacher, [plain_document("d", texts(1)[0])], 400, 400)
+    told = score_rows(Certain(601, other=600), rows, 256, Stored(prefix=prefix_top(4, 2, student, teacher)))
+    assert max(token for row in told["prefix_ids"].to_pylist() for token in row) < 300
 
 
 def test_two_tokens_that_end_turns_are_each_taught_where_they_stand():

@@ -10,6 +10,7 @@ import yaml
 
 from ctd_core.errors import UsageError
 from pipelines.artifacts.metrics_file import read_metrics
+from pipelines.comparison.summary import Row, as_table, plot
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
 
 
@@ -57,6 +58,14 @@ def test_a_training_that_another_command_began_is_left_alone(comparison, tmp_pat
     with pytest.raises(UsageError, match="begun by another command"):
         ctd("compare", "--config", comparison)
     assert len(list(tmp_path.glob("runs/tiny/train-*"))) == 1
+
+
+def test_what_one_variant_has_no_figure_of_is_an_empty_cell():
+    figures = {"general: distance": (0.5, 0.1), "own texts: distance": (2.0, None), "seconds a step": (0.25, None)}
+    rows = [Row(variant="a", figures=figures), Row(variant="b", figures={"general: distance": (0.25, None)})]
+    assert as_table(rows).columns == ["variant", *figures]
+    assert as_table(rows).rows == [["a", "0.500 ± 0.100", "2.000", "0.250"], ["b", "0.250", "", ""]]
+    plot(rows)
 
 
 @pytest.mark.parametrize(

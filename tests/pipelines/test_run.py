@@ -25,6 +25,7 @@ from pipelines.artifacts.report import Report, SetMetrics, metrics_table
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
 from pipelines.display.progress import progress
+from pipelines.stages import evaluate, measure
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tokenizer import ensure_tokenizer
@@ -154,6 +155,26 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     ctd("prepare", "--config", file, "--set", "prepare.student_window_tokens=64")
     assert len(list(run.glob("prepared/train-*"))) == 2  # other options, another place
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
+
+
+def test_what_is_measured_while_a_training_goes_on_is_of_the_step_that_it_began_with(config, tmp_path, monkeypatch):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    ctd("train", "--config", file)
+    run = tmp_path / "runs" / "tiny"
+    last, kept = only(run, "train-*/step_00000004"), tmp_path / "kept"
+    shutil.move(last, kept)
+
+    def measure_set(*arguments, **options):
+        if kept.exists():
+            shutil.move(kept, last)
+        return measure.measure_set(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "measure_set", measure_set)
+    ctd("evaluate", "--config", file)
+    assert "/step_00000002/" in json.loads((run / "report.json").read_text())["run"]
+    assert "evaluate: this training is measured already" not in ctd("run", "--config", file)
+    assert "/step_00000004/" in json.loads((run / "report.json").read_text())["run"]
 
 
 def test_prepare_goes_on_where_it_was_killed_and_writes_nothing_twice(config, tmp_path):

@@ -175,6 +175,12 @@ def test_of_a_streamed_dataset_the_beginning_alone_is_read(bound, tmp_path, monk
     assert len(read) == 7 if "max_documents" in bound else 5 < len(read) < 20
     monkeypatch.setattr(datasets, "load_dataset", None)  # it is not streamed again
     assert [document.text for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)] == read
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": "another text", "other": []}\n')
+    assert [document.text for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)] == [
+        "another text"
+    ]
     with pytest.raises(ValidationError, match="streaming belongs with max_documents"):
         HubDataset(kind="dataset", name="x", streaming=True)
 

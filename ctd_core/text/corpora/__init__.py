@@ -6,7 +6,6 @@ A format is a module with `plan`, which cuts a corpus into slices, and `read`, w
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 from ctd_core.config.text import (
@@ -141,6 +140,4 @@ def corpus_files(corpus: Corpus) -> list[str]:
         return list(dict.fromkeys(file for part in corpus.parts for file in corpus_files(part)))
     if isinstance(corpus, JsonLines | Parquet | Csv | Arrow | TextFiles):
         return matching_files(corpus.paths)
-    folder = Path(corpus.name) if isinstance(corpus, HubDataset) else None
-    inside = sorted(folder.rglob("*")) if folder is not None and folder.is_dir() else []
-    return [str(file) for file in inside if file.is_file()]
+    return [str(file) for file in hub_dataset.files_of(corpus)] if isinstance(corpus, HubDataset) else []

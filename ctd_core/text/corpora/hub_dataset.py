@@ -16,6 +16,7 @@ from ctd_core.config.base import fingerprint
 from ctd_core.config.text import HubDataset, JsonLines, Records
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.storage.atomic import write_atomic
+from ctd_core.storage.locations import size_and_time
 from ctd_core.text.corpora import json_lines
 from ctd_core.text.corpora.records import columns_of, document_of
 from ctd_core.text.corpora.slices import CorpusSlice
@@ -65,12 +66,20 @@ def read(corpus: HubDataset, part: CorpusSlice) -> Iterator[Document | DocumentE
         yield document_of(row, corpus, f"{corpus.name}[{corpus.split}]:row {number}")
 
 
+def files_of(corpus: HubDataset) -> list[Path]:
+    """The files of a dataset in a directory; none where it is one of the hub."""
+    folder = Path(corpus.name)
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()] if folder.is_dir() else []
+
+
 def _written(corpus: HubDataset) -> JsonLines:
     """The beginning of a streamed dataset as JSON lines on this machine, which are written where they are not there."""
     import datasets  # takes seconds
 
     names = {"kind", "name", "configuration", "revision", "split", "max_documents", "max_text_bytes"}
-    stamp = fingerprint(corpus.model_dump(mode="json", include=names), corpus.columns)
+    # a directory may change, and another project may have one of the same name
+    files = [(str(path.resolve()), *size_and_time(str(path))) for path in files_of(corpus)]
+    stamp = fingerprint(corpus.model_dump(mode="json", include=names), corpus.columns, files)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "ctd-streamed" / f"{stamp}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
