@@ -1,6 +1,7 @@
 """The commands of `ctd` that work on one run, and the options that they share."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,8 @@ def _asked(tasks: str | None, problems: str | None, limit: int | None, include_p
         values |= {"tasks.limit": limit, "tasks.include_path": include_path}
     if problems is not None:
         corpus = {"kind": "jsonl", "paths": [problems], "prompt": "question", "response": "answer"}
-        values["problems"] = {Path(problems).stem: {"corpus": corpus, "limit": limit}}
+        name = re.sub(r"[^\w.-]+", "-", Path(problems).stem)
+        values["problems"] = {name: {"corpus": corpus, "limit": limit}}
     return [f"evaluate.{path}={json.dumps(value)}" for path, value in values.items() if value is not None]
 
 

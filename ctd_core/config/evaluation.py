@@ -67,12 +67,11 @@ class Evaluate(Options):
 
     @model_validator(mode="after")
     def _sets_have_names(self) -> "Evaluate":
-        named = [*self.sets, *self.problems]
-        wrong = [name for name in named if re.match(r"train(-|$)", name) or not re.fullmatch(r"[\w.-]+", name)]
-        if wrong:
-            raise ValueError(
-                f"{wrong[0]!r} cannot name a set: names are letters, digits, _ - and ., and do not begin `train-`"
-            )
+        for name in [*self.sets, *self.problems]:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{name!r} cannot be a name: names are letters, digits, _ - and .")
+            if name in self.sets and re.match(r"train(-|$)", name):
+                raise ValueError(f"{name!r} cannot name a set: what begins so is trained on")
         if twice := set(self.tasks.names) & set(self.problems):
             raise ValueError(f"{min(twice)!r} names a task and problems: give the problems another name")
         if self.gap_set is not None and self.gap_set not in self.sets:

@@ -6,7 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.config.training import Train
 from ctd_core.models.loading import has_fast_bfloat16
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.training.optimizer import freeze, make_optimizer, rate_fraction, set_rate
+from ctd_core.training.optimizer import check_learned, freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.workers import distribute, replicated, true_everywhere
 
 
@@ -33,6 +33,9 @@ class Learner:
         is_narrow = is_asked and true_everywhere(has_fast_bfloat16(device), device)
         self.autocast = torch.bfloat16 if is_narrow else None
         self._learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+        for _, self._phase in options.phases:  # what a later stage cannot do is told before the first step
+            self._choose_learned()
+            check_learned(student, self._phase)
         self._following = options.phases
         while len(self._following) > 1 and steps_done > self._following[1][0]:
             self._following.pop(0)

@@ -22,6 +22,18 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def check_learned(student: LogprobModel, options: Train) -> None:
+    """Raises UsageError where nothing is left to train, or to compare gradients at."""
+    if not any(parameter.requires_grad for parameter in student.model.parameters()):
+        raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
+    last = student.language_model.layers[-1].parameters()
+    if options.weighting == "gradient_magnitude" and not any(parameter.requires_grad for parameter in last):
+        raise UsageError(
+            "train.freeze, of the training or of a stage, fixes the last layer, at which weighting: gradient_magnitude "
+            "compares gradients."
+        )
+
+
 def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
     """AdamW with a learning rate for the embeddings with the output matrix, one for the rest, one for projections.
 
@@ -41,8 +53,6 @@ def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:
                 peak = options.learning_rate if rate is None else rate
                 decay = options.weight_decay if decays else 0.0
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    if not groups:
-        raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
     peak = options.projection_learning_rate
     for decays in (False, True):
         if chosen := [parameter for parameter in student.projections.parameters() if (parameter.ndim > 1) == decays]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ctd_core.errors import CtdError, UsageError
+from ctd_core.errors import CtdError
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher, TeacherOutputs
 from ctd_core.objectives.interface import (
@@ -145,10 +145,6 @@ def _balanced(
     """The objectives' weights by the norms of their gradients at the last layer, over all micro-batches and workers."""
     model = _without_ddp(student)
     last = [parameter for parameter in model.language_model.layers[-1].parameters() if parameter.requires_grad]
-    if not last:
-        raise UsageError(
-            "train.freeze fixes the last layer, at which weighting: gradient_magnitude compares gradients."
-        )
     sums = [[torch.zeros_like(parameter) for parameter in last] for _ in counts]
     failure: LossNotFinite | None = None
     for batch, planned in zip(batches, plans, strict=True):

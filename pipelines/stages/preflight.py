@@ -110,11 +110,14 @@ def _check_frozen(config: RunConfig) -> None:
     freezes |= {f"train.stages.{number}.freeze": stage.freeze or [] for number, stage in enumerate(config.train.stages)}
     if not any(freezes.values()) or config.student.adapters is not None:  # which are parameters of their own
         return
-    from ctd_core.models.loading import skeleton  # takes seconds
+    from ctd_core.models.language_model import HuggingFaceModel  # takes seconds
+    from ctd_core.models.loading import skeleton
 
     origin = _origin(config)
     model = skeleton(origin.model, origin.revision, origin.trust_remote_code)
     names = list(model.state_dict())  # also of a head that may be tied
+    last = {id(parameter) for parameter in HuggingFaceModel(model).layers[-1].parameters()}
+    last_names = [name for name, parameter in model.named_parameters() if id(parameter) in last]
     for field, patterns in freezes.items():
         for pattern in patterns:
             if not any(re.search(pattern, name) for name in names):
@@ -122,6 +125,11 @@ def _check_frozen(config: RunConfig) -> None:
                 raise UsageError(f"{field}: no parameter has a match of {pattern!r} in its name; names are {shown} …")
         if all(any(re.search(pattern, name) for pattern in patterns) for name in names):
             raise UsageError(f"{field}: it fixes every parameter, so there is nothing to train.")
+        is_balanced = config.train.weighting == "gradient_magnitude"
+        if is_balanced and all(any(re.search(pattern, name) for pattern in patterns) for name in last_names):
+            raise UsageError(
+                f"{field}: it fixes the last layer, at which weighting: gradient_magnitude compares gradients."
+            )
 
 
 def _holds_conversations(config: RunConfig) -> bool:

@@ -375,6 +375,10 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ),
         ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.stages\.0\.freeze: no parameter has a match of 'no_"),
         ("train.stages=[{steps: 1}, {steps: 1, freeze: [.]}]", r"train\.stages\.1\.freeze: it fixes every parameter"),
+        (
+            "train={weighting: gradient_magnitude, freeze: ['layers.1'], objectives: [{kind: alm}, {kind: sft}]}",
+            r"train\.freeze: it fixes the last layer",
+        ),
         ("student.model=some/model", r"not for one that is trained here"),
         ("prepare.teacher_window_tokens=600", r"reads 512 tokens at most"),
         ("train.objectives=[{kind: alm, teacher: second}]", r"'second' is none of extra_teachers"),

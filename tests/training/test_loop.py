@@ -255,6 +255,20 @@ def test_frozen_parameters_stay_and_a_pattern_without_a_match_is_an_error(shards
         run(Train(steps=1, freeze=["."]), shards)
 
 
+def test_what_a_later_stage_cannot_do_is_told_before_the_first_step(shards):
+    balanced = {"objectives": [Alm(kind="alm"), Sft(kind="sft")], "weighting": "gradient_magnitude"}
+    for stage, options, message in (
+        ({"freeze": ["no_such"]}, {}, "no_such"),
+        ({"freeze": ["."]}, {}, "nothing to train"),
+        ({"freeze": ["layers"]}, balanced, "fixes the last layer"),
+    ):
+        student = new_student()
+        before = [parameter.detach().clone() for parameter in student.model.parameters()]
+        with pytest.raises(UsageError, match=message):
+            run(Train(steps=4, stages=[{"steps": 1}, {"steps": 1} | stage], **options), shards, student=student)
+        assert all(map(torch.equal, student.model.parameters(), before))
+
+
 def test_embeddings_have_a_learning_rate_of_their_own():
     optimizer = make_optimizer(new_student(), Train(steps=1, learning_rate=1.0, embedding_learning_rate=2.0))
     sizes = {group["lr"]: sum(parameter.numel() for parameter in group["params"]) for group in optimizer.param_groups}
