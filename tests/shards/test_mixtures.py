@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctd_core.align.documents import SCORED
 from ctd_core.config.text import Mixture
+from ctd_core.config.training import Train
+from ctd_core.shards.building import build_rows
+from ctd_core.shards.joined_rows import JoinedRows
 from ctd_core.shards.row_order import MixedRows, mixed_micro_batches
+from ctd_core.shards.rows import MemoryRows
 from ctd_core.text.corpora import in_turn, plan_slices, read_documents, read_slice
 from ctd_core.text.corpora.slices import held_out_documents, training_documents
+from ctd_core.text.documents import Document, Text, plain_document
+from ctd_core.training.streams import row_streams
+from tests.support.shard_sets import prepared, texts
 
 
 def mixture(sizes, shares, bytes_per_token):
@@ -97,6 +105,23 @@ def test_slices_of_all_sources_are_numbered_through_and_hold_every_document_once
     held_out = {document.text for document in held_out_documents(corpus, 1.0, documents)}
     assert not trained & held_out  # also the text that is in several sources
     assert {document.text for document in documents} == trained | held_out
+
+
+def test_prompts_which_are_not_learned_count_for_no_share():
+    ends = prepared("byte-level BPE, 300"), prepared("byte-level BPE, 600")
+    asked = [Document(str(number), (Text(text * 4, scored=False), Text(text))) for number, text in enumerate(texts(60))]
+    plain = [plain_document(str(number), text) for number, text in enumerate(texts(60))]
+    parts = {}
+    for label, documents in (("asked", asked), ("plain", plain)):
+        rows, counts = build_rows(*ends, documents, 400, 400)
+        parts[label] = MemoryRows(label, [rows], counts)
+    joined = JoinedRows(parts)
+    shares = {"asked": 0.25, "plain": 0.75}
+    stream = row_streams(Train(steps=1, batch_tokens=1024), {None: joined}, shares, 0)[None]
+    rows = np.concatenate(list(islice(stream, 300)))
+    kinds, sizes = (joined.read(column, rows) for column in ("chunk_kinds", "chunk_bytes"))
+    learned = np.array([found[kind & SCORED > 0].sum() for kind, found in zip(kinds, sizes, strict=True)])
+    assert abs(learned[rows < len(parts["asked"])].sum() / learned.sum() - shares["asked"]) < 0.02
 
 
 def test_weights_are_shares_and_change_no_shards(three):
