@@ -11,6 +11,7 @@ from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
 from ctd_core.text.documents import is_unicode
+from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.stops import stops_of
 
 Record = dict[str, Any]
@@ -99,7 +100,8 @@ class Answerer:
                     f"{place}: the chat template of {self._name} refuses it: {first_line(error)}."
                 ) from error
         elif isinstance(given, str):
-            ids = self._tokenizer(given)["input_ids"]
+            plain = self._tokenizer(given, add_special_tokens=False)["input_ids"]  # and no end behind it
+            ids = [*written_before_text(self._tokenizer), *plain]
         else:
             raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
         if self._room is not None and len(ids) > self._room:

@@ -72,6 +72,7 @@ def _prepare(plan: RunPlan) -> dict[str, Manifest]:
         for dataset in datasets:
             if dataset not in unfinished:
                 logger.info("prepare: %s is there already, in %s", dataset.name, dataset.location)
+                check_dropped(read_manifest(Folder(dataset.location)).counts, plan.config.prepare.max_dropped_fraction)
         for teacher in dict.fromkeys(dataset.teacher for dataset in unfinished):
             of_teacher = [dataset for dataset in unfinished if dataset.teacher == teacher]
             tokenizers = student_tokenizer(plan), build_teacher_tokenizer(teacher)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders
+from tokenizers import decoders, processors
 
 from ctd_core.align.documents import MARKER, SCORED, align_documents
 from ctd_core.errors import DocumentError
@@ -124,6 +124,17 @@ def test_the_space_before_what_is_written_stays_where_tokens_alone_would_lose_it
     assert tokenizer.decode(drawn) == "jumps"
     (written,) = asking.answer([{"prompt": "the fox"}], [prompt], seed=0)
     assert written["generated"]["text"] == " jumps"
+
+
+def test_nothing_is_written_behind_the_end_that_a_tokenizer_puts_there():
+    tokenizer = TOTAL["byte-level BPE, 300"]()
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[end, "$A", end], pair=[end, "$A", end, "$B", end], special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    asking = Answerer(Draws([]), tokenizer, "the student", Sampling(12), None)
+    plain = tokenizer("the fox", add_special_tokens=False)["input_ids"]
+    assert asking.encode({"prompt": "the fox"}, "a prompt") == [tokenizer.eos_token_id, *plain]
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.stages\.0\.freeze: no parameter has a match of 'no_"),
         ("train.stages=[{steps: 1}, {steps: 1, freeze: [.]}]", r"train\.stages\.1\.freeze: it fixes every parameter"),
         (
-            "train={weighting: gradient_magnitude, freeze: ['layers.1'], objectives: [{kind: alm}, {kind: sft}]}",
+            "train={steps: 4, weighting: gradient_magnitude, freeze: ['layers.1'], objectives: [{kind: alm}, {kind: sft}]}",
             r"train\.freeze: it fixes the last layer",
         ),
         ("student.model=some/model", r"not for one that is trained here"),
@@ -572,6 +572,9 @@ def test_too_many_dropped_documents_fail_the_run_with_the_reasons(config, tmp_pa
     with pytest.raises(CtdError, match=r"(?s)3 documents.*no text in the field 'text': 1.*not Unicode text: 1"):
         ctd("prepare", "--config", file)
     assert not list(tmp_path.glob("runs/tiny/prepared/*/manifest.json"))
+    ctd("prepare", "--config", file, "--set", "prepare.max_dropped_fraction=0.9")
+    with pytest.raises(CtdError, match=r"(?s)3 documents.*not Unicode text: 1"):
+        ctd("prepare", "--config", file)  # the shards are there, and hold less than is asked
 
 
 def test_a_corpus_without_documents_is_refused(config, tmp_path):
