@@ -85,7 +85,7 @@ class Answerer:
         self._sampler, self._tokenizer, self._name, self._options = sampler, tokenizer, name, options
         self._max_positions = max_positions
         self._room = None if max_positions is None else max_positions - options.max_new_tokens
-        self._stops = stops_of(tokenizer, name)
+        self._stops, self._begin = stops_of(tokenizer, name), written_before_text(tokenizer)
         self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def encode(self, record: Record, place: str) -> list[int]:
@@ -101,7 +101,7 @@ class Answerer:
                 ) from error
         elif isinstance(given, str):
             plain = self._tokenizer(given, add_special_tokens=False)["input_ids"]  # and no end behind it
-            ids = [*written_before_text(self._tokenizer), *plain]
+            ids = [*self._begin, *plain]
         else:
             raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
         if self._room is not None and len(ids) > self._room:
