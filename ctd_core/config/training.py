@@ -1,7 +1,7 @@
 """Options of training."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -152,14 +152,16 @@ class Train(Options):
         return self.steps // 12 if self.warmup_steps is None else self.warmup_steps
 
     @property
-    def phases(self) -> list[tuple[int, "Train"]]:
-        """The stages and the rest of the training: the step before which each begins, and its options."""
+    def phases(self) -> list["Phase"]:
+        """The stages and the rest of the training."""
         found, begin = [], 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             given = {name: value for name, value in stage if value is not None}
-            found.append((begin, self.model_copy(update=given | {"warmup_steps": stage.warmup_steps, "stages": []})))
+            options = self.model_copy(update=given | {"warmup_steps": stage.warmup_steps, "stages": []})
+            found.append(Phase(begin, f"train.stages.{number}", options))
             begin += stage.steps
-        return [*found, (begin, self.model_copy(update={"steps": self.steps - begin, "stages": []}))]
+        rest = self.model_copy(update={"steps": self.steps - begin, "stages": []})
+        return [*found, Phase(begin, "train", rest)]
 
     @property
     def online_objectives(self) -> list[str]:
@@ -231,6 +233,17 @@ class Train(Options):
                 + (f", so the weight of {weighted[0]} would be ignored: leave it out" if weighted else ": name several")
             )
         return self
+
+
+class Phase(NamedTuple):
+    """A stage of a training, or what is left of it.
+
+    begin: the step before which it begins. field: where its options are in a run. options: what it trains with.
+    """
+
+    begin: int
+    field: str
+    options: Train
 
 
 def _regular(patterns: list[str]) -> list[str]:

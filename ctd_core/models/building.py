@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ctd_core.align.vocabulary import exact_map
@@ -12,7 +13,7 @@ from ctd_core.config.shards import Prepare
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
-from ctd_core.models.loading import load_model
+from ctd_core.models.loading import load_model, skeleton
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
 from ctd_core.models.prefix_positions import prefix_top
@@ -58,6 +59,16 @@ def build_student(
     if student.byte_expansion is not None:
         model = with_byte_expansion(model, original, *tokenizers, student.byte_expansion.max_bytes)
     return model
+
+
+def student_skeleton(student: Student, teacher: Teacher) -> PreTrainedModel:
+    """The student to train without its weights: its parameters are named as its own are, and learn where they do."""
+    origin = teacher if student.model is None else student
+    model = skeleton(origin.model or "", origin.revision, origin.trust_remote_code)
+    if student.model is None and student.unties:
+        output = model.get_output_embeddings()
+        output.weight = nn.Parameter(torch.empty_like(output.weight))
+    return with_adapters(student, model, seed=0)
 
 
 def with_adapters(student: Student, model: PreTrainedModel, seed: int) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ctd_core.config.training import Train
 from ctd_core.models.loading import has_fast_bfloat16
 from ctd_core.models.logprob_model import LogprobModel
-from ctd_core.training.optimizer import check_learned, freeze, make_optimizer, rate_fraction, set_rate
+from ctd_core.training.optimizer import check_phases, freeze, make_optimizer, rate_fraction, set_rate
 from ctd_core.training.workers import distribute, replicated, true_everywhere
 
 
@@ -33,39 +33,34 @@ class Learner:
         is_narrow = is_asked and true_everywhere(has_fast_bfloat16(device), device)
         self.autocast = torch.bfloat16 if is_narrow else None
         self._learned = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
-        for _, self._phase in options.phases:  # what a later stage cannot do is told before the first step
-            self._choose_learned()
-            check_learned(student, self._phase)
         self._following = options.phases
-        while len(self._following) > 1 and steps_done > self._following[1][0]:
+        check_phases(student.language_model, self._following)  # what the last cannot do is told before the first step
+        while len(self._following) > 1 and steps_done > self._following[1].begin:
             self._following.pop(0)
-        self._begin, self._phase = self._following.pop(0)
+        self._phase = self._following.pop(0)
         self._choose_learned()
         distribute(student, options, device, self.autocast)
         self._wrap()
 
     def begin_step(self, step: int) -> float:
         """Make ready for `step`, counted from 0, and return its learning rate."""
-        if self._following and step == self._following[0][0]:
-            self._begin, self._phase = self._following.pop(0)
+        if self._following and step == self._following[0].begin:
+            self._phase = self._following.pop(0)
             self._choose_learned()
             del self.wrapped  # with its hooks
-            self.wrapped, self.optimizer = (
-                replicated(self.student, self._options),
-                make_optimizer(self.student, self._phase),
-            )
+            self._wrap()
         self.optimizer.zero_grad(set_to_none=True)
-        fraction = rate_fraction(step - self._begin, self._phase)
+        fraction = rate_fraction(step - self._phase.begin, self._phase.options)
         set_rate(self.optimizer, fraction)
-        return self._phase.learning_rate * fraction
+        return self._phase.options.learning_rate * fraction
 
     def _wrap(self) -> None:
         self.wrapped = replicated(self.student, self._options)
-        self.optimizer = make_optimizer(self.student, self._phase)
+        self.optimizer = make_optimizer(self.student, self._phase.options)
 
     def _choose_learned(self) -> None:
         """Let the parameters that are learned at all learn, but for those that the stage freezes."""
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name in self._learned)
             parameter.grad = None  # of what is frozen now, it would count in the gradient's norm
-        freeze(self.student.model, self._phase.freeze)
+        freeze(self.student.model, self._phase.options.freeze)

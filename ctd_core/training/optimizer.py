@@ -1,37 +1,51 @@
 """AdamW parameter groups, learning-rate schedule, clipping, freezing."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ctd_core.config.training import Train
+from ctd_core.config.training import Phase, Train
 from ctd_core.errors import UsageError
+from ctd_core.models.language_model import LanguageModel
 from ctd_core.models.logprob_model import LogprobModel
 
 
-def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Fix the parameters with a match of any of `patterns` in their names; raises UsageError where one has none."""
+def freeze(model: nn.Module, patterns: list[str], field: str = "train") -> None:
+    """Fix the parameters with a match of any of `patterns`, the `freeze` of `field`, in their names.
+
+    Raises UsageError where a pattern has no match.
+    """
     for pattern in patterns:
         found = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
         if not found:
             names = ", ".join(name for name, _ in list(model.named_parameters())[:4])
-            raise UsageError(f"train.freeze: no parameter has a match of {pattern!r} in its name; names are {names} …")
+            raise UsageError(
+                f"{field}.freeze: no parameter has a match of {pattern!r} in its name; names are {names} …"
+            )
         for parameter in found:
             parameter.requires_grad_(False)
 
 
-def check_learned(student: LogprobModel, options: Train) -> None:
-    """Raises UsageError where nothing is left to train, or to compare gradients at."""
-    if not any(parameter.requires_grad for parameter in student.model.parameters()):
-        raise UsageError("train.freeze: it fixes every parameter, so there is nothing to train.")
-    last = student.language_model.layers[-1].parameters()
-    if options.weighting == "gradient_magnitude" and not any(parameter.requires_grad for parameter in last):
-        raise UsageError(
-            "train.freeze, of the training or of a stage, fixes the last layer, at which weighting: gradient_magnitude "
-            "compares gradients."
-        )
+def check_phases(student: LanguageModel, phases: Sequence[Phase]) -> None:
+    """Freeze the student for each phase in turn, the last first, and leave it as it was.
+
+    Raises UsageError where a pattern has no match, or a phase leaves nothing to train, or to compare gradients at.
+    """
+    learned = [parameter for parameter in student.module.parameters() if parameter.requires_grad]
+    for _, field, options in reversed(phases):  # so that what a stage takes from `train` is told of `train`
+        freeze(student.module, options.freeze, field)
+        if not any(parameter.requires_grad for parameter in learned):
+            raise UsageError(f"{field}.freeze: it fixes every parameter, so there is nothing to train.")
+        is_balanced = options.weighting == "gradient_magnitude"
+        if is_balanced and not any(parameter.requires_grad for parameter in student.layers[-1].parameters()):
+            raise UsageError(
+                f"{field}.freeze: it fixes the last layer, at which weighting: gradient_magnitude compares gradients."
+            )
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def make_optimizer(student: LogprobModel, options: Train) -> torch.optim.AdamW:

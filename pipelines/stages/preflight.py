@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -84,52 +83,30 @@ def _check(config: RunConfig) -> Iterator[str]:
 
         for task in tasks_in(config.evaluate):
             task.check()
-    _check_frozen(config)
+    _check_learned(config)
     yield from _endless_warmups(config.train)
     yield from drawn_left_out(config)
-    if config.student.adapters is not None:
-        from ctd_core.models.adapters import check_targets  # takes seconds
-        from ctd_core.models.loading import skeleton
-
-        origin = _origin(config)
-        check_targets(skeleton(origin.model, origin.revision, origin.trust_remote_code), config.student.adapters)
 
 
 def _endless_warmups(train: Train) -> Iterator[str]:
     """Which warm-ups take all steps of their part of the training."""
-    fields = [f"train.stages.{number}.warmup_steps" for number in range(len(train.stages))]
-    for field, (_, part) in zip([*fields, "train.warmup_steps"], train.phases, strict=True):
+    for _, field, part in train.phases:
         if part.warmup >= part.steps:
-            highest = f"{part.learning_rate:g}"
-            yield f"{field} is {part.warmup}, of {part.steps} steps: the learning rate does not reach {highest}"
-
-
-def _check_frozen(config: RunConfig) -> None:
-    """Raises UsageError where a pattern of a freeze names no parameter of the student, or all parameters."""
-    freezes = {"train.freeze": config.train.freeze}
-    freezes |= {f"train.stages.{number}.freeze": stage.freeze or [] for number, stage in enumerate(config.train.stages)}
-    if not any(freezes.values()) or config.student.adapters is not None:  # which are parameters of their own
-        return
-    from ctd_core.models.language_model import HuggingFaceModel  # takes seconds
-    from ctd_core.models.loading import skeleton
-
-    origin = _origin(config)
-    model = skeleton(origin.model, origin.revision, origin.trust_remote_code)
-    names = list(model.state_dict())  # also of a head that may be tied
-    last = {id(parameter) for parameter in HuggingFaceModel(model).layers[-1].parameters()}
-    last_names = [name for name, parameter in model.named_parameters() if id(parameter) in last]
-    for field, patterns in freezes.items():
-        for pattern in patterns:
-            if not any(re.search(pattern, name) for name in names):
-                shown = ", ".join(names[:4])
-                raise UsageError(f"{field}: no parameter has a match of {pattern!r} in its name; names are {shown} …")
-        if all(any(re.search(pattern, name) for pattern in patterns) for name in names):
-            raise UsageError(f"{field}: it fixes every parameter, so there is nothing to train.")
-        is_balanced = config.train.weighting == "gradient_magnitude"
-        if is_balanced and all(any(re.search(pattern, name) for pattern in patterns) for name in last_names):
-            raise UsageError(
-                f"{field}: it fixes the last layer, at which weighting: gradient_magnitude compares gradients."
+            yield (
+                f"{field}.warmup_steps is {part.warmup}, of {part.steps} steps: the learning rate does not reach "
+                f"{part.learning_rate:g}"
             )
+
+
+def _check_learned(config: RunConfig) -> None:
+    """Raises UsageError where adapters, or what a part of the training freezes, do not fit the student."""
+    phases = config.train.phases
+    if config.student.adapters is not None or any(phase.options.freeze for phase in phases):
+        from ctd_core.models.building import student_skeleton  # takes seconds
+        from ctd_core.models.language_model import HuggingFaceModel
+        from ctd_core.training.optimizer import check_phases
+
+        check_phases(HuggingFaceModel(student_skeleton(config.student, config.teacher)), phases)
 
 
 def _holds_conversations(config: RunConfig) -> bool:

@@ -66,7 +66,7 @@ def measure_steps(
         online = build_online_teacher(config.student, config.teacher, student, student_tokenizer, None, device)
     times: list[float] = []
     hooks = Hooks(lambda metrics: times.append(time.monotonic()), lambda metrics, write: None, lambda model: {})
-    freeze = min((phase.freeze for _, phase in options.phases), key=len)  # of the stages the one that learns the most
+    freeze = min((part.options.freeze for part in options.phases), key=len)  # of the part that learns the most
     few = options.model_copy(
         update={"steps": STEPS, "stages": [], "freeze": freeze, "evaluate_every": None, "checkpoint_every": None}
     )

@@ -373,6 +373,12 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
             "train.freeze=[no_such]",
             r"train\.freeze: no parameter has a match of 'no_such' in its name; names are model\.",
         ),
+        ("train.freeze=['^lm_head']", r"train\.freeze: no parameter has a match of '\^lm_head'"),  # it is tied
+        (
+            "train={steps: 4, objectives: [{kind: alm}], freeze: [layers], stages: [{steps: 1, freeze: []}, "
+            "{steps: 1, freeze: [no_such]}]}",
+            r"train\.stages\.1\.freeze: no parameter has a match of 'no_such'",
+        ),
         ("train.stages=[{steps: 1, freeze: [no_such]}]", r"train\.stages\.0\.freeze: no parameter has a match of 'no_"),
         ("train.stages=[{steps: 1}, {steps: 1, freeze: [.]}]", r"train\.stages\.1\.freeze: it fixes every parameter"),
         (

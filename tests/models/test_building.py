@@ -1,0 +1,37 @@
+"""What is known of a student before it is made is what it then is."""
+
+import pytest
+
+from ctd_core.config.models import Student, Teacher
+from ctd_core.models.building import build_student, load_student_to_train, student_skeleton
+from tests.support.models import llama
+from tests.support.shard_sets import prepared
+
+ADAPTERS = {"targets": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head": "as_teacher"},
+        {"adapters": ADAPTERS},
+        {"adapters": ADAPTERS, "head": "as_teacher"},
+        {"byte_expansion": {"max_bytes": 4}},
+    ],
+    ids=str,
+)
+def test_a_skeleton_has_the_students_parameters_and_what_learns_of_them(tmp_path, options):
+    llama(600).save_pretrained(tmp_path / "teacher")
+    student, teacher = (
+        Student.model_validate({"tokenizer": {"kind": "bytes"}} | options),
+        Teacher(model=str(tmp_path / "teacher")),
+    )
+    own = prepared("bytes")
+    build_student(student, teacher, own, prepared("byte-level BPE, 600")).save_pretrained(tmp_path / "student")
+    made = load_student_to_train(student, teacher, tmp_path / "student", own, seed=0).model
+    learned = [
+        [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
+        for model in (made, student_skeleton(student, teacher))
+    ]
+    assert learned[0] == learned[1]
