@@ -31,7 +31,7 @@ from ctd_core.shards.building import build_rows
 from ctd_core.shards.rows import MemoryRows, RowSource
 from ctd_core.text import prepared_tokenizer
 from ctd_core.text.chat import with_chat_of
-from ctd_core.text.documents import BEGIN, END, plain_document
+from ctd_core.text.documents import plain_document
 from ctd_core.text.encoding import encode_pairs
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
@@ -277,5 +277,4 @@ def export(student: LogprobModel, tokenizer: PreparedTokenizer, directory: str |
         CtdError: a weight is not finite.
     """
     Path(directory).mkdir(parents=True, exist_ok=True)
-    begin, end = (tokenizer.markers.get(marker, ()) for marker in (BEGIN, END))
-    export_model(student.language_model, tokenizer.encoder.tokenizer, card, Path(directory), begin, end)
+    export_model(student.language_model, tokenizer.exported, card, Path(directory))

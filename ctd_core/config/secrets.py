@@ -13,7 +13,8 @@ SECRET_WORDS = {
 WITH_PASSWORD = re.compile(r"(\w+://?)[^\s/@:]*:(?!\d+/)[^\s@]+@")  # a password may hold slashes, a port is none
 TOKEN_AS_USER = re.compile(r"(https?://?)[^\s/@]+@")
 WELL_KNOWN = re.compile(
-    r"hf_[A-Za-z0-9]{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
+    r"hf_[A-Za-z0-9]{30,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|(?<![A-Za-z0-9])sk-[\w-]{40,}"
+    r"|(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])"
 )
 KEY_OF_STORE = re.compile(r"((?:s3|gs|gcs)://?)(?:[^\s/@]+|[^\s/@:]+:[^\s@]*)@")  # a secret key may hold slashes
 NO_KEYS = (

@@ -1,18 +1,14 @@
 """A trained student as a directory that Hugging Face transformers loads."""
 
-import copy
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.language_model import LanguageModel
-from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.sentencepiece_file import sentencepiece_file
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import save_tokenizer
@@ -25,18 +21,14 @@ def export_model(
     tokenizer: PreTrainedTokenizerFast,
     card: str,
     directory: Path,
-    begin: Sequence[int] = (),
-    end: Sequence[int] = (),
 ) -> None:
     """Write model, tokenizer, generation config and model card into `directory`.
 
     Args:
         model: what is written.
-        tokenizer: the student's.
+        tokenizer: the student's, as PreparedTokenizer.exported has it.
         card: the text of README.md.
         directory: an existing directory.
-        begin: the tokens that stood before every text in training; the tokenizer is made to write them.
-        end: those behind every text; the first is made the tokenizer's end.
 
     Raises:
         CtdError: a weight is not finite.
@@ -44,7 +36,6 @@ def export_model(
     for name, tensor in model.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
-    tokenizer = as_trained(tokenizer, begin, end)
     _stop_at_ends(model, tokenizer)
     _leave_unused_code_out(model)
     model.save(directory)
@@ -81,25 +72,6 @@ def _leave_unused_code_out(model: LanguageModel) -> None:
     config: Any = getattr(model.module, "config", None)
     if type(model.module).__module__.startswith("transformers.") and hasattr(config, "auto_map"):
         del config.auto_map
-
-
-def as_trained(tokenizer: PreTrainedTokenizerFast, begin: Sequence[int], end: Sequence[int]) -> PreTrainedTokenizerFast:
-    """The tokenizer, such that it writes `begin` before a text, and that the first of `end` is its end of texts."""
-    written = written_before_text(tokenizer)
-    writes_begin, has_end = written == tuple(begin) or not begin, not end or tokenizer.eos_token_id == end[0]
-    if writes_begin and has_end:
-        return tokenizer
-    trained = copy.deepcopy(tokenizer)
-    backend, names = trained.backend_tokenizer, trained.convert_ids_to_tokens(list(begin))
-    if not writes_begin:
-        adds = processors.TemplateProcessing(
-            single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=list(zip(names, begin, strict=True))
-        )
-        stays = backend.post_processor is not None and not written  # else it would write another beginning too
-        backend.post_processor = processors.Sequence([backend.post_processor, adds]) if stays else adds
-    if not has_end:
-        trained.eos_token = trained.convert_ids_to_tokens(end[0])
-    return trained
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """Documents as sequences of text and markers, and the tokens that each tokenizer writes for a marker."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import TokenizerError
@@ -22,6 +24,26 @@ class PreparedTokenizer:
     def conversations(self) -> ConversationEncoder:
         """Encodes conversations; raises TokenizerError where the tokenizer has no chat template."""
         return ConversationEncoder(self.encoder)
+
+    @cached_property
+    def exported(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, such that it writes before a text what BEGIN stands for, and that END's first is its end."""
+        tokenizer, begin, end = self.encoder.tokenizer, self.markers.get(BEGIN, ()), self.markers.get(END, ())
+        written = written_before_text(tokenizer)
+        writes_begin, has_end = written == begin or not begin, not end or tokenizer.eos_token_id == end[0]
+        if writes_begin and has_end:
+            return tokenizer
+        changed = copy.deepcopy(tokenizer)
+        if not writes_begin:
+            backend, names = changed.backend_tokenizer, changed.convert_ids_to_tokens(list(begin))
+            adds = processors.TemplateProcessing(
+                single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=list(zip(names, begin, strict=True))
+            )
+            stays = backend.post_processor is not None and not written  # else it would write another beginning too
+            backend.post_processor = processors.Sequence([backend.post_processor, adds]) if stays else adds
+        if not has_end:
+            changed.eos_token = changed.convert_ids_to_tokens(end[0])
+        return changed
 
 
 def prepare_tokenizer(

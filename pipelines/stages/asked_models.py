@@ -9,10 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Average, Dtype
 from ctd_core.models.ensemble import load_ensemble
-from ctd_core.models.export import as_trained
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.loading import CPU, load_model
-from ctd_core.text.documents import BEGIN, END
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.checkpoints import name_of
@@ -93,12 +91,7 @@ class RunStudent:
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on `device`."""
         prepared = self.prepared or student_tokenizer(self.plan)
-        return load_student(self.plan, prepared, self.checkpoint).model.to(device), as_exported(prepared)
-
-
-def as_exported(prepared: PreparedTokenizer) -> PreTrainedTokenizerFast:
-    """A student's tokenizer as it is exported."""
-    return as_trained(prepared.encoder.tokenizer, *(prepared.markers.get(marker, ()) for marker in (BEGIN, END)))
+        return load_student(self.plan, prepared, self.checkpoint).model.to(device), prepared.exported
 
 
 def teacher_of(plan: RunPlan) -> NamedModel:

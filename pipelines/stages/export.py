@@ -9,7 +9,6 @@ import yaml
 
 from ctd_core.models.export import export_model
 from ctd_core.storage.atomic import atomic_directory, write_atomic
-from ctd_core.text.documents import BEGIN, END
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import RESULTS, Report, measured_checkpoint, metrics_table, read_report, tasks_table
@@ -35,8 +34,7 @@ def write_model(plan: RunPlan) -> Path:
     checkpoint, tokenizer = trained_checkpoint(plan.checkpoints), student_tokenizer(plan)
     model, card = load_student(plan, tokenizer, checkpoint).language_model, _card(plan, checkpoint, read_report(plan))
     with atomic_directory(plan.model) as temporary:
-        begin, end = (tokenizer.markers.get(marker, ()) for marker in (BEGIN, END))
-        export_model(model, tokenizer.encoder.tokenizer, card, temporary, begin, end)
+        export_model(model, tokenizer.exported, card, temporary)
     plan.files.upload(plan.model)
     return plan.model
 

@@ -34,7 +34,7 @@ from pipelines.artifacts.round_figures import ROUND_FILE, read_round
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.display.progress import progress
-from pipelines.stages.asked_models import RunStudent, as_exported
+from pipelines.stages.asked_models import RunStudent
 from pipelines.stages.own_text_figures import MEASURED_SHARE, figures_of_round
 from pipelines.stages.prepare import finish_set
 from pipelines.stages.prepare_scoring import SliceScorer
@@ -92,7 +92,7 @@ class StudentWriter:
             checkpoint = _checkpoint_of(self._plan, self._step)
             model, tokenizer = RunStudent(name, self._plan, checkpoint, self._tokenizer).load(self._device)
         else:
-            model, tokenizer = self._live.model, as_exported(self._tokenizer)
+            model, tokenizer = self._live.model, self._tokenizer.exported
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
         return Answerer(TransformersSampler(model), tokenizer, name, sampling, positions_of(model))
 

@@ -47,6 +47,7 @@ HARMLESS = [
     "hf://datasets/org/name@revision/x.parquet",
     "hf://gpt2@main/x.parquet",
     "org/hf_model_of_mine",
+    "runs/task-of-a-name-that-is-longer-than-a-key-would-be-here",
     "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
 ]
 FIELDS = ["output", "prepare.storage", "teacher.model", "corpus.paths.0", "evaluate.sets.held.paths.0"]
@@ -60,7 +61,13 @@ def test_secrets_are_found_and_left_out_of_what_is_shown(uri):
     assert not {"hunter2", "AKIA123"} & set(re.split(r"\W+", redact(str(Path(uri)))))  # of its two slashes one is left
 
 
-@pytest.mark.parametrize("key", ["hf_" + "aB3" * 11, "ghp_" + "x" * 36, "github_pat_" + "y" * 40, "AKIA" + "Q7" * 8])
+KEYS = [
+    "hf_" + "aB3" * 11, "ghp_" + "x" * 36, "github_pat_" + "y" * 40, "AKIA" + "Q7" * 8, "glpat-" + "z-9_" * 5,
+    "sk-proj-" + "Z_9" * 14,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_keys_of_well_known_forms_are_found_in_any_text(key):
     for text in (key, f"/home/me/{key}/model", f"https://host/{key}/x.jsonl", f"hf://{key}@org/x", f"run_{key}_x"):
         assert has_secret(text)

@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from pipelines.stages.export_check import check_directory
 from tests.support.models import llama
 from tests.support.tokenizers import TOTAL
@@ -19,7 +20,7 @@ def test_the_begin_token_is_written_also_where_the_tokenizer_did_not(kind, tmp_p
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
     plain = tokenizer("Hello", add_special_tokens=False)["input_ids"]
     model = HuggingFaceModel(llama(len(tokenizer)))
-    export_model(model, tokenizer, "", tmp_path, [begin])
+    export_model(model, prepare_tokenizer(tokenizer, kind, "<begin>", None).exported, "", tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     assert exported("Hello")["input_ids"] == [begin, *plain]
     assert exported("Hello", add_special_tokens=False)["input_ids"] == plain
@@ -37,7 +38,8 @@ def test_another_begin_takes_the_place_of_its_own_and_another_end_stops_it(tmp_p
     assert tokenizer("Hello")["input_ids"] == [own, *plain]
     model = llama(len(tokenizer))
     model.generation_config.eos_token_id = own
-    export_model(HuggingFaceModel(model), tokenizer, "", tmp_path, [begin], [end])
+    trained = prepare_tokenizer(tokenizer, "the student's", "<begin>", "<end>").exported
+    export_model(HuggingFaceModel(model), trained, "", tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
     assert exported("Hello")["input_ids"] == [begin, *plain]
     assert exported.eos_token_id == end
