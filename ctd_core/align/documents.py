@@ -96,9 +96,9 @@ def cut_windows(
     """The document in windows that fit both limits, each beginning with its begin marker; no text is lost.
 
     In a conversation it is the header of the message that a window begins in, behind the token that begins any text.
-    A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. A
-    window that is left with markers alone is not scored, and left out where one side has none. A chunk that fits no
-    window makes the document an error.
+    A cut lies at a shared chunk end, before white space where the last quarter of the window has such an end. No end is
+    scored that no text goes before in its window, and a window of markers alone is left out where one side has none. A
+    chunk that fits no window makes the document an error.
     """
     fits = len(document.student_ids) <= student_window_tokens and len(document.teacher_ids) <= teacher_window_tokens
     if fits:
@@ -279,8 +279,9 @@ def _window(document: AlignedText, prefix: _Prefix, start: int, stop: int) -> Al
         own_ends = all_ends[start:stop] - np.int32(begin - len(before))
         ends.append(np.concatenate([np.full(first, len(before), dtype=np.int32), own_ends]))
     kinds = np.concatenate([prefix.kinds, document.chunk_kinds[start:stop]])
-    if np.all(kinds & MARKER):
-        kinds &= ~np.uint8(SCORED)  # the text does not end where it begins
+    without_text = np.cumsum(kinds & MARKER == 0) == 0
+    if start or without_text.all():
+        kinds[without_text] &= ~np.uint8(SCORED)  # the text does not end where its window begins
     if not (len(prefix.student_ids) and len(prefix.teacher_ids)):
         kinds[first] &= ~np.uint8(SCORED)  # nothing stands before it on one side
     lengths = np.concatenate([np.zeros(first, dtype=np.int32), document.chunk_bytes[start:stop]])

@@ -236,8 +236,9 @@ def test_every_window_scores_in_the_role_of_the_assistant(pair, limit):
         return
     assert len(windows) > 3
     scored_bytes = 0
-    for window in windows:
+    for number, window in enumerate(windows):
         kinds, bytes_ = window.chunk_kinds, window.chunk_bytes
+        assert number == 0 or not (kinds[np.cumsum(kinds & MARKER == 0) == 0] & SCORED).any()  # an end of nothing
         for side, family, ids, ends in (
             (sides[0], pair[0], window.student_ids, window.student_chunk_ends),
             (sides[1], pair[1], window.teacher_ids, window.teacher_chunk_ends),
