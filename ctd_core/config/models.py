@@ -40,7 +40,9 @@ class Student(Options):
     model: str | None = Field(
         default=None, description="a directory or a hub id; left out, the student is made from the teacher"
     )
-    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
+    revision: str | None = Field(
+        default=None, description="of a hub id: a commit, or a branch or tag, whose later changes are not noticed"
+    )
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     head: Literal["as_teacher", "untied"] | None = Field(
         default=None,
@@ -86,7 +88,9 @@ class Teacher(Options):
     """The teacher model."""
 
     model: str = Field(description="a directory or a hub id")
-    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
+    revision: str | None = Field(
+        default=None, description="of a hub id: a commit, or a branch or tag, whose later changes are not noticed"
+    )
     trust_remote_code: bool = Field(default=False, description="whether code that lies beside `model` may run")
     dtype: Dtype = Field(
         default="float32",

@@ -26,7 +26,9 @@ class PretrainedTokenizer(Options):
 
     kind: Literal["pretrained"]
     name: str = Field(description="a directory, a hub id or a tokenizer.json file")
-    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
+    revision: str | None = Field(
+        default=None, description="of a hub id: a commit, or a branch or tag, whose later changes are not noticed"
+    )
 
 
 class Corpus(Options):
@@ -154,7 +156,9 @@ class HubDataset(Records):
     kind: Literal["dataset"]
     name: str = Field(description="a hub id, or a directory written by `save_to_disk`")
     configuration: str | None = Field(default=None, description="of a dataset that has several")
-    revision: str | None = Field(default=None, description="of a hub id: a branch, tag or commit")
+    revision: str | None = Field(
+        default=None, description="of a hub id: a commit, or a branch or tag, whose later changes are not noticed"
+    )
     split: str = Field(default="train", description="of the dataset")
     streaming: bool = Field(
         default=False, description="load its first documents alone, as many as the bounds below say, and not all of it"
