@@ -16,11 +16,11 @@ from ctd_core.errors import UsageError
 def add_adapters(model: PreTrainedModel, options: Adapters, seed: int) -> None:
     """Put adapters on `model`, in place, and fix all else but its embeddings; what it computes stays the same.
 
-    Raises UsageError as `check_targets` does.
+    Raises UsageError where one of the targets names no linear layer inside the model.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    check_targets(model, options)
+    _check_targets(model, options)
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def add_adapters(model: PreTrainedModel, options: Adapters, seed: int) -> None:
         end.requires_grad_(True)
 
 
-def check_targets(model: PreTrainedModel, options: Adapters) -> None:
+def _check_targets(model: PreTrainedModel, options: Adapters) -> None:
     """Raises UsageError where one of the targets names no linear layer inside the model."""
     output = model.get_output_embeddings()
     linear = [

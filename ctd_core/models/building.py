@@ -13,7 +13,7 @@ from ctd_core.config.shards import Prepare
 from ctd_core.models.adapters import add_adapters
 from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
-from ctd_core.models.loading import load_model, skeleton
+from ctd_core.models.loading import load_model, may_hold, skeleton
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
 from ctd_core.models.prefix_positions import prefix_top
@@ -62,11 +62,14 @@ def build_student(
 
 
 def student_skeleton(student: Student, teacher: Teacher) -> PreTrainedModel:
-    """The student to train without its weights: its parameters are named as its own are, and learn where they do."""
+    """The student to train without its weights: its parameters are named as its own are, and learn where they do.
+
+    It has an output matrix of its own also where its weights may have one, whatever their config says.
+    """
     origin = teacher if student.model is None else student
     model = skeleton(origin.model or "", origin.revision, origin.trust_remote_code)
-    if student.model is None and student.unties:
-        output = model.get_output_embeddings()
+    output = model.get_output_embeddings()
+    if (student.model is None and student.unties) or may_hold(origin.model or "", model, output):
         output.weight = nn.Parameter(torch.empty_like(output.weight))
     return with_adapters(student, model, seed=0)
 

@@ -1,9 +1,12 @@
 """Loading Hugging Face models, with what their configs claim held against what their weights hold."""
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -107,6 +110,14 @@ def skeleton(name: str, revision: str | None = None, trust_remote_code: bool = F
     config = read_model_config(name, revision, trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def may_hold(name: str, model: PreTrainedModel, part: nn.Module) -> bool:
+    """Whether the weights in `name` hold one for this part of the model; not known, so True, but of a directory."""
+    files = list(Path(name).glob("*.safetensors"))
+    weight = next(found for found, module in model.named_modules() if module is part) + ".weight"
+    opened: Iterator[Any] = (safe_open(file, "pt") for file in files)
+    return not files or any(weight in weights.keys() for weights in opened)  # noqa: SIM118
 
 
 def parameters(model: nn.Module) -> int:

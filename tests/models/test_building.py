@@ -1,5 +1,7 @@
 """What is known of a student before it is made is what it then is."""
 
+import json
+
 import pytest
 
 from ctd_core.config.models import Student, Teacher
@@ -35,3 +37,11 @@ def test_a_skeleton_has_the_students_parameters_and_what_learns_of_them(tmp_path
         for model in (made, student_skeleton(student, teacher))
     ]
     assert learned[0] == learned[1]
+
+
+def test_weights_of_two_matrices_have_two_whatever_their_config_says(tmp_path):
+    llama(300, tied=False).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    student = Student.model_validate({"tokenizer": {"kind": "bytes"}, "head": "as_teacher"})
+    assert "lm_head.weight" in dict(student_skeleton(student, Teacher(model=str(tmp_path))).named_parameters())
