@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 CODE = "modeling_byte_expansion"
 
@@ -121,4 +122,8 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
             classes = f'\n\nByteExpandedConfig, ByteExpandedForCausalLM = expanded_classes("{base}")\n'
             (Path(save_directory) / f"{CODE}.py").write_text(code.removesuffix(classes) + classes, encoding="utf-8")
 
+    base_type = base_class.config_class.model_type  # how its weights lie in files, such as experts, goes by this name
+    conversion = get_checkpoint_conversion_mapping(base) or get_checkpoint_conversion_mapping(base_type)
+    if conversion is not None:
+        register_checkpoint_conversion_mapping(ByteExpandedConfig.model_type, conversion, overwrite=True)
     return ByteExpandedConfig, ByteExpandedForCausalLM

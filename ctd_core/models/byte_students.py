@@ -1,6 +1,7 @@
 """Byte-level students with the input expansion, made from a teacher or loaded."""
 
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,10 @@ def with_byte_expansion(
         The student, in evaluation mode.
 
     Raises:
-        UsageError: a token of the student stands for several bytes, or the model's embedding is of a kind of its own.
+        UsageError: as check_expandable.
     """
+    check_expandable(teacher, student_tokenizer)
     spelled = student_tokenizer.encoder.token_bytes
-    if spelled.lengths_bytes.max() > 1:
-        longest = int(spelled.lengths_bytes.argmax())
-        raise UsageError(
-            f"student.byte_expansion is for tokenizers of single bytes, and {student_tokenizer.encoder.name} has "
-            f"{spelled.by_id[longest]!r}. Take student.tokenizer: {{kind: bytes}}, or leave it out."
-        )
-    if type(teacher.get_input_embeddings()) is not nn.Embedding:
-        raise UsageError(
-            f"student.byte_expansion: {type(teacher).__name__} has embeddings of its own kind "
-            f"({type(teacher.get_input_embeddings()).__name__}), to which nothing can be added. Leave it out."
-        )
     old = teacher.get_input_embeddings().weight.detach()
     keys, token_of = _backward_trie(teacher_tokenizer, len(old), max_bytes)
     config_class, model_class = registered_classes(type(student).__name__)
@@ -75,6 +66,29 @@ def with_byte_expansion(
         embedding.weight[byte_of >= 0] = 0
     expanded.generation_config = student.generation_config
     return expanded.eval()
+
+
+def check_expandable(teacher: PreTrainedModel, student_tokenizer: PreparedTokenizer) -> None:
+    """Raises UsageError where a token of the student stands for several bytes, or the teacher is of an architecture to
+    whose embeddings nothing can be added.
+    """
+    spelled = student_tokenizer.encoder.token_bytes
+    if spelled.lengths_bytes.max() > 1:
+        longest = int(spelled.lengths_bytes.argmax())
+        raise UsageError(
+            f"student.byte_expansion is for tokenizers of single bytes, and {student_tokenizer.encoder.name} has "
+            f"{spelled.by_id[longest]!r}. Take student.tokenizer: {{kind: bytes}}, or leave it out."
+        )
+    if type(teacher.get_input_embeddings()) is not nn.Embedding:
+        raise UsageError(
+            f"student.byte_expansion: {type(teacher).__name__} has embeddings of its own kind "
+            f"({type(teacher.get_input_embeddings()).__name__}), to which nothing can be added. Leave it out."
+        )
+    if "cache_params" in signature(teacher.forward).parameters:
+        raise UsageError(
+            f"student.byte_expansion: {type(teacher).__name__} keeps states alone of what it has read (Mamba), and "
+            "generate() gives such models no embeddings. Leave it out."
+        )
 
 
 def _backward_trie(teacher: PreparedTokenizer, rows: int, max_bytes: int) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def load_model(
         The model, on `device`.
 
     Raises:
-        UsageError: there is no model, or one with code of its own that is not trusted.
+        UsageError: there is no model, one without some of its weights, or one with code of its own that is not trusted.
         CtdError: its logits are not what its output matrix gives (see Head).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -60,14 +60,24 @@ def load_model(
     if dtype == "fastest":
         dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, revision=revision, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"{name}: no causal language model could be loaded. Give a directory written by save_pretrained, or a hub "
             f"id. ({first_line(error)})"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise UsageError(
+            f"{name}: its files hold no weights for {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}, which "
+            "would be random numbers. Give the whole model, with its output matrix, as save_pretrained writes it."
+        )
     model.eval()
     check_head(model, name)
     train_every_row(model)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ctd_core.errors import CtdError
+from ctd_core.errors import CtdError, UsageError
 from ctd_core.models import loading
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
@@ -149,6 +150,15 @@ def test_an_output_matrix_that_the_config_denies_is_the_students_too(tmp_path):
     assert not student.config.tie_word_embeddings
     student.save_pretrained(tmp_path / "student")
     assert torch.equal(logits(load_model(str(tmp_path / "student"))), logits(teacher))
+
+
+@pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_weights_that_a_file_lacks_are_told_and_not_made_up(missing, tmp_path):
+    make("llama", tied=False).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if name != missing}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"no weights for {missing}, which would be random"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

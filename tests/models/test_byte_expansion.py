@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from ctd_core.config.models import Adapters, ByteExpansion, Student, Teacher
 from ctd_core.errors import UsageError
@@ -118,11 +119,24 @@ def test_a_cache_without_the_bytes_before_is_refused():
         student.generate(ids, max_new_tokens=4, prefill_chunk_size=3)
 
 
+def mixtral(vocabulary):
+    """A teacher whose experts lie in its files otherwise than in the model."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
 @pytest.mark.slow
-def test_saved_and_loaded_here_without_its_code_and_elsewhere_with_it(tmp_path):
-    student, _ = student_of()
+@pytest.mark.parametrize("make", [llama, mixtral])
+def test_saved_and_loaded_here_without_its_code_and_elsewhere_with_it(make, tmp_path):
+    student, _ = student_of(teacher=make(600))
     student.save_pretrained(tmp_path)
     again = load_model(str(tmp_path))
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in student.state_dict().items())
     ids = list("Grüße from".encode())
     with torch.no_grad():
         logits = student(torch.tensor([ids])).logits[0, -1]
@@ -177,6 +191,13 @@ def test_an_embedding_of_another_kind_is_refused():
     teacher.set_input_embeddings(scaled)
     with pytest.raises(UsageError, match="embeddings of its own kind \\(Scaled\\)"):
         with_byte_expansion(llama(257), teacher, prepared("bytes"), prepared("byte-level BPE, 600"), 16)
+
+
+def test_a_model_that_keeps_states_alone_is_refused():
+    sizes = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 8}
+    teacher = MambaForCausalLM(MambaConfig(**sizes))
+    with pytest.raises(UsageError, match="MambaForCausalLM keeps states alone"):
+        student_of(teacher=teacher)
 
 
 def test_a_student_of_bytes_has_an_output_matrix_of_its_own(tmp_path):
