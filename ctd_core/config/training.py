@@ -16,8 +16,12 @@ class Stage(Options):
 
     steps: int = Field(gt=0, description="optimizer steps")
     freeze: list[str] | None = Field(default=None, description="as train.freeze")
-    learning_rate: float | None = Field(default=None, gt=0, description="the highest, after warm-up")
-    embedding_learning_rate: float | None = Field(default=None, gt=0, description="for embeddings and head")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="the highest, after warm-up; that of embeddings and head too"
+    )
+    embedding_learning_rate: float | None = Field(
+        default=None, gt=0, description="for embeddings and head, where it differs"
+    )
     warmup_steps: int | None = Field(default=None, ge=0, description="a twelfth of the stage's steps by default")
     min_lr_ratio: float | None = Field(default=None, ge=0, le=1, description="the decay ends at this fraction")
 
@@ -157,6 +161,8 @@ class Train(Options):
         found, begin = [], 0
         for number, stage in enumerate(self.stages):
             given = {name: value for name, value in stage if value is not None}
+            if stage.learning_rate is not None:  # embeddings do not keep that of `train`
+                given["embedding_learning_rate"] = stage.embedding_learning_rate
             options = self.model_copy(update=given | {"warmup_steps": stage.warmup_steps, "stages": []})
             found.append(Phase(begin, f"train.stages.{number}", options))
             begin += stage.steps

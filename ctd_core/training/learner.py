@@ -43,7 +43,10 @@ class Learner:
         self._wrap()
 
     def begin_step(self, step: int) -> float:
-        """Make ready for `step`, counted from 0, and return its learning rate."""
+        """Make ready for `step`, counted from 0, and return its learning rate.
+
+        Where the embeddings alone learn, that is theirs.
+        """
         if self._following and step == self._following[0].begin:
             self._phase = self._following.pop(0)
             self._choose_learned()
@@ -52,7 +55,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         fraction = rate_fraction(step - self._phase.begin, self._phase.options)
         set_rate(self.optimizer, fraction)
-        return self._phase.options.learning_rate * fraction
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _wrap(self) -> None:
         self.wrapped = replicated(self.student, self._options)

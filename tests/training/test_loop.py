@@ -172,6 +172,23 @@ def test_a_stage_has_settings_of_its_own_and_the_rest_those_of_the_training(shar
     assert list(rates.values()) == pytest.approx([2e-3, 4e-3, 1e-3, 1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
+@pytest.mark.parametrize("own", [None, 5e-3])
+def test_a_stage_of_another_rate_has_it_for_embeddings_too_unless_it_names_theirs(shards, own):
+    stage = {"steps": 1, "freeze": ["layers", "norm"], "learning_rate": 1e-3, "embedding_learning_rate": own}
+    options = STAGED.model_validate(
+        STAGED.model_dump() | {"steps": 2, "embedding_learning_rate": 6e-4, "warmup_steps": 0, "stages": [stage]}
+    )
+    rates = []
+    hooks = Hooks(
+        on_step=lambda metrics: rates.append(metrics["learning_rate"]),
+        on_checkpoint=lambda metrics, write: None,
+        evaluate=lambda model: {},
+    )
+    train(options, new_student(), shards, hooks)
+    assert rates == pytest.approx([own or 1e-3, options.learning_rate])
+    assert [part.options.embedding_learning_rate for part in options.phases] == [own, 6e-4]
+
+
 def new_directory(path):
     path.mkdir()
     return path
