@@ -174,7 +174,8 @@ class ConversationEncoder:
             located = (ends, np.zeros(len(ids), dtype=np.bool_)) if own == raw else None
             located = located or self._located(tokenization, text, ids)
             if located is None or not len(ids) or located[0][-1] != len(raw):
-                yield self._plain.misspelled(raw, own, ids)
+                in_text = ids[~tokenization.is_mark[ids]]
+                yield self._plain.misspelled(raw, own, tokenization.own_ids[in_text])
             else:
                 yield self._conversation(turns, parts, pieces, tokenization.own_ids[ids], *located)
 

@@ -106,7 +106,7 @@ class TextEncoder:
         return self.misspelled(text_bytes, spelled, encoded.ids)
 
     def misspelled(self, text_bytes: bytes, spelled: bytes, ids: npt.NDArray[np.int32]) -> DocumentError:
-        """Why the tokens `ids`, which spell `spelled`, are no encoding of `text_bytes`."""
+        """Why tokens that spell `spelled` are no encoding of `text_bytes`; `ids` are those of them that are its own."""
         at = next(
             (n for n, (a, b) in enumerate(zip(text_bytes, spelled, strict=False)) if a != b),
             min(len(text_bytes), len(spelled)),

@@ -100,6 +100,9 @@ def test_slices_of_all_sources_are_numbered_through_and_hold_every_document_once
     documents = [document for item in slices for document in read_slice(corpus, item)]
     assert documents == [document for part in corpus.parts for document in read_documents(part, 60)]
     assert len(documents) == 60
+    in_order = list(read_documents(corpus, 60))
+    assert sorted(document.id for document in in_order) == sorted(document.id for document in documents)
+    assert [document.text for document in in_order[3:6]] == ["text 1 of 0", "text 1 of 1", "text 1 of 2"]
     assert [item.part for item in in_turn(slices)[:6]] == [0, 1, 2, 0, 1, 2]
     trained = {document.text for document in training_documents(corpus, documents)}
     held_out = {document.text for document in held_out_documents(corpus, 1.0, documents)}

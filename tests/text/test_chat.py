@@ -101,3 +101,12 @@ def test_a_template_that_does_more_than_write_around_contents_is_refused(templat
 def test_a_tokenizer_without_a_template_is_refused_for_conversations():
     with pytest.raises(TokenizerError, match="has no chat template"):
         prepare_tokenizer(TOTAL["bytes"](), "the bytes", None, None).conversations  # noqa: B018
+
+
+@pytest.mark.parametrize("family", ["Gemma", "Mistral v1", "Phi-3"])
+def test_a_message_that_names_a_special_token_and_cannot_be_spelled_is_dropped_by_its_reason(family):
+    conversations = prepare_tokenizer(chat_tokenizer(family), family, None, None).conversations
+    turns = [Turn("user", "What is <s>?"), Turn("assistant", "A token; ▁the is another.")]
+    (error,) = conversations.encode_batch([turns])
+    assert isinstance(error, DocumentError)
+    assert error.reason == "tokens spell another text"

@@ -6,6 +6,7 @@ A format is a module with `plan`, which cuts a corpus into slices, and `read`, w
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from types import ModuleType
 
 from ctd_core.config.text import (
@@ -89,16 +90,21 @@ def read_documents(corpus: Corpus, slice_bytes: int) -> Iterator[Document | Docu
     """The documents of all slices, read as they are asked for.
 
     Args:
-        corpus: the corpus, which is no mixture.
+        corpus: the corpus.
         slice_bytes: the size of a slice, about.
 
     Yields:
-        A document, or why there is no text where one should be: at least one.
+        A document, or why there is no text where one should be: at least one. Those of a mixture's sources in turn.
 
     Raises:
         UsageError: as plan_slices, or there is no document.
         CtdError: as read_slice.
     """
+    for documents in zip_longest(*(_documents_of(part, slice_bytes) for part in corpus.parts)):
+        yield from (document for document in documents if document is not None)
+
+
+def _documents_of(corpus: Corpus, slice_bytes: int) -> Iterator[Document | DocumentError]:
     is_empty = True
     for part in FORMATS[type(corpus)].plan(corpus, slice_bytes):
         for document in read_slice(corpus, part):
