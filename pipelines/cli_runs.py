@@ -68,7 +68,9 @@ def train(
 
     def work(plan: "RunPlan") -> None:
         from pipelines.stages.on_policy import train_whole
+        from pipelines.stages.train import tell_other_trainings
 
+        tell_other_trainings(plan)
         train_whole(plan)
 
     work_on_run(config, recipe, overrides, dry_run, work, ("train",) if estimate else ())

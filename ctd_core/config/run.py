@@ -38,10 +38,18 @@ class RunConfig(Options):
         # past pydantic, whose options are frozen; what was not given does not count as given
         values, given = dict(self.prepare), self.prepare.model_fields_set
         self.__dict__["prepare"] = Prepare.model_construct(_fields_set=given, **values | _stored_tokens(self))
-        checks = (_evaluation, _student, _windows, _objectives, _teachers, _secrets)
+        checks = (_evaluation, _student, _windows, _objectives, _own_texts, _teachers, _secrets)
         if wrong := [message for check in checks for message in check(self)]:
             raise ValueError(".\n".join(wrong))
         return self
+
+    @property
+    def origin(self) -> Teacher:
+        """The model that the student is made from."""
+        of = self.student
+        if of.model is None:
+            return self.teacher
+        return Teacher(model=of.model, revision=of.revision, trust_remote_code=of.trust_remote_code)
 
 
 def _stored_tokens(run: RunConfig) -> dict[str, int]:
@@ -133,6 +141,12 @@ def _objectives(run: RunConfig) -> Iterator[str]:
     for name in ("top_k", "prefix_k"):
         if getattr(run.prepare, name) and not run.prepare.targets:
             yield f"prepare.{name} is part of the targets, which prepare.targets: false leaves out"
+
+
+def _own_texts(run: RunConfig) -> Iterator[str]:
+    rounds = run.train.on_policy
+    if rounds is not None and rounds.fraction < 1 and isinstance(run.corpus, Mixture):
+        yield "train.on_policy.fraction: beside a mixture of corpora, only 1 is supported"
 
 
 def _teachers(run: RunConfig) -> Iterator[str]:

@@ -63,7 +63,49 @@ def _are_messages(given: Any) -> bool:
     )
 
 
-class Answerer:
+class PromptEncoder:
+    """Encodes prompts: as messages to answer where the tokenizer has a chat template, as texts to go on with elsewhere.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        name: what messages call the model.
+        options: how much it is to write.
+        max_positions: how many tokens it reads; None where that is not known.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, name: str, options: Sampling, max_positions: int | None
+    ) -> None:
+        self._tokenizer, self._name, self._options = tokenizer, name, options
+        self._max_positions = max_positions
+        self._begin = written_before_text(tokenizer)
+
+    def encode(self, record: Record, place: str) -> list[int]:
+        """The token ids of a prompt; raises UsageError, naming `place`, where it is too long or has no template."""
+        given = prompt_of(record)
+        if self._tokenizer.chat_template:
+            messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+            try:
+                ids = apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"]
+            except TEMPLATE_ERRORS as error:
+                raise UsageError(
+                    f"{place}: the chat template of {self._name} refuses it: {first_line(error)}."
+                ) from error
+        elif isinstance(given, str):
+            plain = self._tokenizer(given, add_special_tokens=False)["input_ids"]  # and no end behind it
+            ids = [*self._begin, *plain]
+        else:
+            raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
+        new, most = self._options.max_new_tokens, self._max_positions
+        if most is not None and len(ids) + new > most:
+            raise UsageError(
+                f"{place}: {len(ids)} tokens and {new} new ones are more than the {most} that {self._name} reads. "
+                "Shorten it, or lower max_new_tokens."
+            )
+        return [int(token) for token in ids]
+
+
+class Answerer(PromptEncoder):
     """Writes after prompts: an answer where the tokenizer has a chat template, a continuation of the text elsewhere.
 
     Args:
@@ -82,34 +124,9 @@ class Answerer:
         options: Sampling,
         max_positions: int | None,
     ) -> None:
-        self._sampler, self._tokenizer, self._name, self._options = sampler, tokenizer, name, options
-        self._max_positions = max_positions
-        self._room = None if max_positions is None else max_positions - options.max_new_tokens
-        self._stops, self._begin = stops_of(tokenizer, name), written_before_text(tokenizer)
+        super().__init__(tokenizer, name, options, max_positions)
+        self._sampler, self._stops = sampler, stops_of(tokenizer, name)
         self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-    def encode(self, record: Record, place: str) -> list[int]:
-        """The token ids of a prompt; raises UsageError, naming `place`, where it is too long or has no template."""
-        given = prompt_of(record)
-        if self._tokenizer.chat_template:
-            messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-            try:
-                ids = apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"]
-            except TEMPLATE_ERRORS as error:
-                raise UsageError(
-                    f"{place}: the chat template of {self._name} refuses it: {first_line(error)}."
-                ) from error
-        elif isinstance(given, str):
-            plain = self._tokenizer(given, add_special_tokens=False)["input_ids"]  # and no end behind it
-            ids = [*self._begin, *plain]
-        else:
-            raise UsageError(f"{place}: messages, and {self._name} has no chat template. Give a text as `prompt`.")
-        if self._room is not None and len(ids) > self._room:
-            raise UsageError(
-                f"{place}: {len(ids)} tokens and {self._options.max_new_tokens} new ones are more than the "
-                f"{self._max_positions} that {self._name} reads. Shorten it, or lower max_new_tokens."
-            )
-        return [int(token) for token in ids]
 
     def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
         """The records with what was `generated`: its `text`, whether it `ended` by itself, its number of `tokens`, how

@@ -7,6 +7,16 @@ from ctd_core.errors import UsageError
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.objectives.interface import Objective
 from ctd_core.objectives.paired_positions import kl_divergence, logit_objective, same_token_pairs
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+
+
+def check_same_vocabulary(student: PreparedTokenizer | None, teacher: PreparedTokenizer) -> None:
+    """Raises UsageError where the tokens of the two, by id, do not stand for the same bytes; None is another's."""
+    if student is None or student.encoder.token_bytes.by_id != teacher.encoder.token_bytes.by_id:
+        raise UsageError(
+            "train.objectives: kd compares token by token, and student and teacher have different vocabularies. Take "
+            "alm, or another objective that crosses tokenizers."
+        )
 
 
 def kd(options: Kd, online: OnlineTeacher) -> Objective:
@@ -16,13 +26,8 @@ def kd(options: Kd, online: OnlineTeacher) -> Objective:
     turns among them. Entries beyond the tokenizer (padding of the vocabulary) are left out. Raises UsageError where the
     two vocabularies differ.
     """
-    student_bytes = online.student.encoder.token_bytes.by_id
-    if student_bytes != online.teacher.encoder.token_bytes.by_id:
-        raise UsageError(
-            "train.objectives: kd compares token by token, and student and teacher have different vocabularies. Take "
-            "alm, or another objective that crosses tokenizers."
-        )
-    tokens = len(student_bytes)
+    check_same_vocabulary(online.student, online.teacher)
+    tokens = len(online.student.encoder.token_bytes.by_id)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
         student_logprobs, teacher_logprobs = (

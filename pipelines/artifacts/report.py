@@ -108,7 +108,7 @@ def metrics_table(report: Report) -> TextTable:
     """Every metric on every set."""
     lines = []
     if report.gap_closed is not None:
-        lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training")
+        lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training, on the gap_set")
         if report.gap_closed < -ROUNDING:
             lines.append(
                 "on the gap_set the student moved away from its teacher: take a lower train.learning_rate, or text "

@@ -13,12 +13,14 @@ from ctd_core.shards import MANIFEST
 from ctd_core.storage.locations import below, files_below, open_to_read
 from pipelines.artifacts.locks import LOCK, is_held
 from pipelines.artifacts.metrics_file import METRICS_FILE, parse_metrics
+from pipelines.artifacts.training_options import OPTIONS_FILE, steps_asked
 from pipelines.display.tables import TextTable
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run: `state` is preparing, prepared, training or measured; `last` its last figures; `age_seconds` since then.
+    """One run: `state` is preparing, prepared, training, trained or measured; `last` its last figures; `age_seconds`
+    since then.
 
     working: whether a command is at work on it. step: the last step of the training that changed last, None where there
     is none.
@@ -79,12 +81,14 @@ def _state(storage: str, name: str, files: dict[str, float]) -> RunState | None:
             steps = parse_metrics(_text(storage, name, newest["training"]), newest["training"])
     last: dict[str, float] = {}
     step = int(steps[-1]["step"]) if steps else None
+    if state == "training" and (options := file.replace(METRICS_FILE, OPTIONS_FILE)) in files:
+        state = "trained" if steps_asked(_text(storage, name, options)) == step else state
     if state == "measured":
         report = _text(storage, name, file)
         last = _gap_closed(report)
         if of_report := re.search(r'"run": *"[^"]*/step_(\d+)/', report):  # another training may have gone on since
             step = int(of_report[1])
-    elif state == "training" and steps:
+    elif state in ("training", "trained") and steps:
         distances = (step for step in reversed(steps) if any(TEACHER_DISTANCE.name in figure for figure in step))
         measured = {figure: value for figure, value in next(distances, {}).items() if TEACHER_DISTANCE.name in figure}
         last = {"loss": steps[-1]["loss"], **measured}

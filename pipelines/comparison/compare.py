@@ -11,11 +11,14 @@ from typing import Any
 import ray
 import torch
 from pydantic import Field
+from ray.exceptions import RayError
 
 from ctd_core.config.base import Options, fingerprint
-from ctd_core.config.run import drawn_left_out
+from ctd_core.config.run import RunConfig, drawn_left_out
+from ctd_core.config.text import TrainedTokenizer
 from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
+from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
 from pipelines.artifacts.checkpoints import trained_checkpoint
@@ -34,6 +37,7 @@ from pipelines.stages.evaluate import measure
 from pipelines.stages.on_policy import train_whole
 from pipelines.stages.own_texts import measure_own_texts
 from pipelines.stages.preflight import check_inputs
+from pipelines.stages.preflight_training import check_training
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tasks import ask_here, ask_models
@@ -77,6 +81,9 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
     directory = base.files.directory / f"comparison-{file.stem}"
     check_inputs(base.config)
+    for (name, seed), plan in trials.items():
+        if seed == comparison.seeds[0]:
+            _check_variant(plan.config, f"{file}: {name}")
     lines = (f"{name}: {line}" for (name, _), plan in trials.items() for line in drawn_left_out(plan.config))
     for line in dict.fromkeys(lines):
         logger.warning(line)
@@ -93,6 +100,17 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     write_atomic(directory / "table.svg", plot(rows))
     base.files.upload(directory)
     return rows, directory
+
+
+def _check_variant(config: RunConfig, name: str) -> None:
+    """Raises UsageError, naming the variant, where it does not fit the run's models and corpus."""
+    student = None
+    if not isinstance(config.student.tokenizer, TrainedTokenizer):
+        student = build_student_tokenizer(config.student, config.teacher, None)
+    try:
+        check_training(config, student, build_teacher_tokenizer(config.teacher))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict[tuple[str, int], SeedResult]:
@@ -117,12 +135,20 @@ def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict
             )
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_trial)  # a fresh process: its peak is its own
     running = {task.remote(plan): key for key, plan in trials.items() if key not in done}
+    failed: list[Exception] = []
     with reraised_errors(), progress("compare", len(trials)) as reporter:
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             name, seed = running.pop(ready)
-            done[name, seed] = SeedResult.model_validate_json(ray.get(ready))
+            try:
+                done[name, seed] = SeedResult.model_validate_json(ray.get(ready))
+            except RayError as error:  # what the others have done is not lost
+                failed.append(error)
+                logger.error(f"compare: {name}, seed {seed}: {getattr(error, 'cause', error)} The other trials go on.")
+                continue
             reporter.update(len(done), f"{name}, seed {seed}")
+        if failed:
+            raise failed[0]
     return done
 
 

@@ -1,6 +1,7 @@
 """`ctd export`: the trained student as a directory for Hugging Face transformers, with a model card."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,23 @@ from pipelines.display.tables import as_markdown
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+logger = logging.getLogger(__name__)
+
 EXPANDED_LOOP = """
 It reads the bytes before each byte: a loop of your own that keeps a cache gives
 `inputs_embeds=model.get_input_embeddings()(all_ids)[:, -new:]` in place of `input_ids`.
+"""
+DISTANCE = """
+The distance is the sum of the absolute differences of the log-likelihoods of text chunks on which both tokenizers
+agree, in bits per byte of text.
 """
 
 
 def export(plan: RunPlan) -> Path:
     """Write the student of the latest checkpoint; raises CtdError where there is none."""
     with stage_lock(plan.files, RESULTS):
+        if read_report(plan) is None:
+            logger.info("export: this student is not measured, and its card says so: `ctd evaluate` does it")
         return write_model(plan)
 
 
@@ -60,7 +69,8 @@ def _source(run: str) -> str:
 def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     config = plan.config
     tables = [metrics_table(report), tasks_table(report.tasks)] if report else []
-    measured = "\n".join(as_markdown(table) for table in tables if table.rows) or "Nothing was measured.\n"
+    measured = "\n".join(as_markdown(table) for table in tables if table.rows)
+    measured = f"{measured}{DISTANCE}" if measured else "Nothing was measured: `ctd evaluate` does it.\n"
     trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
     loop = EXPANDED_LOOP if config.student.byte_expansion is not None else ""
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
@@ -94,9 +104,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ## Measured
 
 {measured}
-The distance is the sum of the absolute differences of the log-likelihoods of text chunks on which both tokenizers
-agree, in bits per byte of text.
-
 ## Recipe
 
 ```yaml

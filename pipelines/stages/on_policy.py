@@ -13,9 +13,7 @@ from itertools import zip_longest
 
 import torch
 
-from ctd_core.config.text import Mixture
 from ctd_core.config.training import OnPolicy
-from ctd_core.errors import UsageError
 from ctd_core.models.logprob_model import LogprobModel
 from pipelines.artifacts.checkpoints import latest_checkpoint, steps_done
 from pipelines.artifacts.locks import stage_lock
@@ -49,8 +47,6 @@ def train_on_policy(plan: RunPlan) -> None:
     """
     options = plan.config.train.on_policy
     assert options is not None
-    if isinstance(plan.config.corpus, Mixture) and options.fraction < 1:
-        raise UsageError("train.on_policy.fraction: beside a mixture of corpora, only 1 is supported.")
     with stage_lock(plan.files, f"rounds-{plan.training.name}"):
         ensure_student(plan)
         if plan.config.train.num_workers:

@@ -26,6 +26,7 @@ from ctd_core.shards.files import Folder, finished_shards, is_finished, shard_fi
 from ctd_core.shards.reading import ShardSet
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
+from ctd_core.text.chat import names_of_special_tokens
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done
@@ -74,10 +75,13 @@ class StudentWriter:
         begun = time.monotonic()
         encoded: dict[int, list[int]] = {}
         records = list(task.prompts)
+        names = names_of_special_tokens(self._tokenizer.encoder.tokenizer)
         for number, record in enumerate(task.prompts):
             try:
+                if named := names.search(json.dumps(record, ensure_ascii=False)):  # which it would read as the token
+                    raise UsageError(f"prompt {number} holds {named[0]}, the name of a special token")
                 encoded[number] = self._answerer.encode(record, f"prompt {number}")
-            except UsageError as error:  # too long, or refused by the chat template
+            except UsageError as error:  # or too long, or refused by the chat template
                 records[number] = record | {GENERATED: NOTHING | {"error": str(error)}}
         asked = [records[number] for number in encoded]
         answers = self._answerer.answer(asked, list(encoded.values()), task.seed) if asked else []

@@ -8,24 +8,25 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from ctd_core.config.models import Teacher
 from ctd_core.config.run import RunConfig, drawn_left_out
-from ctd_core.config.text import Corpus, HeldOut, Mixture, TrainedTokenizer
+from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, JsonLines, Mixture, TrainedTokenizer
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
-from ctd_core.text.corpora import read_documents
+from ctd_core.text.corpora import plan_slices, read_documents
 from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
 from ctd_core.text.tokenizers import bytes_tokenizer
 from ctd_core.text.tool_calls import with_calls_written
+from pipelines.stages.preflight_training import check_prompts, check_training
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 100
+UNDIVIDED_SLICES = 8  # in one file, before that is told
 
 
 def check_inputs(config: RunConfig) -> list[str]:
@@ -56,12 +57,16 @@ def _check(config: RunConfig) -> Iterator[str]:
     templates = []
     teachers = {"teacher": config.teacher}
     teachers |= {f"extra_teachers.{name}": teacher for name, teacher in config.extra_teachers.items()}
+    tokenizers = {}
     for field, teacher in teachers.items():
-        tokenizer = build_teacher_tokenizer(teacher)
+        tokenizer = tokenizers[field] = build_teacher_tokenizer(teacher)
         if is_chat:
             templates.append(ChatTemplate(tokenizer.encoder.tokenizer, teacher.model))
+        yield from _unused_revision(field, teacher.model, teacher.revision)
         yield from _missing_markers(field, tokenizer)
         yield from _tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
+    yield from _unused_revision("student", config.student.model, config.student.revision)
+    prepared = None
     if isinstance(config.student.tokenizer, TrainedTokenizer):
         # What is still to be trained has no other template than the one that joins it.
         student, name = with_chat(bytes_tokenizer(), config.student, config.teacher), "the student's tokenizer"
@@ -72,20 +77,21 @@ def _check(config: RunConfig) -> Iterator[str]:
     if is_chat:
         templates.append(ChatTemplate(student, name))
     yield from _check_documents(config, templates)
-    rounds = config.train.on_policy
-    if rounds is not None and rounds.prompts is not None:
-        from pipelines.stages.rounds import read_prompts_for  # takes seconds
-
-        read_prompts_for(rounds.prompts, is_chat=bool(student.chat_template))
-    _check_room(config)
+    check_training(config, prepared, tokenizers["teacher"])
+    check_prompts(config, {"teacher": tokenizers["teacher"], "student": prepared})
     if config.evaluate.tasks.names or config.evaluate.problems:
         from pipelines.stages.asked_tasks import tasks_in  # takes seconds
 
         for task in tasks_in(config.evaluate):
             task.check()
-    _check_learned(config)
     yield from _endless_warmups(config.train)
     yield from drawn_left_out(config)
+
+
+def _unused_revision(field: str, model: str | None, revision: str | None) -> Iterator[str]:
+    """Whether a revision is named of a directory, which has none."""
+    if revision is not None and model is not None and Path(model).is_dir():
+        yield f"{field}.revision: {revision} is not looked at: {model} is a directory, and not a hub id"
 
 
 def _endless_warmups(train: Train) -> Iterator[str]:
@@ -96,17 +102,6 @@ def _endless_warmups(train: Train) -> Iterator[str]:
                 f"{field}.warmup_steps is {part.warmup}, of {part.steps} steps: the learning rate does not reach "
                 f"{part.learning_rate:g}"
             )
-
-
-def _check_learned(config: RunConfig) -> None:
-    """Raises UsageError where adapters, or what a part of the training freezes, do not fit the student."""
-    phases = config.train.phases
-    if config.student.adapters is not None or any(phase.options.freeze for phase in phases):
-        from ctd_core.models.building import student_skeleton  # takes seconds
-        from ctd_core.models.language_model import HuggingFaceModel
-        from ctd_core.training.optimizer import check_phases
-
-        check_phases(HuggingFaceModel(student_skeleton(config.student, config.teacher)), phases)
 
 
 def _holds_conversations(config: RunConfig) -> bool:
@@ -133,7 +128,7 @@ def _check_windows(config: RunConfig) -> None:
     for name, extra in config.extra_teachers.items():
         models.append((f"extra_teachers.{name}.model", extra, prepare.teacher_window_tokens))
     field = "teacher.model, which the student is made from" if student.model is None else "student.model"
-    models.append((field, _origin(config), prepare.student_window_tokens))
+    models.append((field, config.origin, prepare.student_window_tokens))
     for field, model, window in models:
         longest = max_positions(model.model, model.revision, model.trust_remote_code)
         if longest is not None and window > longest:
@@ -141,30 +136,6 @@ def _check_windows(config: RunConfig) -> None:
                 f"{field}: {model.model} reads {longest} tokens at most, and its window in prepare is {window}. Set "
                 "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
-
-
-def _origin(config: RunConfig) -> Teacher:
-    """The model that the student is made from."""
-    student = config.student
-    if student.model is None:
-        return config.teacher
-    return Teacher(model=student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
-
-
-def _check_room(config: RunConfig) -> None:
-    """Raises UsageError where more is to be written than a model reads."""
-    origin, evaluate = _origin(config), config.evaluate
-    asked = [(f"evaluate.problems.{name}", found.max_new_tokens) for name, found in evaluate.problems.items()]
-    written = {"train.on_policy": config.train.on_policy, "evaluate.own_texts": evaluate.own_texts}
-    own = [(field, options.max_new_tokens) for field, options in written.items() if options is not None]
-    for model, fields in ((config.teacher, asked), (origin, asked + own)):
-        longest = max_positions(model.model, model.revision, model.trust_remote_code)
-        for field, tokens in fields:
-            if longest is not None and tokens >= longest:
-                raise UsageError(
-                    f"{field}.max_new_tokens: {tokens} new tokens leave no room for a prompt: {model.model} reads "
-                    f"{longest} in all."
-                )
 
 
 def _check_gpus(config: RunConfig) -> None:
@@ -207,6 +178,7 @@ def _check_writable(field: str, location: str) -> None:
 def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterator[str]:
     """Which of the first documents of each corpus will be dropped; raises UsageError where all of them will."""
     for where, corpus in _corpora(config).items():
+        yield from _undivided(where, corpus, config.prepare.slice_bytes)
         documents = list(islice(read_documents(corpus, config.prepare.slice_bytes), FIRST_DOCUMENTS))
         errors = [error for document in documents if (error := _why_dropped(document, templates)) is not None]
         if not any(isinstance(document, DocumentError) or document.text for document in documents):
@@ -224,6 +196,18 @@ def _check_documents(config: RunConfig, templates: list[ChatTemplate]) -> Iterat
         for reason, count in Counter(error.reason for error in errors).items():
             example = next(error for error in errors if error.reason == reason)
             yield f"{where}: {count} of the first {len(documents)} documents will be dropped: {reason}: {example}"
+
+
+def _undivided(where: str, corpus: Corpus, slice_bytes: int) -> Iterator[str]:
+    """Which large files one worker will read and score whole, as compressed ones and tables have to be."""
+    if isinstance(corpus, JsonLines | Csv | Arrow):
+        for item in plan_slices(corpus, slice_bytes):
+            if item.stop - item.start > UNDIVIDED_SLICES * slice_bytes:
+                yield (
+                    f"{where}: {item.source}, of {(item.stop - item.start) / 1e6:.1f} MB, cannot be divided, so one "
+                    "worker holds all of it, and scores it as one shard: split it into files, or write it as JSON "
+                    "lines that are not compressed"
+                )
 
 
 def _why_dropped(document: Document | DocumentError, templates: list[ChatTemplate]) -> DocumentError | None:

@@ -20,6 +20,7 @@ from ctd_core.storage.locations import below
 from ctd_core.text.corpora import CorpusSlice, read_documents
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_meanwhile, check_corpus_unchanged, with_training
+from pipelines.stages.preflight_training import no_prompts
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
@@ -145,8 +146,7 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
             found += prompts_of(document, is_chat)
     check_corpus_unchanged(plan, called="train.on_policy: the corpus, whose beginnings are the prompts,")
     if not found:
-        what = "conversations, and this student has a chat template" if is_chat else "texts"
-        raise UsageError(f"train.on_policy: the corpus holds no prompts: it would have to hold {what}.")
+        raise no_prompts(is_chat)
     return found
 
 

@@ -20,6 +20,7 @@ from pipelines.stages.evaluate import add_tasks, asks_anything, measure
 from pipelines.stages.export import is_exported, write_model
 from pipelines.stages.on_policy import train_whole
 from pipelines.stages.prepare import prepare
+from pipelines.stages.train import tell_other_trainings
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def run(plan: RunPlan) -> Report:
     if not plan.config.train.num_workers:
         stop_local_ray()
     with timed("train"):
+        tell_other_trainings(plan)
         train_whole(plan)
     with stage_lock(plan.files, RESULTS):
         return _results(plan, manifests, seconds, peaks, timed)
@@ -61,12 +63,12 @@ def _results(
             write_report(plan, report)
     if measured is not None:
         logger.info(f"evaluate: this training is measured already, in {plan.report}; ctd evaluate measures it again")
-    if asks_anything(plan.config.evaluate):
-        with timed("tasks"):
-            report = add_tasks(plan, report)
     with timed("export"):
         if measured is None or not is_exported(plan, measured):
             write_model(plan)
+    if asks_anything(plan.config.evaluate):
+        with timed("tasks"):
+            report = add_tasks(plan, report)
     with timed("sample"):
         samples = _samples(plan, [] if measured is None else measured.samples)
     data = {name: manifest.counts for name, manifest in manifests.items()}

@@ -20,6 +20,7 @@ from pipelines.artifacts.failure import delete_failure, raise_failure
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_file import METRICS_FILE, parse_metrics, read_metrics, step_words
 from pipelines.artifacts.run_plan import RunPlan
+from pipelines.artifacts.training_options import others_of, write_options
 from pipelines.cluster.connection import actor_on_driver, connect, reraised_errors
 from pipelines.display.progress import Reporter, progress
 from pipelines.stages.stopping import Switch, hears_signals, run_stoppable, stop_signals
@@ -76,6 +77,7 @@ def _train_student(
         plan.files.fetch(plan.training / METRICS_FILE)
         logger.info(f"train: all {plan.last_step} steps are done already, in {plan.checkpoints}")
         return
+    write_options(plan)
     if done:
         logger.info(f"train: going on from step {done}, in {plan.checkpoints}")
     if online := options.online_objectives:
@@ -99,6 +101,13 @@ def _train_student(
     _warn_of_idle_objectives(plan)
     if plan.last_step == options.steps:
         logger.info(f"train: checkpoint and metrics are in {plan.checkpoints}")
+
+
+def tell_other_trainings(plan: RunPlan) -> None:
+    """Report, where this training is to begin, which others of the run there are: they may have been meant."""
+    if latest_checkpoint(plan.checkpoints) is None:
+        for other in others_of(plan):
+            logger.info(f"train: this training begins from the start; beside it stays {other}")
 
 
 def _tell_epochs(plan: RunPlan) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 import yaml
 
-from ctd_core.errors import UsageError
+from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.comparison.summary import Row, as_table, plot
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
@@ -50,6 +50,18 @@ def test_every_variant_is_trained_under_every_seed_and_shown_with_its_spread(com
     assert [trial.stat().st_mtime_ns for trial in trials][1:] == stamps[1:]
 
 
+def test_a_variant_that_fails_does_not_take_the_others_along(comparison, tmp_path):
+    values = yaml.safe_load(comparison.read_text())
+    variants = {
+        "diverges": {"train.learning_rate": 1e30, "train.max_grad_norm": None},
+        "sft": values["variants"]["sft"],
+    }
+    comparison.write_text(yaml.safe_dump(values | {"seeds": [0], "variants": variants}))
+    with pytest.raises(CtdError, match="not finite"):
+        ctd("compare", "--config", comparison)
+    assert len(list(tmp_path.glob("runs/tiny/train-*/trial-*.json"))) == 1
+
+
 def test_a_training_that_another_command_began_is_left_alone(comparison, tmp_path):
     ctd("prepare", "--config", tmp_path / "run.yaml")
     ctd("train", "--config", tmp_path / "run.yaml")
@@ -75,6 +87,11 @@ def test_what_one_variant_has_no_figure_of_is_an_empty_cell():
         ({"variants": {"typo": {"train.step": 3}}}, r"typo: train\.step: there is no such field"),
         ({"variants": {}}, "variants"),
         ({"seeds": [1, 1]}, "two seeds, are the same training"),
+        (
+            {"variants": {"kd": {"train.objectives": [{"kind": "kd"}]}}},
+            "objectives.yaml: kd: train.objectives: kd comp",
+        ),
+        ({"variants": {"frozen": {"train.freeze": ["no_such"]}}}, r"frozen: train\.freeze: no parameter has a match"),
         ({"recipe": "missing.yaml"}, "missing.yaml: cannot be read"),
         ({"recipe": "missing"}, "missing: there is no such recipe; there is .*small"),
     ],

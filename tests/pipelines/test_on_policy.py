@@ -27,6 +27,7 @@ from pipelines.stages.tokenizer import student_tokenizer
 from tests.pipelines.test_chat import chat_config, chat_inputs  # noqa: F401
 from tests.pipelines.test_run import config, inputs  # noqa: F401
 
+NAMING = "In <|endoftext|> the sum"  # it would read that as the token, and learn it as text
 LONG = "on and on " * 3000  # for any student of these tests
 ROUNDS = {"rounds": 2, "begin": 1, "texts": 6, "batch": 4, "max_new_tokens": 8, "fraction": 0.5}
 
@@ -302,9 +303,9 @@ def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_p
 def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F811
     file = tmp_path / "prompts.jsonl"
     file.write_text(
-        "".join(json.dumps({"prompt": prompt, "id": 7}) + "\n" for prompt in ("The sum", "A difference", LONG))
+        "".join(json.dumps({"prompt": prompt, "id": 7}) + "\n" for prompt in ("The sum", "A difference", LONG, NAMING))
     )
-    rounds = {"rounds": 1, "texts": 6, "max_new_tokens": 6, "prompts": str(file)}
+    rounds = {"rounds": 1, "texts": 8, "max_new_tokens": 6, "prompts": str(file)}
     train = config["train"] | {"steps": 1, "on_policy": rounds}
     plan = plan_run(RunConfig.model_validate(config | {"train": train, "sample": {}}))
     prepare(plan)
@@ -312,13 +313,16 @@ def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F
     on_policy.train_whole(plan)
     (item,) = rounds_of(plan)
     records = [json.loads(line) for file in files_of(item) for line in file.read_text().splitlines()]
-    assert sorted(record["prompt"] for record in records) == ["A difference"] * 2 + ["The sum"] * 2 + [LONG] * 2
+    assert (
+        sorted(record["prompt"] for record in records)
+        == ["A difference"] * 2 + [NAMING] * 2 + ["The sum"] * 2 + [LONG] * 2
+    )
     counts = read_manifest(Folder(next(item.folder.glob("own-*")))).counts
     assert {reason: dropped.documents for reason, dropped in counts.dropped.items()} == {
-        "a prompt that the student cannot be asked": 2
+        "a prompt that the student cannot be asked": 4
     }
     figures = read_round(item.folder)
-    assert (figures["texts"], figures["not_asked"], figures["mean_tokens"]) == (4, 2, 6)
+    assert (figures["texts"], figures["not_asked"], figures["mean_tokens"]) == (4, 4, 6)
     file.write_text(json.dumps({"prompt": "Another"}) + "\n")
     assert plan_run(plan.config).training != plan.training  # another training
     file.write_text("{}\n")

@@ -391,12 +391,63 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("extra_teachers={second: {model: /no/such}}", r"no objective learns from extra_teachers\.second"),
         ("student={tokenizer: {kind: bytes}, adapters: {targets: [q_proj, c_attn]}}", r"'c_attn' is no linear layer"),
         ("train.weighting=gradient_magnitude", r"several objectives.*name several"),
+        ("train.objectives=[{kind: kd}]", r"kd compares token by token"),
+        ("sample={prompts: [a], max_new_tokens: 600}", r"sample\.max_new_tokens: 600 new tokens leave no room"),
+        ("sample={prompts: [" + "word " * 600 + "]}", r"sample: number 1: \d+ tokens .* more than the 512"),
     ],
 )
 def test_a_wrong_run_is_refused_before_anything_starts(config, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         ctd("run", "--config", written(config, tmp_path), "--dry-run", "--set", change)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_student_that_does_not_fit_what_is_asked_of_it_is_refused(config, inputs, tmp_path):
+    teacher = config["teacher"]["model"]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"q": "the sum and the difference " * 11, "a": "4"}) + "\n")
+    asked = {"corpus": {"kind": "jsonl", "paths": [str(questions)], "prompt": "q", "response": "a"}}
+    own = {"kind": "pretrained", "name": teacher}
+    source = {"kind": "jsonl", "paths": config["corpus"]["paths"]}
+    by_message = {
+        "for tokenizers of single bytes": {"student": {"tokenizer": own, "byte_expansion": {}}},
+        "bytes is not that of student.model": {"student": {"tokenizer": {"kind": "bytes"}, "model": teacher}},
+        r"own: number 1: 29\d tokens and 256 new ones are more than the 512 that the student reads": {
+            "student": {"tokenizer": {"kind": "bytes"}}, "evaluate": config["evaluate"] | {"problems": {"own": asked}},
+        },
+        "beside a mixture of corpora, only 1": {
+            "corpus": {"kind": "mixture", "held_out_fraction": 0.2, "sources": [source]},
+            "train": config["train"] | {"on_policy": {"rounds": 1, "fraction": 0.5}},
+        },
+    }  # fmt: skip
+    for message, changes in by_message.items():
+        with pytest.raises(UsageError, match=message):
+            ctd("run", "--config", written(config, tmp_path, **changes), "--dry-run")
+    whole = {"student": {"tokenizer": own, "model": teacher, "chat": "adopt"}}
+    ctd("run", "--config", written(config, tmp_path, **whole), "--dry-run")
+
+
+def test_a_large_file_that_cannot_be_divided_is_told(config, tmp_path):
+    file = tmp_path / "large.csv"
+    file.write_text("text\n" + "the sum and the difference\n" * 3000)
+    corpus = {"kind": "csv", "paths": [str(file)], "held_out_fraction": 0.2}
+    done = CliRunner().invoke(app, ["run", "--config", str(written(config, tmp_path, corpus=corpus)), "--dry-run"])
+    assert "large.csv, of 0.1 MB, cannot be divided" in done.stderr
+    assert "corpus.jsonl" not in done.stderr
+
+
+def test_a_changed_option_is_told_where_it_begins_another_training(config, tmp_path, caplog):
+    file = written(config, tmp_path)
+    ctd("prepare", "--config", file)
+    ctd("train", "--config", file, "--set", "train.steps=2")
+    caplog.set_level("INFO")
+    ctd("train", "--config", file, "--set", "train.steps=2", "--set", "train.learning_rate=1e-4")
+    (told,) = [line for line in caplog.messages if "begins from the start" in line]
+    assert re.search(r"train-\w+, after step 2 \(train\.learning_rate 0\.001, here 0\.0001\)", told)
+    ctd("train", "--config", file, "--set", "train.steps=2", "--set", "train.checkpoint_every=1")  # the same training
+    assert sum("begins from the start" in line for line in caplog.messages) == 1
+    assert "tiny" in ctd("runs", tmp_path / "runs")
+    assert "trained" in ctd("runs", tmp_path / "runs")
 
 
 def test_sigterm_ends_any_command_as_ctrl_c_does():

@@ -38,10 +38,16 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
     put(tmp_path / "e/report.json", "{}", 20_000)  # of another version
     put(tmp_path / "tokenizers/tokenizer.json", "", 0)  # no run
 
+    put(tmp_path / "f/train-1/metrics.jsonl", metrics([1, 2, 3]), 30_000)
+    put(tmp_path / "f/train-1/options.json", '{"train": {"steps": 3}}', 40_000)
+    put(tmp_path / "c/train-2/options.json", '{"train": {"steps": 4}}', 40_000)
+
     with stage_lock(RunFiles(tmp_path / "c", None), "train-2"):
         result = CliRunner().invoke(app, ["runs", str(tmp_path), "--json"])
     found = [json.loads(line) for line in result.output.splitlines()]
-    assert [run.pop("age_seconds") for run in found] == pytest.approx([1000, 2000, 5000, 10_000, 20_000], abs=300)
+    assert [run.pop("age_seconds") for run in found] == pytest.approx(
+        [1000, 2000, 5000, 10_000, 20_000, 30_000], abs=300
+    )
     assert found == [
         {"name": "d", "state": "measured", "working": False, "step": 2, "last": {"gap_closed": 0.25}},
         {
@@ -54,6 +60,13 @@ def test_every_run_is_listed_with_its_state_its_figures_and_its_age(tmp_path):
         {"name": "b", "state": "prepared", "working": False, "step": None, "last": {}},
         {"name": "a", "state": "preparing", "working": False, "step": None, "last": {}},
         {"name": "e", "state": "measured", "working": False, "step": None, "last": {}},
+        {
+            "name": "f",
+            "state": "trained",
+            "working": False,
+            "step": 3,
+            "last": {"loss": 1 / 3, "general_teacher_distance_bits_per_byte": 0.5},
+        },
     ]
     table = CliRunner().invoke(app, ["runs", str(tmp_path)]).output
     assert "3 hours ago" in table

@@ -1,0 +1,134 @@
+"""What a training asks of its student, teacher and prompts, looked at before anything is computed. Loads no weights."""
+
+from collections.abc import Iterator, Mapping
+
+from ctd_core.config.run import RunConfig
+from ctd_core.errors import TokenizerError, UsageError
+from ctd_core.models.model_config import max_positions
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
+from ctd_core.text.tokenizers import load_tokenizer
+
+
+def check_training(config: RunConfig, student: PreparedTokenizer | None, teacher: PreparedTokenizer) -> None:
+    """Look at objectives, adapters, frozen parameters, the expansion of bytes, and prompts.
+
+    Args:
+        config: the run's options.
+        student: the student's tokenizer; None where it is still to be trained.
+        teacher: the teacher's.
+
+    Raises:
+        UsageError: they do not fit together.
+    """
+    if any(objective.kind == "kd" for objective in config.train.objectives):
+        from ctd_core.objectives.kd import check_same_vocabulary  # takes seconds
+
+        check_same_vocabulary(student, teacher)
+    _check_student(config, student)
+    rounds = config.train.on_policy
+    if rounds is not None and student is not None:
+        is_chat = bool(student.encoder.tokenizer.chat_template)
+        if rounds.prompts is not None:
+            from pipelines.stages.rounds import read_prompts_for  # takes seconds
+
+            read_prompts_for(rounds.prompts, is_chat)
+        elif not any(part.is_chat == is_chat for part in config.corpus.parts):
+            raise no_prompts(is_chat)
+
+
+def no_prompts(is_chat: bool) -> UsageError:
+    """The error of a corpus that holds no prompts for this student."""
+    what = "conversations, and this student has a chat template" if is_chat else "texts"
+    return UsageError(
+        f"train.on_policy: the corpus holds no prompts: it would have to hold {what}. Name a file of prompts: "
+        "train.on_policy.prompts."
+    )
+
+
+def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None) -> None:
+    student, phases = config.student, config.train.phases
+    if student.model is not None and tokenizer is not None:
+        _check_own_tokenizer(student.model, student.revision, tokenizer)
+    is_frozen = any(phase.options.freeze for phase in phases)
+    if student.adapters is None and not is_frozen and student.byte_expansion is None:
+        return
+    from ctd_core.models.building import student_skeleton  # takes seconds
+    from ctd_core.models.byte_students import check_expandable
+    from ctd_core.models.language_model import HuggingFaceModel
+    from ctd_core.training.optimizer import check_phases
+
+    skeleton = student_skeleton(student, config.teacher)
+    if student.byte_expansion is not None and tokenizer is not None:
+        check_expandable(skeleton, tokenizer)
+    check_phases(HuggingFaceModel(skeleton), phases)
+
+
+def _check_own_tokenizer(model: str, revision: str | None, chosen: PreparedTokenizer) -> None:
+    """Raises UsageError where a model's own tokenizer, if there is one, has other tokens by the ids of `chosen`."""
+    try:
+        own = prepare_tokenizer(load_tokenizer(model, revision), model, None, None).encoder.token_bytes.by_id
+    except TokenizerError:
+        return
+    pairs = enumerate(zip(own, chosen.encoder.token_bytes.by_id, strict=False))
+    other = next((number for number, (mine, given) in pairs if None not in (mine, given) and mine != given), None)
+    if other is not None:
+        name = chosen.encoder.name
+        raise UsageError(
+            f"student.tokenizer: {name} is not that of student.model, {model}, whose embeddings would be taken for "
+            f"other tokens: {other} is {chosen.encoder.token_bytes.by_id[other]!r} there and {own[other]!r} here. Name "
+            "the model's own tokenizer. To move a model to another one, make it the teacher and leave student.model "
+            "out."
+        )
+
+
+def check_prompts(config: RunConfig, tokenizers: Mapping[str, PreparedTokenizer | None]) -> None:
+    """Look whether models have room for questions, samples and what they write.
+
+    Args:
+        config: the run's options.
+        tokenizers: of the `teacher` and the `student`; None for one that is still to be trained.
+
+    Raises:
+        UsageError: a prompt and what is to be written after it are more than a model reads.
+    """
+    written = {"train.on_policy": config.train.on_policy, "evaluate.own_texts": config.evaluate.own_texts}
+    own = {field: options.max_new_tokens for field, options in written.items() if options is not None}
+    asked = dict(_asked(config))
+    new_tokens = {field: tokens for field, (tokens, _) in asked.items()}
+    for who, model, fields in (("teacher", config.teacher, new_tokens), ("student", config.origin, new_tokens | own)):
+        longest = max_positions(model.model, model.revision, model.trust_remote_code)
+        if longest is None:
+            continue
+        for field, tokens in fields.items():
+            if tokens >= longest:
+                raise UsageError(
+                    f"{field}.max_new_tokens: {tokens} new tokens leave no room for a prompt: {model.model} reads "
+                    f"{longest} in all."
+                )
+        if (tokenizer := tokenizers[who]) is not None and asked:
+            _check_lengths(asked, tokenizer, f"the {who}", longest)
+
+
+def _asked(config: RunConfig) -> Iterator[tuple[str, tuple[int, list[str]]]]:
+    """By the field that asks: how many tokens are to be written, and after which prompts."""
+    if config.sample.prompts:
+        yield "sample", (config.sample.max_new_tokens, config.sample.prompts)
+    for name, problems in config.evaluate.problems.items():
+        from ctd_core.evaluation.problems import read_problems  # takes seconds
+
+        yield (
+            f"evaluate.problems.{name}",
+            (problems.max_new_tokens, [question for question, _ in read_problems(problems)]),
+        )
+
+
+def _check_lengths(
+    asked: Mapping[str, tuple[int, list[str]]], tokenizer: PreparedTokenizer, name: str, longest: int
+) -> None:
+    from ctd_core.generation.prompts import PromptEncoder  # takes seconds
+    from ctd_core.generation.sampler import Sampling
+
+    for field, (tokens, prompts) in asked.items():
+        encoder = PromptEncoder(tokenizer.exported, name, Sampling(tokens), longest)
+        for number, prompt in enumerate(prompts, 1):
+            encoder.encode({"prompt": prompt}, f"{field}: number {number}")
