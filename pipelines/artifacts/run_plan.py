@@ -5,7 +5,7 @@ runs/demo/tokenizer-<fp>/            the student's tokenizer, where it is traine
 runs/demo/prepared/train-<fp>/       shards of the corpus;  prepared/<set>-<fp>/ of an evaluation set
                                      (in prepare.storage, where that is given)
 runs/demo/init-<fp>/                 the student before training
-runs/demo/train-<fp>/                metrics.jsonl, step_00000100/ …
+runs/demo/train-<fp>/                metrics.jsonl, options.json, step_00000100/ …
 runs/demo/model/                     the exported student
 runs/demo/report.json
 
