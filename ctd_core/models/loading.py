@@ -56,17 +56,33 @@ def load_model(
         CtdError: its logits are not what its output matrix gives (see Head).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-    config = read_model_config(name, revision, trust_remote_code)
     if dtype == "fastest":
         dtype = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    model = _loaded(name, revision, trust_remote_code, dtype=DTYPES[dtype]).eval()
+    check_head(model, name)
+    train_every_row(model)
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        for part in (model.config, model.config.get_text_config()):
+            part.tie_word_embeddings = False
+    return model.to(device)
+
+
+def check_weights(name: str, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Look whether the model in `name` is there whole, without reading its weights; raises UsageError as load_model."""
+    _loaded(name, revision, trust_remote_code, device_map="meta")
+
+
+def _loaded(name: str, revision: str | None, trust_remote_code: bool, **how: Any) -> PreTrainedModel:
+    config = read_model_config(name, revision, trust_remote_code)
     try:
+        model: PreTrainedModel
         model, found = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             revision=revision,
-            dtype=DTYPES[dtype],
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **how,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
@@ -78,13 +94,7 @@ def load_model(
             f"{name}: its files hold no weights for {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}, which "
             "would be random numbers. Give the whole model, with its output matrix, as save_pretrained writes it."
         )
-    model.eval()
-    check_head(model, name)
-    train_every_row(model)
-    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        for part in (model.config, model.config.get_text_config()):
-            part.tie_word_embeddings = False
-    return model.to(device)
+    return model
 
 
 def train_every_row(model: PreTrainedModel) -> None:

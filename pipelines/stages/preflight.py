@@ -53,6 +53,7 @@ def _check(config: RunConfig) -> Iterator[str]:
     if config.prepare.storage is not None:
         _check_writable("prepare.storage", config.prepare.storage)
     _check_windows(config)
+    _check_weights(config)
     is_chat = _holds_conversations(config)
     templates = []
     teachers = {"teacher": config.teacher}
@@ -136,6 +137,15 @@ def _check_windows(config: RunConfig) -> None:
                 f"{field}: {model.model} reads {longest} tokens at most, and its window in prepare is {window}. Set "
                 "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Raises UsageError where a model that lies in a directory lacks some of its weights."""
+    for model in (config.teacher, *config.extra_teachers.values(), config.origin):
+        if Path(model.model).is_dir():
+            from ctd_core.models.loading import check_weights  # takes seconds
+
+            check_weights(model.model, model.revision, model.trust_remote_code)
 
 
 def _check_gpus(config: RunConfig) -> None:

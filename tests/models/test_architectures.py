@@ -11,7 +11,7 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.models import loading
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
-from ctd_core.models.loading import DTYPES, load_model
+from ctd_core.models.loading import DTYPES, check_weights, load_model
 from ctd_core.models.transfer import transfer_model
 from tests.support.shard_sets import prepared
 
@@ -90,6 +90,7 @@ def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_export
     own, other = prepared(OWN), prepared(OTHER)
     make(model_type, tied, **SUPPORTED[model_type]).save_pretrained(tmp_path / "teacher")
     teacher = load_model(str(tmp_path / "teacher"))
+    check_weights(str(tmp_path / "teacher"))
     same, weights = transfer_model(teacher, own, own), teacher.state_dict()
     assert same.state_dict().keys() == weights.keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in same.state_dict().items())
@@ -159,6 +160,8 @@ def test_weights_that_a_file_lacks_are_told_and_not_made_up(missing, tmp_path):
     save_file({name: tensor for name, tensor in weights.items() if name != missing}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=f"no weights for {missing}, which would be random"):
         load_model(str(tmp_path))
+    with pytest.raises(UsageError, match=f"no weights for {missing}, which would be random"):
+        check_weights(str(tmp_path))
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
