@@ -15,10 +15,9 @@ from ray.exceptions import RayError
 
 from ctd_core.config.base import Options, fingerprint
 from ctd_core.config.run import RunConfig, drawn_left_out
-from ctd_core.config.text import TrainedTokenizer
 from ctd_core.config.yaml_files import read_options
 from ctd_core.errors import UsageError
-from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import delete_folder, names_in
 from pipelines.artifacts.checkpoints import trained_checkpoint
@@ -37,7 +36,7 @@ from pipelines.stages.evaluate import measure
 from pipelines.stages.on_policy import train_whole
 from pipelines.stages.own_texts import measure_own_texts
 from pipelines.stages.preflight import check_inputs
-from pipelines.stages.preflight_training import check_training
+from pipelines.stages.preflight_training import check_training, known_tokenizer
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tasks import ask_here, ask_models
@@ -104,11 +103,9 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
 
 def _check_variant(config: RunConfig, name: str) -> None:
     """Raises UsageError, naming the variant, where it does not fit the run's models and corpus."""
-    student = None
-    if not isinstance(config.student.tokenizer, TrainedTokenizer):
-        student = build_student_tokenizer(config.student, config.teacher, None)
+    prepared, student = known_tokenizer(config)
     try:
-        check_training(config, student, build_teacher_tokenizer(config.teacher))
+        check_training(config, prepared, build_teacher_tokenizer(config.teacher), bool(student.chat_template))
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 

@@ -9,20 +9,19 @@ from itertools import islice
 from pathlib import Path
 
 from ctd_core.config.run import RunConfig, drawn_left_out
-from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, JsonLines, Mixture, TrainedTokenizer
+from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, JsonLines, Mixture
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
-from ctd_core.models.tokenizers import build_student_tokenizer, build_teacher_tokenizer, with_chat
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.corpora import plan_slices, read_documents
 from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
-from ctd_core.text.tokenizers import bytes_tokenizer
 from ctd_core.text.tool_calls import with_calls_written
-from pipelines.stages.preflight_training import check_prompts, check_training
+from pipelines.stages.preflight_training import check_prompts, check_training, known_tokenizer
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 100
@@ -67,18 +66,15 @@ def _check(config: RunConfig) -> Iterator[str]:
         yield from _missing_markers(field, tokenizer)
         yield from _tokens_beyond(tokenizer, num_embeddings(teacher.model, teacher.revision, teacher.trust_remote_code))
     yield from _unused_revision("student", config.student.model, config.student.revision)
-    prepared = None
-    if isinstance(config.student.tokenizer, TrainedTokenizer):
-        # What is still to be trained has no other template than the one that joins it.
-        student, name = with_chat(bytes_tokenizer(), config.student, config.teacher), "the student's tokenizer"
-    else:
-        prepared = build_student_tokenizer(config.student, config.teacher, None)
+    prepared, student = known_tokenizer(config)
+    if prepared is not None:
         yield from _missing_markers("student", prepared)
-        student, name = prepared.encoder.tokenizer, prepared.encoder.name
     if is_chat:
-        templates.append(ChatTemplate(student, name))
+        templates.append(
+            ChatTemplate(student, "the student's tokenizer" if prepared is None else prepared.encoder.name)
+        )
     yield from _check_documents(config, templates)
-    check_training(config, prepared, tokenizers["teacher"])
+    check_training(config, prepared, tokenizers["teacher"], is_chat=bool(student.chat_template))
     check_prompts(config, {"teacher": tokenizers["teacher"], "student": prepared})
     if config.evaluate.tasks.names or config.evaluate.problems:
         from pipelines.stages.asked_tasks import tasks_in  # takes seconds

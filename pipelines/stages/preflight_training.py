@@ -2,20 +2,35 @@
 
 from collections.abc import Iterator, Mapping
 
+from transformers import PreTrainedTokenizerFast
+
 from ctd_core.config.run import RunConfig
+from ctd_core.config.text import TrainedTokenizer
 from ctd_core.errors import TokenizerError, UsageError
 from ctd_core.models.model_config import max_positions
+from ctd_core.models.tokenizers import build_student_tokenizer, with_chat
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
-from ctd_core.text.tokenizers import load_tokenizer
+from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer
 
 
-def check_training(config: RunConfig, student: PreparedTokenizer | None, teacher: PreparedTokenizer) -> None:
+def known_tokenizer(config: RunConfig) -> tuple[PreparedTokenizer | None, PreTrainedTokenizerFast]:
+    """The student's tokenizer; where it is still to be trained None, and one with the template that it will have."""
+    if isinstance(config.student.tokenizer, TrainedTokenizer):
+        return None, with_chat(bytes_tokenizer(), config.student, config.teacher)
+    prepared = build_student_tokenizer(config.student, config.teacher, None)
+    return prepared, prepared.encoder.tokenizer
+
+
+def check_training(
+    config: RunConfig, student: PreparedTokenizer | None, teacher: PreparedTokenizer, is_chat: bool
+) -> None:
     """Look at objectives, adapters, frozen parameters, the expansion of bytes, and prompts.
 
     Args:
         config: the run's options.
         student: the student's tokenizer; None where it is still to be trained.
         teacher: the teacher's.
+        is_chat: whether the student has a chat template.
 
     Raises:
         UsageError: they do not fit together.
@@ -26,8 +41,7 @@ def check_training(config: RunConfig, student: PreparedTokenizer | None, teacher
         check_same_vocabulary(student, teacher)
     _check_student(config, student)
     rounds = config.train.on_policy
-    if rounds is not None and student is not None:
-        is_chat = bool(student.encoder.tokenizer.chat_template)
+    if rounds is not None:
         if rounds.prompts is not None:
             from pipelines.stages.rounds import read_prompts_for  # takes seconds
 
