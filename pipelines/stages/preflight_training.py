@@ -86,12 +86,11 @@ def _check_own_tokenizer(model: str, revision: str | None, chosen: PreparedToken
     pairs = enumerate(zip(own, chosen.encoder.token_bytes.by_id, strict=False))
     other = next((number for number, (mine, given) in pairs if None not in (mine, given) and mine != given), None)
     if other is not None:
-        name = chosen.encoder.name
+        given = chosen.encoder.token_bytes.by_id[other]
         raise UsageError(
-            f"student.tokenizer: {name} is not that of student.model, {model}, whose embeddings would be taken for "
-            f"other tokens: {other} is {chosen.encoder.token_bytes.by_id[other]!r} there and {own[other]!r} here. Name "
-            "the model's own tokenizer. To move a model to another one, make it the teacher and leave student.model "
-            "out."
+            f"student.tokenizer: {chosen.encoder.name} is not that of student.model, {model}: token {other} is "
+            f"{given!r}, and the model learned {own[other]!r} there. Name the model's own tokenizer. To move a model "
+            "to another one, make it the teacher and leave student.model out."
         )
 
 
