@@ -1,6 +1,7 @@
 """Prompts of a file, and what a model writes after them."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def read_prompts(file: Path) -> list[Record]:
 def prompt_of(record: Record) -> Any:
     """A record's text or messages; None where it has neither."""
     return record.get("prompt") or record.get("messages") or None
+
+
+def named_token(record: Record, names: re.Pattern[str]) -> str | None:
+    """The first of `names`, of special tokens, in a prompt: models read it as the token, and shards hold it as text."""
+    found = names.search(json.dumps(prompt_of(record), ensure_ascii=False))
+    return found[0] if found else None
 
 
 def _are_messages(given: Any) -> bool:

@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.config.models import Average
 from ctd_core.errors import UsageError
-from ctd_core.generation.prompts import Answerer, Record, read_prompts
+from ctd_core.generation.prompts import Answerer, Record, named_token, read_prompts
 from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from ctd_core.models.ensemble import load_ensemble
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
+from ctd_core.text.chat import names_of_special_tokens
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.cluster.connection import connect, reraised_errors
@@ -119,6 +120,13 @@ def answer(
         UsageError: as `generate`, and where a prompt cannot be read, or is too long.
     """
     records = read_prompts(prompts)
+    names = names_of_special_tokens(load_tokenizer(models[0]))
+    if named := [token for record in records if (token := named_token(record, names))]:
+        logger.warning(
+            "generate: %d of %d prompts hold the name of a special token, such as %s: the model reads it as the token, "
+            "and `ctd prepare` takes it for text",
+            len(named), len(records), named[0],
+        )  # fmt: skip
     content = hashlib.sha256(prompts.read_bytes()).hexdigest()
     settings = _settings(models, batch, options, seed, average) | {"prompts": content}
     begin = partial(_answers, models, records, str(prompts), options, seed, average)

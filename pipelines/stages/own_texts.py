@@ -17,7 +17,7 @@ from ctd_core.config.training import OnPolicy
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.generation.own_texts import Record
-from ctd_core.generation.prompts import GENERATED, Answerer
+from ctd_core.generation.prompts import GENERATED, Answerer, named_token
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.model_config import positions_of
@@ -78,8 +78,8 @@ class StudentWriter:
         names = names_of_special_tokens(self._tokenizer.encoder.tokenizer)
         for number, record in enumerate(task.prompts):
             try:
-                if named := names.search(json.dumps(record, ensure_ascii=False)):  # which it would read as the token
-                    raise UsageError(f"prompt {number} holds {named[0]}, the name of a special token")
+                if named := named_token(record, names):
+                    raise UsageError(f"prompt {number} holds {named}, the name of a special token")
                 encoded[number] = self._answerer.encode(record, f"prompt {number}")
             except UsageError as error:  # or too long, or refused by the chat template
                 records[number] = record | {GENERATED: NOTHING | {"error": str(error)}}

@@ -137,6 +137,13 @@ def test_prompts_come_back_in_order_with_answers_and_go_on_where_it_was_stopped(
         raise generate(model, tmp_path / "whole.jsonl", 1, *other).exception
 
 
+def test_prompts_that_name_a_special_token_are_told(model, tmp_path, caplog):
+    options = prompts_file(tmp_path, [*PROMPTS, {"messages": [{"role": "user", "content": "what is <|im_end|>?"}]}])
+    assert generate(model, tmp_path / "written.jsonl", 1, *options).exit_code == 0
+    (told,) = [line for line in caplog.messages if "special token" in line]
+    assert "1 of 11 prompts hold the name of a special token, such as <|im_end|>" in told
+
+
 def test_several_models_write_as_their_ensemble(model, tmp_path):
     tokenizer = chat_tokenizer("ChatML")
     llama(len(tokenizer), seed=1).save_pretrained(tmp_path / "second")
