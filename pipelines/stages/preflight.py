@@ -136,9 +136,12 @@ def _check_windows(config: RunConfig) -> None:
 
 
 def _check_weights(config: RunConfig) -> None:
-    """Raises UsageError where a model that lies in a directory lacks some of its weights."""
+    """Raises UsageError where a model that lies in a directory lacks some of its weights.
+
+    All of them may be gone: where shards and student are there, they are not read again.
+    """
     for model in (config.teacher, *config.extra_teachers.values(), config.origin):
-        if Path(model.model).is_dir():
+        if any(Path(model.model).glob("*.safetensors")):
             from ctd_core.models.loading import check_weights  # takes seconds
 
             check_weights(model.model, model.revision, model.trust_remote_code)
