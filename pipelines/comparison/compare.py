@@ -80,9 +80,7 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
     directory = base.files.directory / f"comparison-{file.stem}"
     check_inputs(base.config)
-    for (name, seed), plan in trials.items():
-        if seed == comparison.seeds[0]:
-            _check_variant(plan.config, f"{file}: {name}")
+    _check_variants(base.config, {name: trials[name, comparison.seeds[0]] for name in comparison.variants}, file)
     lines = (f"{name}: {line}" for (name, _), plan in trials.items() for line in drawn_left_out(plan.config))
     for line in dict.fromkeys(lines):
         logger.warning(line)
@@ -101,13 +99,15 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     return rows, directory
 
 
-def _check_variant(config: RunConfig, name: str) -> None:
-    """Raises UsageError, naming the variant, where it does not fit the run's models and corpus."""
-    prepared, student = known_tokenizer(config)
-    try:
-        check_training(config, prepared, build_teacher_tokenizer(config.teacher), bool(student.chat_template))
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
+def _check_variants(base: RunConfig, variants: dict[str, RunPlan], file: Path) -> None:
+    """Raises UsageError, naming the variant, where one does not fit the run's models and corpus."""
+    prepared, student = known_tokenizer(base)
+    teacher = build_teacher_tokenizer(base.teacher)
+    for name, plan in variants.items():
+        try:
+            check_training(plan.config, prepared, teacher, bool(student.chat_template))
+        except UsageError as error:
+            raise UsageError(f"{file}: {name}: {error}") from error
 
 
 def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict[tuple[str, int], SeedResult]:

@@ -140,7 +140,8 @@ def _check_weights(config: RunConfig) -> None:
 
     All of them may be gone: where shards and student are there, they are not read again.
     """
-    for model in (config.teacher, *config.extra_teachers.values(), config.origin):
+    models = (config.teacher, *config.extra_teachers.values(), config.origin)
+    for model in {model.model: model for model in models}.values():  # mostly the student is made from its teacher
         if any(Path(model.model).glob("*.safetensors")):
             from ctd_core.models.loading import check_weights  # takes seconds
 
