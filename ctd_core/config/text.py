@@ -81,6 +81,8 @@ class Records(Corpus):
             raise ValueError("prompt and response belong together: name both")
         if self.messages is not None and self.prompt is not None:
             raise ValueError("name either messages, or prompt and response")
+        if self.field != "text" and self.columns != [self.field]:
+            raise ValueError(f"field is for texts without turns: leave it out, or {' and '.join(self.columns)}")
         if self.as_text and self.prompt is None:
             raise ValueError("as_text is for prompt and response")
         return self

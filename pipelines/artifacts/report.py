@@ -10,7 +10,7 @@ from rich.markup import escape
 from ctd_core.config.base import Record
 from ctd_core.errors import CtdError
 from ctd_core.evaluation.figures import TaskFigures
-from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS
+from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS, gap_closed
 from ctd_core.shards.manifest import Counts, Manifest
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import below
@@ -109,12 +109,12 @@ def metrics_table(report: Report) -> TextTable:
     lines = []
     if report.gap_closed is not None:
         lines.append(f"gap closed: {report.gap_closed:.3f} of the distance before training, on the gap_set")
-        if report.gap_closed < -ROUNDING:
-            lines.append(
-                "on the gap_set the student moved away from its teacher: take a lower train.learning_rate, or text "
-                "that is more like it"
-            )
     for name, measured in report.sets.items():
+        if gap_closed(measured.student_before, measured.student_after) < -ROUNDING:
+            lines.append(
+                f"{name}: the student moved away from its teacher. Take a lower train.learning_rate, or train on text "
+                "that is more like this"
+            )
         bits, of_teacher = (figures[BITS_PER_BYTE.name] for figures in (measured.student_after, measured.teacher))
         if bits > FAR * of_teacher:
             lines.append(

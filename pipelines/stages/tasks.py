@@ -1,5 +1,6 @@
 """Tasks with answers: each model is an actor on Ray, which is asked one task after another."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from pipelines.stages.asked_models import (
 )
 from pipelines.stages.asked_tasks import AskedTask, tasks_in
 
+logger = logging.getLogger(__name__)
+
 RETRIES = 3  # of a task whose machine is lost
 
 
@@ -66,7 +69,7 @@ def ask_models(models: Sequence[AskedModel], options: Evaluate, files: RunFiles)
 
     Raises:
         UsageError: there is no such task, or no harness.
-        CtdError: a task fails. What is done is kept.
+        CtdError: a task fails; it is told, and raised after all others are asked. What is done is kept.
     """
     questions = _questions(models, options, files)
     missing = [question for question in questions if _read(question) is None]
@@ -149,6 +152,7 @@ def _ask(missing: list[_Question], options: Tasks, files: RunFiles) -> None:
             actors[name] = made.remote(options, tally)
         waiting[actors[name].ask.remote(question)] = question
     done: list[str] = []
+    failed: list[Exception] = []
     with progress("evaluate", len(missing)) as reporter, reraised_errors():
 
         def show() -> None:
@@ -162,12 +166,19 @@ def _ask(missing: list[_Question], options: Tasks, files: RunFiles) -> None:
             while waiting:
                 (first,), _ = ray.wait(list(waiting))
                 question = waiting.pop(first)
-                _keep(question, ray.get(first), files)
                 name = question.model.name
-                done.append(f"{question.task.name} {name}")
+                try:
+                    _keep(question, ray.get(first), files)
+                    done.append(f"{question.task.name} {name}")
+                except RayError as error:
+                    failed.append(error)
+                    told = f"evaluate: {question.task.name}, {name}: {getattr(error, 'cause', error)}"
+                    logger.error(told + (" The others go on." if waiting else ""))
                 if not any(name == other.model.name for other in waiting.values()):
                     ray.kill(actors[name])  # another model may need its place
         show()
+        if failed:
+            raise failed[0]
 
 
 def _keep(question: _Question, figures: TaskFigures, files: RunFiles) -> None:

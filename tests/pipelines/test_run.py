@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
+from ctd_core.evaluation.metrics import TEACHER_DISTANCE
 from ctd_core.shards.files import Folder, read_manifest
 from ctd_core.text.tokenizers import END_OF_TEXT
 from pipelines.artifacts.metrics_file import read_metrics
@@ -461,15 +462,16 @@ def test_sigterm_ends_any_command_as_ctrl_c_does():
 
 
 def test_a_student_that_is_far_from_its_teacher_or_moves_away_is_told():
-    def table(after, gap_closed=0.9):
-        figures = {"teacher": {"bits_per_byte": 1.0}, "student_before": {"bits_per_byte": 9.0}}
-        measured = SetMetrics(text_bytes=1, chunks=1, **figures, student_after={"bits_per_byte": after})
-        report = Report(run="", sets={"s": measured}, gap_closed=gap_closed, teacher_parameters=1, student_parameters=1)
+    def table(after, distance=1.0):
+        before = {"bits_per_byte": 9.0, TEACHER_DISTANCE.name: 8.0}
+        student = {"student_before": before, "student_after": {"bits_per_byte": after, TEACHER_DISTANCE.name: distance}}
+        measured = SetMetrics(text_bytes=1, chunks=1, teacher={"bits_per_byte": 1.0}, **student)
+        report = Report(run="", sets={"s": measured}, gap_closed=None, teacher_parameters=1, student_parameters=1)
         return metrics_table(report).caption
 
     assert "s: the student is still far from its teacher, 3.00 bits per byte to 1.00" in table(3.0)
     assert "far" not in table(1.2)
-    assert "moved away" in table(1.2, -0.1)
+    assert "s: the student moved away" in table(1.2, 8.1)
     assert "moved away" not in table(1.2)
 
 

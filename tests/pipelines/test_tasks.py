@@ -116,6 +116,19 @@ def test_an_error_on_an_actor_comes_out_as_itself(inputs, tmp_path, monkeypatch)
         ctd(*arguments)
 
 
+def test_a_model_that_cannot_be_asked_lets_the_others_go_on(inputs, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = write_tasks(tmp_path / "tasks")
+    shutil.copytree(inputs / "teacher", tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
+    models = ["--model", inputs / "teacher", "--model", tmp_path / "chat"]
+    with pytest.raises(UsageError, match=r"teacher.* has no chat template\. Ask without"):
+        ctd("evaluate", *models, "--tasks", "next_number", "--include-path", tasks,
+            "--set", "evaluate.tasks.chat_template=true")  # fmt: skip
+    (kept,) = (tmp_path / ".cache" / "ctd" / "tasks").iterdir()
+    assert json.loads(kept.read_text())["model"] == str(tmp_path / "chat")
+
+
 @pytest.mark.parametrize("named", ["elsewhere/questions.jsonl", "tasks/questions.jsonl", "two words/q*.jsonl"])
 @pytest.mark.parametrize("is_included", [False, True])
 def test_figures_belong_to_the_questions_of_a_task_wherever_they_lie(tmp_path, monkeypatch, named, is_included):

@@ -141,10 +141,17 @@ def test_tool_calls_are_read_with_their_arguments_as_json_or_not():
 
 
 @pytest.mark.parametrize(
-    "options", [{"prompt": "p"}, {"messages": "m", "as_text": True}, {"messages": "m", "prompt": "p", "response": "r"}]
+    "options",
+    [
+        {"prompt": "p"},
+        {"messages": "m", "as_text": True},
+        {"messages": "m", "prompt": "p", "response": "r"},
+        {"field": "f", "prompt": "p", "response": "r"},
+        {"field": "f", "messages": "m"},
+    ],
 )
 def test_fields_that_do_not_belong_together_are_refused(options):
-    with pytest.raises(ValidationError, match="prompt and response"):
+    with pytest.raises(ValidationError, match=r"prompt and response|leave it out, or (m|p and r)"):
         lines(**options)
 
 
