@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 
 from ctd_core.config.run import RunConfig, drawn_left_out
-from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, JsonLines, Mixture
+from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, HubDataset, JsonLines, Mixture
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.locations import below, delete_file, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
-from ctd_core.text.corpora import plan_slices, read_documents
+from ctd_core.text.corpora import corpus_files, plan_slices, read_documents
 from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
@@ -81,8 +81,23 @@ def _check(config: RunConfig) -> Iterator[str]:
 
         for task in tasks_in(config.evaluate):
             task.check()
+    yield from _measured_on_training(config)
     yield from _endless_warmups(config.train)
     yield from drawn_left_out(config)
+
+
+def _measured_on_training(config: RunConfig) -> Iterator[str]:
+    """Which sets and problems are read from files that are trained on."""
+    parts = [part for part in config.corpus.parts if not isinstance(part, HubDataset)]  # whose files hold all splits
+    trained = {file for part in parts for file in corpus_files(part)}
+    measured = {where: corpus for where, corpus in _corpora(config).items() if where.startswith("evaluate.")}
+    measured |= {f"evaluate.problems.{name}": found.corpus for name, found in config.evaluate.problems.items()}
+    for where, corpus in measured.items():
+        if shared := trained.intersection(corpus_files(corpus)):
+            yield (
+                f"{where}: {min(shared)} is trained on too, so its figures are not of unseen text. Name other files, "
+                "or set corpus.held_out_fraction and measure on {kind: held_out}"
+            )
 
 
 def _unused_revision(field: str, model: str | None, revision: str | None) -> Iterator[str]:

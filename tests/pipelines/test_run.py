@@ -428,6 +428,23 @@ def test_a_student_that_does_not_fit_what_is_asked_of_it_is_refused(config, inpu
     ctd("run", "--config", written(config, tmp_path, **whole), "--dry-run")
 
 
+def test_sets_and_problems_of_files_that_are_trained_on_are_told(config, tmp_path):
+    def told(**evaluate):
+        file = written(config, tmp_path, evaluate=config["evaluate"] | evaluate)
+        return CliRunner().invoke(app, ["run", "--config", str(file), "--dry-run"]).stderr
+
+    assert "is trained on too" not in told()
+    file = config["corpus"]["paths"][0]
+    seen = {"held-out": {"kind": "held_out"}, "seen": {"kind": "jsonl", "paths": [file]}}
+    assert f"evaluate.sets.seen: {file} is trained on too" in told(sets=seen)
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"text": "1 and 1?", "q": "1 and 1?", "a": "#### 2"}) + "\n")
+    problems = {"own": {"corpus": {"kind": "jsonl", "paths": [str(asked)], "prompt": "q", "response": "a"}}}
+    assert "is trained on too" not in told(problems=problems)
+    config["corpus"]["paths"].append(str(tmp_path / "*.jsonl"))
+    assert f"evaluate.problems.own: {asked} is trained on too" in told(problems=problems)
+
+
 def test_a_large_file_that_cannot_be_divided_is_told(config, tmp_path):
     file = tmp_path / "large.csv"
     file.write_text("text\n" + "the sum and the difference\n" * 3000)
