@@ -121,6 +121,7 @@ def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store,
     assert json.loads(line) | {"age_seconds": 0} == {
         "name": "tiny",
         "state": "measured",
+        "working": False,
         "step": 4,
         "last": {"gap_closed": pytest.approx(report["gap_closed"])},
         "age_seconds": 0,
