@@ -175,30 +175,6 @@ def test_shards_are_those_of_a_quiet_day_when_a_whole_machine_dies(undisturbed, 
     assert len(chaos.injected) == 1
 
 
-def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(undisturbed, chaos, tmp_path):
-    expected, _, file, quiet = undisturbed
-    path = file(tmp_path)
-    folder = tmp_path / "runs" / "tiny" / only(quiet, "prepared/*").relative_to(quiet)
-    folder.mkdir(parents=True)
-    last = max(name for name in expected if name.endswith(".arrow")).split("/")[-1]
-    full = folder / f".{last}.partial"
-    full.symlink_to("/dev/full")
-    command = [sys.executable, "-m", "pipelines", "prepare", "--config", str(path)]
-    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    full.unlink(missing_ok=True)
-    chaos.injected.append("a full disk at a shard")
-    assert failed.returncode == 1
-    assert "No space left on device" in failed.stderr
-    assert "Free some space or choose another location" in failed.stderr
-    assert "Traceback" not in failed.stderr
-    assert 2 < len(shards(folder.parents[1])) < len(expected)
-    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.arrow")}
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert shards(folder.parents[1]) == expected
-    assert {file: file.stat().st_mtime_ns for file in kept} == kept
-    assert not list(folder.glob(".*"))
-
-
 def test_a_full_disk_and_a_truncated_checkpoint_are_told_and_got_over(undisturbed, chaos, tmp_path):
     _, _, file, quiet = undisturbed
     run, _ = prepared(quiet, tmp_path)

@@ -556,6 +556,38 @@ def test_a_full_disk_is_told_in_a_line_and_what_was_done_is_kept(config, tmp_pat
     assert len(read_metrics(training / "metrics.jsonl")) == 4
 
 
+def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(config, tmp_path):
+    quiet, full = tmp_path / "quiet", tmp_path / "full"
+    ctd("prepare", "--config", written(config, tmp_path), "--set", f"output={quiet}")
+    shards = only(quiet, "tiny/prepared/train-*")
+    expected = {path.name: path.read_bytes() for path in shards.iterdir()}
+    folder = full / shards.relative_to(quiet)
+    folder.mkdir(parents=True)
+    last = max(name for name in expected if name.endswith(".arrow"))
+    (folder / f".{last}.partial").symlink_to("/dev/full")  # becomes that shard
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "prepare",
+        "--config",
+        tmp_path / "run.yaml",
+        "--set",
+        f"output={full}",
+    ]
+    failed = subprocess.run(command, capture_output=True, text=True)
+    (folder / f".{last}.partial").unlink(missing_ok=True)
+    assert failed.returncode == 1
+    assert "No space left on device" in failed.stderr
+    assert "Free some space or choose another location" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
+    assert 0 < len(kept) < len(list(shards.glob("*.arrow")))
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_type_of_a_training_s_sums_is_in_its_name(config):
     def train(**more):
         return plan_run(RunConfig.model_validate(config | {"train": config["train"] | more})).training

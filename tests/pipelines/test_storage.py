@@ -84,7 +84,6 @@ def another_machine(tmp_path, monkeypatch):
     ray.shutdown()
 
 
-@pytest.mark.chaos
 def test_a_whole_run_lies_on_s3_and_goes_on_from_there_on_another_machine(store, config, tmp_path, another_machine):  # noqa: F811
     config["train"] |= {"evaluate_every": 2}
     local = written(config, tmp_path)
