@@ -58,6 +58,8 @@ compare: install $(SMALL)  ## every objective, and the parts of ALM, on a small 
 	$(BIN)/ctd compare --config tune_configs/objectives.yaml
 	$(BIN)/ctd compare --config tune_configs/alm.yaml
 
+$(SMALL)-untrained: $(SMALL)
+
 $(SMALL): | install  ## a small teacher, trained here in five to ten minutes
 	$(BIN)/python -m pipelines.teachers.small $@
 

@@ -29,7 +29,7 @@ from pipelines.comparison.summary import Cost, Row, SeedResult, as_table, plot, 
 from pipelines.display.plots import require_matplotlib
 from pipelines.display.progress import progress
 from pipelines.display.tables import as_markdown
-from pipelines.recipes import read_run
+from pipelines.recipes import check_made, read_run
 from pipelines.stages.asked_models import student_after, student_before, teacher_of
 from pipelines.stages.asked_tasks import tasks_in
 from pipelines.stages.evaluate import measure
@@ -60,7 +60,9 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     """Run every variant under every seed that is not done yet; the rows, and the directory they were written to."""
     require_matplotlib()
     comparison = read_options(file, Comparison)
-    base = plan_run(read_run(comparison.recipe, str(file), overrides))
+    run = read_run(comparison.recipe, str(file), overrides)
+    check_made(comparison.recipe, run)
+    base = plan_run(run)
     if wrong := [name for name, changes in comparison.variants.items() if "train.seed" in changes]:
         raise UsageError(f"{file}: {wrong[0]}: the seeds stand in `seeds`, not in a variant.")
     trials = {
@@ -76,14 +78,14 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     for (name, _), plan in trials.items():
         if plan.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
-    gpus = any(plan.config.train.use_gpu for plan in trials.values())
-    connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
-    directory = base.files.directory / f"comparison-{file.stem}"
     check_inputs(base.config)
     _check_variants(base.config, {name: trials[name, comparison.seeds[0]] for name in comparison.variants}, file)
     lines = (f"{name}: {line}" for (name, _), plan in trials.items() for line in drawn_left_out(plan.config))
     for line in dict.fromkeys(lines):
         logger.warning(line)
+    gpus = any(plan.config.train.use_gpu for plan in trials.values())
+    connect(comparison.cpus_per_trial, float(gpus), "cpus_per_trial and train.use_gpu")
+    directory = base.files.directory / f"comparison-{file.stem}"
     prepare(base)
     ensure_student(base)
     references = ask_models([teacher_of(base), student_before(base)], evaluated, base.files)

@@ -23,11 +23,16 @@ def read_recipe(name: str) -> str:
 
 
 def check_made(name: str, config: RunConfig) -> None:
-    """Raises UsageError, with the command that makes it, where what a recipe is made of is not there."""
+    """Raises UsageError, with the command that makes it, where what a packaged recipe is made of is not there.
+
+    Nothing is expected of a run's own file.
+    """
+    if is_file(name):
+        return
     recipe = read_recipe(name)
     targets = {config.teacher.model: config.teacher.model}
     if isinstance(config.student.tokenizer, PretrainedTokenizer):
-        targets[config.student.tokenizer.name] = str(Path(config.student.tokenizer.name).parent)
+        targets.setdefault(config.student.tokenizer.name, str(Path(config.student.tokenizer.name).parent))
     for path, target in targets.items():
         if path in recipe and path.startswith("runs/") and not Path(path).exists():
             raise UsageError(f"{path} is not there yet. In a checkout of the project, `make {target}` makes it.")
@@ -35,6 +40,10 @@ def check_made(name: str, config: RunConfig) -> None:
 
 def read_run(name: str, source: str, overrides: list[str]) -> RunConfig:
     """A packaged recipe, or a run's YAML file, with `overrides`; raises UsageError, naming `source`."""
-    if not name.endswith((".yaml", ".yml")):
-        return read_config(read_recipe(name), f"{source}: {name}", overrides)
-    return read_config(read_text(Path(name)), f"{source}: {name}", overrides)
+    text = read_text(Path(name)) if is_file(name) else read_recipe(name)
+    return read_config(text, f"{source}: {name}", overrides)
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is of a run's own file, not of a packaged recipe."""
+    return name.endswith((".yaml", ".yml"))

@@ -15,7 +15,7 @@ from ctd_core.config.yaml_files import read_options, with_overrides, with_values
 from ctd_core.errors import UsageError
 from ctd_core.evaluation.metrics import METRICS, TEACHER_DISTANCE, metric_key
 from pipelines.artifacts.run_plan import RunPlan, plan_run, variant, with_training
-from pipelines.recipes import read_run
+from pipelines.recipes import check_made, read_run
 from pipelines.search.options import EVALUATIONS, Search
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ def plan_search(file: Path, overrides: list[str]) -> SearchPlan:
     """
     options = read_options(file, Search)
     run = with_values(read_run(options.recipe, str(file), []), options.changes, f"{file}: changes")
-    base = _with_evaluations(plan_run(with_overrides(run, overrides)), file)
+    run = with_overrides(run, overrides)
+    check_made(options.recipe, run)
+    base = _with_evaluations(plan_run(run), file)
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
     decides = fingerprint(options.result_values(), base.training.name, base.evaluation)
     directory = base.files.directory / f"search-{file.stem}-{decides}"

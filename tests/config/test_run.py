@@ -14,8 +14,10 @@ from ctd_core.config.run import RunConfig, drawn_left_out
 from ctd_core.config.search_space import parse_space, settings
 from ctd_core.config.yaml_files import read_config, read_options, with_values
 from ctd_core.errors import UsageError
+from pipelines.comparison.compare import compare
 from pipelines.recipes import check_made, read_recipe, read_run, recipe_names
 from pipelines.search.options import Search
+from pipelines.search.search_plan import plan_search
 
 TUNE_CONFIGS = Path(__file__).parents[2] / "tune_configs"
 RUN = """
@@ -84,6 +86,24 @@ def test_a_recipe_tells_which_command_makes_its_models(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"mistral-v1 is not there yet.*`make runs/tokenizers` makes it"):
         check_made("demo", read_config(demo, "demo", []))
     check_made("demo", read_config(demo, "demo", ["student.tokenizer={kind: bytes}", "teacher.model=runs/other"]))
+    teacher = read_recipe("small-teacher")
+    with pytest.raises(UsageError, match=r"`make runs/teachers/small-untrained` makes it"):
+        check_made("small-teacher", read_config(teacher, "small-teacher", []))
+
+
+@pytest.mark.parametrize(
+    ("begin", "content"),
+    [
+        (compare, {"variants": {"sft": {"train.objectives": [{"kind": "sft"}]}}}),
+        (plan_search, {"space": {"train.learning_rate": {"grid": [1e-4, 1e-3]}}}),
+    ],
+)
+def test_a_comparison_or_search_of_a_recipe_tells_it_too(begin, content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file.yaml"
+    file.write_text(yaml.safe_dump({"recipe": "demo", **content}))
+    with pytest.raises(UsageError, match=r"`make runs/teachers/SmolLM2-135M-Instruct` makes it"):
+        begin(file, [])
 
 
 @pytest.mark.parametrize(
