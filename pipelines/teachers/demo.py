@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
-from pipelines.display.progress import show_log
+from pipelines.teachers.command import make_from_command_line
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,4 @@ def convert(file: Path, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    show_log()
-    try:
-        fetch(Path(sys.argv[1]))
-    except CtdError as error:
-        sys.exit(f"demo_teacher: {error}")
+    make_from_command_line(fetch, __doc__)

