@@ -19,10 +19,7 @@ from pipelines.cli_runs import Overrides, runs
 from pipelines.display.progress import show_log
 from pipelines.display.tables import print_table
 
-app = typer.Typer(
-    name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Distil language models across tokenizers.",
-)  # fmt: skip
+app = typer.Typer(name="ctd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 searches = typer.Typer()
 
 
@@ -41,10 +38,12 @@ def root(
 ) -> None:
     """Distil language models across tokenizers.
 
-    A run is one YAML file: student, teacher, corpus, and how to prepare, train and evaluate. The stages write into
-    runs/NAME and do only what is not there yet, so any of them can be killed and started again.
+    A run is one YAML file: student, teacher, corpus, and how to prepare, train
+    and evaluate. The stages write into runs/NAME and do only what is not there
+    yet, so any of them can be killed and started again.
 
-    Begin with `ctd run --recipe demo --dry-run`, which prints a run with every option.
+    Begin with `ctd config --new > mine.yaml`; in a checkout, after `make demo`,
+    `ctd run --recipe demo --dry-run` prints a run with every option.
     """
     show_log()
 

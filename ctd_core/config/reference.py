@@ -40,10 +40,10 @@ train:
     - {kind: prefix_kl}        # the teacher's next-token distribution in the student's tokens
   evaluate_every: 500
 evaluate:
-  gap_set: held-out
+  gap_set: general             # by which a transfer is judged: text of other domains than the training's
   sets:
+    general: {kind: general}   # packaged English text; better: your own, {kind: jsonl, paths: [other.jsonl]}
     held-out: {kind: held_out}
-    general: {kind: general}   # text of other domains
 sample:
   prompts: ["What is the capital of France?"]
 """
