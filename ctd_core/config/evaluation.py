@@ -43,11 +43,16 @@ class Problems(Options):
 
 
 class WrittenTexts(Options):
-    """Texts that the trained student writes after prompts of the corpus, which its teacher scores."""
+    """Texts that the trained student writes after prompts, which its teacher scores."""
 
     texts: int = Field(default=128, gt=0, description="how many")
     max_new_tokens: int = Field(default=128, gt=0, description="of each; a longer one is cut before its last word")
     temperature: float = Field(default=1.0, gt=0, description="below 1: likelier tokens more often")
+    prompts: str | None = Field(
+        default=None,
+        description="JSON lines, each with a `prompt` or `messages`; by default those of train.on_policy, or "
+        "beginnings of the corpus",
+    )
 
 
 class Evaluate(Options):

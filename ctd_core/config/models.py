@@ -76,7 +76,8 @@ class Student(Options):
     @property
     def unties(self) -> bool:
         """Whether a tied output matrix becomes one of its own."""
-        return self.head == "untied" or (self.head is None and self.tokenizer.kind == "bytes")
+        is_asked = self.head == "untied" or self.byte_expansion is not None
+        return is_asked or (self.head is None and self.tokenizer.kind == "bytes")
 
     @property
     def is_its_own_teacher(self) -> bool:

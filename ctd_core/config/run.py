@@ -51,6 +51,15 @@ class RunConfig(Options):
             return self.teacher
         return Teacher(model=of.model, revision=of.revision, trust_remote_code=of.trust_remote_code)
 
+    @property
+    def prompts_of_own_texts(self) -> dict[str, str | None]:
+        """Files of prompts after which the student writes, by the option that asks; None: beginnings of the corpus."""
+        rounds, measured = self.train.on_policy, self.evaluate.own_texts
+        found = {} if rounds is None else {"train.on_policy": rounds.prompts}
+        if measured is not None:
+            found["evaluate.own_texts"] = measured.prompts or found.get("train.on_policy")
+        return found
+
 
 def _stored_tokens(run: RunConfig) -> dict[str, int]:
     """The fields of `prepare` that DECIDED_BY_OBJECTIVES names."""

@@ -4,6 +4,7 @@ The input expansion of byte-level students in arXiv 2503.20083. This file is wri
 as the code that loads it elsewhere, so it needs torch and transformers alone.
 """
 
+from contextlib import suppress
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 CODE = "modeling_byte_expansion"
 
@@ -90,6 +90,17 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
             sizes = config.expansion_tokens, config.expansion_edges, config.expansion_bytes
             self.set_input_embeddings(ExpandedEmbedding(rows, hidden_size, *sizes))
 
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            """No: transformers leaves a custom model's fixed buffers, which no file holds, without their values."""
+            return False
+
+        def resize_token_embeddings(self, *arguments: Any, **options: Any) -> Any:
+            embedding = super().resize_token_embeddings(*arguments, **options)
+            kept = embedding.byte_of[: len(embedding.weight)]
+            embedding.byte_of = nn.functional.pad(kept, (0, len(embedding.weight) - len(kept)), value=-1)
+            return embedding
+
         @wraps(base_class.forward)  # generate() reads its signature
         def forward(self, input_ids: Tensor | None = None, *arguments: Any, **inputs: Any) -> Any:
             given = signature(base_class.forward).bind_partial(self, input_ids, *arguments).arguments | inputs
@@ -112,7 +123,7 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
                         "This model reads the bytes before each byte: give generate() the ids of all of them, and no "
                         "prefill_chunk_size."
                     )
-                read = input_ids[:, -(new + embedding.max_bytes - 1) :]
+                read = input_ids[:, -(new + self.config.expansion_bytes - 1) :]
                 inputs |= {"input_ids": None, "inputs_embeds": embedding(read)[:, -new:]}
             return inputs
 
@@ -122,8 +133,12 @@ def expanded_classes(base: str) -> tuple[type[Any], type[Any]]:
             classes = f'\n\nByteExpandedConfig, ByteExpandedForCausalLM = expanded_classes("{base}")\n'
             (Path(save_directory) / f"{CODE}.py").write_text(code.removesuffix(classes) + classes, encoding="utf-8")
 
-    base_type = base_class.config_class.model_type  # how its weights lie in files, such as experts, goes by this name
-    conversion = get_checkpoint_conversion_mapping(base) or get_checkpoint_conversion_mapping(base_type)
-    if conversion is not None:
-        register_checkpoint_conversion_mapping(ByteExpandedConfig.model_type, conversion, overwrite=True)
+    with suppress(ImportError):  # transformers 4 has no such mapping
+        from transformers import conversion_mapping as mappings
+
+        base_type = base_class.config_class.model_type  # how weights lie in files, such as experts, goes by this name
+        conversion = mappings.get_checkpoint_conversion_mapping(base)
+        conversion = conversion or mappings.get_checkpoint_conversion_mapping(base_type)
+        if conversion is not None:
+            mappings.register_checkpoint_conversion_mapping(ByteExpandedConfig.model_type, conversion, overwrite=True)
     return ByteExpandedConfig, ByteExpandedForCausalLM

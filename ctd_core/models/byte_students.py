@@ -69,8 +69,8 @@ def with_byte_expansion(
 
 
 def check_expandable(teacher: PreTrainedModel, student_tokenizer: PreparedTokenizer) -> None:
-    """Raises UsageError where a token of the student stands for several bytes, or the teacher is of an architecture to
-    whose embeddings nothing can be added.
+    """Raises UsageError where a token of the student stands for several bytes, or the teacher is of an architecture
+    that transformers lacks, or to whose embeddings nothing can be added.
     """
     spelled = student_tokenizer.encoder.token_bytes
     if spelled.lengths_bytes.max() > 1:
@@ -84,6 +84,7 @@ def check_expandable(teacher: PreTrainedModel, student_tokenizer: PreparedTokeni
             f"student.byte_expansion: {type(teacher).__name__} has embeddings of its own kind "
             f"({type(teacher.get_input_embeddings()).__name__}), to which nothing can be added. Leave it out."
         )
+    registered_classes(type(teacher).__name__)
     if "cache_params" in signature(teacher.forward).parameters:
         raise UsageError(
             f"student.byte_expansion: {type(teacher).__name__} keeps states alone of what it has read (Mamba), and "

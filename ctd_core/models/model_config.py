@@ -45,6 +45,41 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     return config
 
 
+def is_byte_expanded(name: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
+    """Whether the model in `name` has student.byte_expansion, from its config alone; raises as read_model_config."""
+    return EXPANSION_BASE in _config_values(name, revision, trust_remote_code)
+
+
+def check_transferable(values: dict[str, Any], name: str, same_vocabulary: bool) -> None:
+    """Look whether a student can be made from a model under another tokenizer.
+
+    Args:
+        values: what the config of its language model holds.
+        name: how the model is named in an error.
+        same_vocabulary: whether the student has the very rows of the model.
+
+    Raises:
+        UsageError: the model has tables of its vocabulary's size beside embeddings and output matrix, or reads bytes
+            before each byte.
+    """
+    if further := [key for key, size in values.items() if key.startswith("vocab_size_") and size]:
+        raise UsageError(
+            f"{name} has tables of its vocabulary's size beside embeddings and output matrix ({', '.join(further)}), "
+            "so no student can be made from it under another tokenizer: name one in student.model."
+        )
+    if EXPANSION_BASE in values and not same_vocabulary:
+        raise UsageError(
+            f"{name} has student.byte_expansion, which fits its own tokenizer alone, so no student can be made from it "
+            "under another tokenizer or with pad_to_multiple_of: name one in student.model."
+        )
+
+
+def check_origin(name: str, revision: str | None, trust_remote_code: bool, same_vocabulary: bool) -> None:
+    """As check_transferable, of the model in a directory or of a hub id; raises as read_model_config too."""
+    values = _config_values(name, revision, trust_remote_code)
+    check_transferable(values | values.get("text_config", {}), name, same_vocabulary)
+
+
 def num_embeddings(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """The rows of the embedding of the model in `name`, from its config alone; raises as read_model_config."""
     return int(_text_value(name, revision, trust_remote_code, "vocab_size"))

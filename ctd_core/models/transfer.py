@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctd_core.errors import DocumentError, UsageError
+from ctd_core.errors import DocumentError
 from ctd_core.models.loading import train_every_row
+from ctd_core.models.model_config import check_transferable
 from ctd_core.models.token_ids import ids_with_student, renumber
-from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding, same_vocabulary
 from ctd_core.text.token_bytes import ids_by_bytes
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,10 @@ def transfer_model(
     old_input = teacher.get_input_embeddings().weight
     old_output = teacher.get_output_embeddings()
     check_embedding(teacher_tokenizer.encoder.tokenizer, teacher_tokenizer.encoder.name, len(old_input))
-    _refuse_further_tables(teacher)
     sources, size = _rows(student_tokenizer, teacher_tokenizer, len(old_input))
     size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+    has_its_rows = size == len(old_input) and same_vocabulary(student_tokenizer, teacher_tokenizer)
+    check_transferable(teacher.config.get_text_config().to_dict(), type(teacher).__name__, has_its_rows)
     is_tied = old_output.weight is old_input
     tied = is_tied and not untie
     config = copy.deepcopy(teacher.config)
@@ -83,22 +85,12 @@ def transfer_model(
     return student.eval()
 
 
-def _refuse_further_tables(teacher: PreTrainedModel) -> None:
-    text_config = teacher.config.get_text_config().to_dict()
-    if further := [name for name, size in text_config.items() if name.startswith("vocab_size_") and size]:
-        raise UsageError(
-            f"{type(teacher).__name__} has tables of its vocabulary's size beside embeddings and output matrix "
-            f"({', '.join(further)}), so no student can be made from it under another tokenizer: name one in "
-            "student.model."
-        )
-
-
 def _rows(student: PreparedTokenizer, teacher: PreparedTokenizer, old_size: int) -> tuple[list[list[int]], int]:
     """For each row of the new embedding the old rows that it is the mean of, and how many rows there are.
 
     Tokens that lie beyond the old embedding have no row there.
     """
-    if student.encoder.tokenizer.get_vocab() == teacher.encoder.tokenizer.get_vocab():
+    if same_vocabulary(student, teacher):
         size = max(len(student.encoder.token_bytes.by_id), old_size)
         return [[row] if row < old_size else [] for row in range(size)], size
     sources = [[old_id for old_id in ids if old_id < old_size] for ids in old_tokens(student, teacher)]

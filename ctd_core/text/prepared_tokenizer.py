@@ -90,6 +90,12 @@ def prepare_tokenizer(
     return PreparedTokenizer(TextEncoder(tokenizer, name, num_embeddings), {BEGIN: begin, END: end})
 
 
+def same_vocabulary(one: PreparedTokenizer, other: PreparedTokenizer) -> bool:
+    """Whether both have the same tokens by the same ids."""
+    vocabularies: list[dict[str, int]] = [of.encoder.tokenizer.get_vocab() for of in (one, other)]
+    return vocabularies[0] == vocabularies[1]
+
+
 def check_embedding(tokenizer: PreTrainedTokenizerFast, name: str, num_embeddings: int) -> list[str]:
     """The tokens added to a vocabulary that have no row in an embedding, as some models' special tokens have none.
 

@@ -103,7 +103,8 @@ def _as_file_says(file: Path, name: str, revision: str | None) -> PreTrainedToke
     extra = [token for token in beside.all_special_tokens if token not in roles.values()]
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, **roles, extra_special_tokens=extra, chat_template=beside.chat_template,
-        model_max_length=beside.model_max_length, clean_up_tokenization_spaces=False,
+        model_max_length=beside.model_max_length, padding_side=beside.padding_side,
+        truncation_side=beside.truncation_side, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ ADAPTERS = {"targets": ["q_proj"]}
         {"adapters": ADAPTERS},
         {"adapters": ADAPTERS, "head": "as_teacher"},
         {"byte_expansion": {"max_bytes": 4}},
+        {"byte_expansion": {"max_bytes": 4}, "tokenizer": {"kind": "pretrained", "name": "one of bytes"}},
     ],
     ids=str,
 )

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from ctd_core.config.models import Adapters, ByteExpansion, Student, Teacher
 from ctd_core.errors import UsageError
@@ -129,8 +137,19 @@ def mixtral(vocabulary):
     return MixtralForCausalLM(config).eval()
 
 
+def falcon_h1(vocabulary):
+    """A teacher with a fixed buffer that lies in no file."""
+    torch.manual_seed(0)
+    config = FalconH1Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return FalconH1ForCausalLM(config).eval()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [llama, mixtral])
+@pytest.mark.parametrize("make", [llama, mixtral, falcon_h1])
 def test_saved_and_loaded_here_without_its_code_and_elsewhere_with_it(make, tmp_path):
     student, _ = student_of(teacher=make(600))
     student.save_pretrained(tmp_path)
@@ -191,6 +210,39 @@ def test_an_embedding_of_another_kind_is_refused():
     teacher.set_input_embeddings(scaled)
     with pytest.raises(UsageError, match="embeddings of its own kind \\(Scaled\\)"):
         with_byte_expansion(llama(257), teacher, prepared("bytes"), prepared("byte-level BPE, 600"), 16)
+
+
+def test_a_model_with_code_of_its_own_is_refused():
+    class Own(LlamaForCausalLM):
+        pass
+
+    with pytest.raises(UsageError, match="Own is no model class of transformers"):
+        student_of(teacher=Own(llama(600).config))
+
+
+def test_with_more_or_fewer_rows_it_reads_the_same_bytes(tmp_path):
+    student, _ = student_of()
+    ids = torch.tensor([list(b"the theatre")])
+    with torch.no_grad():
+        logits = student(ids).logits
+        student.resize_token_embeddings(264)
+        student.save_pretrained(tmp_path)
+        again = load_model(str(tmp_path))
+        torch.testing.assert_close(again(ids).logits[..., :257], logits)
+        again(torch.tensor([[263, 262]]))
+        assert len(again.resize_token_embeddings(257).byte_of) == 257
+        torch.testing.assert_close(again(ids).logits, logits)
+
+
+def test_under_another_tokenizer_a_student_of_bytes_is_no_teacher():
+    student, _ = student_of()
+    same = transfer_model(student, prepared("bytes"), prepared("bytes"))
+    ids = torch.tensor([list(b"the theatre")])
+    with torch.no_grad():
+        assert torch.equal(same(ids).logits, student(ids).logits)
+    for other, multiple in ((prepared("byte-level BPE, 300"), 1), (prepared("bytes"), 64)):
+        with pytest.raises(UsageError, match="ByteExpandedForCausalLM has student"):
+            transfer_model(student, other, prepared("bytes"), pad_to_multiple_of=multiple)
 
 
 def test_a_model_that_keeps_states_alone_is_refused():

@@ -8,6 +8,7 @@ import venv
 import pytest
 import torch
 
+from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.transfer import transfer_model
@@ -22,7 +23,8 @@ import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 texts = json.loads(sys.argv[2])
-tokenizer, model = AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
+loaded = (kind.from_pretrained(sys.argv[1], trust_remote_code=True) for kind in (AutoTokenizer, AutoModelForCausalLM))
+tokenizer, model = loaded
 ids = [tokenizer(text)["input_ids"] for text in texts]
 with torch.no_grad():
     logits = model(torch.tensor([ids[0]])).logits[0, -1].tolist()
@@ -43,18 +45,22 @@ def older_python(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tokenizer",
+    ("tokenizer", "is_expanded"),
     [
-        bytes_tokenizer,
-        lambda: train_tokenizer(TEXTS, 400),
-        TOTAL["SentencePiece BPE with a leading space"],
+        (bytes_tokenizer, False),
+        (bytes_tokenizer, True),
+        (lambda: train_tokenizer(TEXTS, 400), False),
+        (TOTAL["SentencePiece BPE with a leading space"], False),
     ],
-    ids=["bytes", "trained", "SentencePiece"],
+    ids=["bytes", "bytes, expanded", "trained", "SentencePiece"],
 )
-def test_its_ids_and_logits_are_the_same_there(tokenizer, older_python, tmp_path):
+def test_its_ids_and_logits_are_the_same_there(tokenizer, is_expanded, older_python, tmp_path):
     tokenizer = tokenizer()
-    teacher = prepared("byte-level BPE, 600")
-    student = transfer_model(llama(600), prepare_tokenizer(tokenizer, "the student's", None, None), teacher)
+    tokenizers = prepare_tokenizer(tokenizer, "the student's", None, None), prepared("byte-level BPE, 600")
+    teacher = llama(600)
+    student = transfer_model(teacher, *tokenizers, untie=is_expanded)
+    if is_expanded:
+        student = with_byte_expansion(student, teacher, *tokenizers, 16)
     export_model(HuggingFaceModel(student), tokenizer, "", tmp_path)
     texts = ["it's 2026 here", "a naïve  café\n\t12", " the"]
     done = subprocess.run(

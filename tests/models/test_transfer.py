@@ -125,6 +125,17 @@ def test_a_head_that_does_more_than_is_known_is_refused(monkeypatch):
         check_head(model, "tiny")
 
 
+def test_weights_that_give_no_numbers_are_told(tmp_path):
+    model = llama(300)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = torch.nan  # as rows that no token uses may be
+    check_head(model, "tiny")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    with pytest.raises(CtdError, match="tiny: its logits are not finite"):
+        check_head(model, "tiny")
+
+
 def test_scale_and_cap_are_read_from_configs():
     from transformers import (
         CohereConfig,

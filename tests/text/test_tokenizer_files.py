@@ -45,7 +45,8 @@ def written(tokenizer, folder, **config):
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_ids_are_those_of_the_file_and_stay_so_in_an_export(name, tmp_path):
     expected = backend()
-    loaded = load_tokenizer(str(written(expected, tmp_path / "given", tokenizer_class=name)))
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    loaded = load_tokenizer(str(written(expected, tmp_path / "given", tokenizer_class=name, **sides)))
     save_tokenizer(loaded, tmp_path / "exported")
     (tmp_path / "exported" / "config.json").write_text(json.dumps({"model_type": "llama"}))
     again = AutoTokenizer.from_pretrained(tmp_path / "exported")
@@ -53,6 +54,7 @@ def test_the_ids_are_those_of_the_file_and_stay_so_in_an_export(name, tmp_path):
         ids = expected.encode(probe).ids
         assert loaded(probe)["input_ids"] == again(probe)["input_ids"] == ids
     assert (again.bos_token, again.eos_token) == ("<|endoftext|>", "<|endoftext|>")
+    assert (again.padding_side, again.truncation_side) == ("left", "left")
     saved = json.loads((tmp_path / "exported" / "tokenizer_config.json").read_text())
     assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"  # which transformers 4.56 and 5 know
     assert not isinstance(saved.get("extra_special_tokens"), list)  # which 4.56 cannot read
