@@ -1,5 +1,6 @@
 """report.json: what was measured of a run, and how it is shown."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +9,6 @@ from pydantic import Field, ValidationError
 from rich.markup import escape
 
 from ctd_core.config.base import Record
-from ctd_core.errors import CtdError
 from ctd_core.evaluation.figures import TaskFigures
 from ctd_core.evaluation.metrics import BITS_PER_BYTE, METRICS, gap_closed
 from ctd_core.shards.manifest import Counts, Manifest
@@ -18,6 +18,7 @@ from pipelines.artifacts.checkpoints import latest_checkpoint, name_of
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.display.tables import TextTable, print_table, wide_console
 
+logger = logging.getLogger(__name__)
 RESULTS = "results"  # the lock of report and model, which a run has one of
 ROUNDING = 5e-4  # of a gap that is shown with three digits
 FAR = 1.5  # times the teacher's bits per byte: beyond it, what a student writes is hardly text
@@ -73,14 +74,15 @@ def measured_checkpoint(plan: RunPlan, report: Report) -> str:
 
 
 def read_report(plan: RunPlan) -> Report | None:
-    """What was measured of this very training and step; None where nothing was, or of another."""
+    """What was measured of this very training and step; None where nothing was, of another, or by another version."""
     plan.files.fetch(plan.report, overwrite=True)
     if not plan.report.exists():
         return None
     try:
         report = Report.model_validate_json(plan.report.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise CtdError(f"{plan.report}: not a report of this version. Run `ctd evaluate` again.") from error
+    except ValidationError:
+        logger.warning(f"{plan.report}: not a report of this version, so it is taken for none")
+        return None
     return report if report.run == run_stamp(plan, latest_checkpoint(plan.checkpoints)) else None
 
 

@@ -33,8 +33,8 @@ def evaluate(plan: RunPlan) -> Report:
     with stage_lock(plan.files, RESULTS):
         earlier = read_report(plan)
         report = measure(plan)
-        if earlier is not None:
-            report = report.model_copy(update={"tasks": earlier.tasks})
+        if earlier is not None and earlier.run == report.run:  # and no later step was reached meanwhile
+            report = earlier.model_copy(update={name: getattr(report, name) for name in report.model_fields_set})
         write_report(plan, report)
         return add_tasks(plan, report)
 

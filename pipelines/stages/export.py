@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ctd_core.models.export import export_model
+from ctd_core.models.model_config import is_byte_expanded
 from ctd_core.storage.atomic import atomic_directory, write_atomic
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
@@ -71,8 +72,11 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
     tables = [metrics_table(report), tasks_table(report.tasks)] if report else []
     measured = "\n".join(as_markdown(table) for table in tables if table.rows)
     measured = f"{measured}{DISTANCE}" if measured else "Nothing was measured: `ctd evaluate` does it.\n"
-    trust = ", trust_remote_code=True" if config.student.byte_expansion is not None else ""  # see models.byte_expansion
-    loop = EXPANDED_LOOP if config.student.byte_expansion is not None else ""
+    origin = config.origin
+    is_expanded = config.student.byte_expansion is not None or is_byte_expanded(
+        origin.model, origin.revision, origin.trust_remote_code
+    )
+    trust, loop = (", trust_remote_code=True", EXPANDED_LOOP) if is_expanded else ("", "")  # see models.byte_expansion
     recipe = yaml.safe_dump(without_paths(json.loads(config.model_dump_json(exclude={"output"}))), sort_keys=False)
     base, teacher = config.student.model or config.teacher.model, model_name(config.teacher.model)
     objectives = ", ".join(objective.kind for objective in config.train.objectives)

@@ -128,19 +128,20 @@ class TextMaker:
         plan: the run.
         options: its rounds.
         on_ray: in actors, or else in this process.
-        measured_share: on which share of the texts the distance to the teacher is measured.
+        measures: nothing is learned from the texts, and the distance to the teacher is measured on all of them.
     """
 
-    def __init__(
-        self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False, measured_share: float = MEASURED_SHARE
-    ) -> None:
-        self._plan, self._options, self._on_ray, self._measured_share = plan, options, on_ray, measured_share
+    def __init__(self, plan: RunPlan, options: OnPolicy, *, on_ray: bool = False, measures: bool = False) -> None:
+        self._plan, self._options, self._on_ray = plan, options, on_ray
+        self._field = "evaluate.own_texts" if measures else "train.on_policy"
+        self._measured_share = 1.0 if measures else MEASURED_SHARE
+        self._fragmented_fraction = 1.0 if measures else plan.config.prepare.fragmented_fraction
         self._live_writer: StudentWriter | None = None  # whose student is the same in all rounds
 
     @cached_property
     def _prompts(self) -> Sequence[Record]:
         student, _ = self._tokenizers
-        return prompts_for(self._plan, self._options, is_chat=bool(student.encoder.tokenizer.chat_template))
+        return prompts_for(self._plan, self._field, is_chat=bool(student.encoder.tokenizer.chat_template))
 
     @cached_property
     def _tokenizers(self) -> Tokenizers:
@@ -164,7 +165,7 @@ class TextMaker:
             Stopped: `stops` was true.
         """
         plan, begun = self._plan, time.monotonic()
-        made = plan_own_texts(plan, self._options, item, self._prompts)
+        made = plan_own_texts(plan, self._options, item, self._prompts, self._fragmented_fraction)
         dataset, done_file = made.dataset, item.folder / ROUND_FILE
         plan.files.fetch(done_file)
         is_told = read_round(item.folder).get("set") == dataset.stamp
@@ -190,7 +191,7 @@ class TextMaker:
             finish_set(replace(plan, config=config), dataset, slices, self._tokenizers)
         except CtdError as error:
             raise CtdError(
-                f"train.on_policy: round {item.number}: the student hardly writes what can be learned. Take a lower "
+                f"{self._field}: round {item.number}: the student hardly writes what can be learned. Take a lower "
                 f"train.learning_rate, a train.on_policy.fraction below 1, or more max_new_tokens. ({error})"
             ) from error
         figures: dict[str, Any] = {"round": item.number, "set": dataset.stamp, "written_at": item.written_at}
@@ -287,7 +288,7 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts, checkpoint: str) -> 
         temperature=options.temperature,
     )  # fmt: skip
     item = Round(0, step, step, step, plan.training / "own-texts")
-    TextMaker(plan, drawn, measured_share=1.0).make(item)
+    TextMaker(plan, drawn, measures=True).make(item)
     found = read_round(item.folder)
     figures = {title: found[name] for name, title in OWN_FIGURES.items() if name in found}
     return TaskFigures(task="own texts", model=AFTER, figures=figures, errors={}, questions=options.texts)

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from ctd_core.config.run import RunConfig, drawn_left_out
 from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, HubDataset, JsonLines, Mixture
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
 from ctd_core.models.model_config import max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_teacher_tokenizer
-from ctd_core.storage.locations import below, delete_file, is_uri, write_text
+from ctd_core.storage.locations import below, delete_file, file_system, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.corpora import corpus_files, plan_slices, read_documents
 from ctd_core.text.documents import BEGIN, Document
@@ -76,6 +78,7 @@ def _check(config: RunConfig) -> Iterator[str]:
     yield from _check_documents(config, templates)
     check_training(config, prepared, tokenizers["teacher"], is_chat=bool(student.chat_template))
     check_prompts(config, {"teacher": tokenizers["teacher"], "student": prepared})
+    _check_chat_template(config, {"the teacher": tokenizers["teacher"].encoder.tokenizer, "the student": student})
     if config.evaluate.tasks.names or config.evaluate.problems:
         from pipelines.stages.asked_tasks import tasks_in  # takes seconds
 
@@ -87,17 +90,33 @@ def _check(config: RunConfig) -> Iterator[str]:
 
 
 def _measured_on_training(config: RunConfig) -> Iterator[str]:
-    """Which sets and problems are read from files that are trained on."""
-    parts = [part for part in config.corpus.parts if not isinstance(part, HubDataset)]  # whose files hold all splits
-    trained = {file for part in parts for file in corpus_files(part)}
+    """Which sets and problems are read from what is trained on."""
+    trained = {source for part in config.corpus.parts for source in _sources(part)}
     measured = {where: corpus for where, corpus in _corpora(config).items() if where.startswith("evaluate.")}
     measured |= {f"evaluate.problems.{name}": found.corpus for name, found in config.evaluate.problems.items()}
     for where, corpus in measured.items():
-        if shared := trained.intersection(corpus_files(corpus)):
+        if shared := [name for source, name in _sources(corpus).items() if source in trained]:
             yield (
-                f"{where}: {min(shared)} is trained on too, so its figures are not of unseen text. Name other files, "
-                "or set corpus.held_out_fraction and measure on {kind: held_out}"
+                f"{where}: {min(shared)} is trained on too, so its figures are not of unseen text. Name another "
+                "corpus, or set corpus.held_out_fraction and measure on {kind: held_out}"
             )
+
+
+def _sources(corpus: Corpus) -> dict[str, str]:
+    """What a corpus is read from, by what it is however it is named: files, a split of a dataset, or packaged text."""
+    if isinstance(corpus, HubDataset):  # whose files hold all splits
+        name = str(Path(corpus.name).resolve()) if Path(corpus.name).exists() else corpus.name
+        return {repr((name, corpus.configuration, corpus.split)): f"{corpus.name}, split {corpus.split},"}
+    kind: str = corpus.model_dump()["kind"]
+    return {file_system(file)[1]: file for file in corpus_files(corpus)} or {kind: kind}
+
+
+def _check_chat_template(config: RunConfig, tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
+    """Raises UsageError where tasks are to be asked through a chat template that a model does not have."""
+    tasks = config.evaluate.tasks
+    lacking = [name for name, tokenizer in tokenizers.items() if not tokenizer.chat_template]
+    if tasks.names and tasks.chat_template and lacking:
+        raise UsageError(f"evaluate.tasks.chat_template: {lacking[0]} has no chat template. Ask without.")
 
 
 def _unused_revision(field: str, model: str | None, revision: str | None) -> Iterator[str]:

@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerFast
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import TrainedTokenizer
 from ctd_core.errors import TokenizerError, UsageError
-from ctd_core.models.model_config import max_positions
+from ctd_core.models.model_config import check_origin, max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, with_chat
-from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer
+from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer, same_vocabulary
 from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer
 
 
@@ -24,7 +24,7 @@ def known_tokenizer(config: RunConfig) -> tuple[PreparedTokenizer | None, PreTra
 def check_training(
     config: RunConfig, student: PreparedTokenizer | None, teacher: PreparedTokenizer, is_chat: bool
 ) -> None:
-    """Look at objectives, adapters, frozen parameters, the expansion of bytes, and prompts.
+    """Look at objectives, what the student is made from, adapters, frozen parameters, and prompts.
 
     Args:
         config: the run's options.
@@ -39,29 +39,32 @@ def check_training(
         from ctd_core.objectives.kd import check_same_vocabulary  # takes seconds
 
         check_same_vocabulary(student, teacher)
-    _check_student(config, student)
-    rounds = config.train.on_policy
-    if rounds is not None:
-        if rounds.prompts is not None:
+    _check_student(config, student, teacher)
+    for field, file in config.prompts_of_own_texts.items():
+        if file is not None:
             from pipelines.stages.rounds import read_prompts_for  # takes seconds
 
-            read_prompts_for(rounds.prompts, is_chat)
+            read_prompts_for(file, is_chat)
         elif not any(part.is_chat == is_chat for part in config.corpus.parts):
-            raise no_prompts(is_chat)
+            raise no_prompts(field, is_chat)
 
 
-def no_prompts(is_chat: bool) -> UsageError:
-    """The error of a corpus that holds no prompts for this student."""
+def no_prompts(field: str, is_chat: bool) -> UsageError:
+    """The error of a corpus that holds no prompts for this student, for the option `field` that asks for them."""
     what = "conversations, and this student has a chat template" if is_chat else "texts"
     return UsageError(
-        f"train.on_policy: the corpus holds no prompts: it would have to hold {what}. Name a file of prompts: "
-        "train.on_policy.prompts."
+        f"{field}: the corpus holds no prompts: it would have to hold {what}. Name a file of prompts: {field}.prompts."
     )
 
 
-def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None) -> None:
-    student, phases = config.student, config.train.phases
-    if student.model is not None and tokenizer is not None:
+def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None, old: PreparedTokenizer) -> None:
+    student, phases, teacher = config.student, config.train.phases, config.teacher
+    if student.model is None:
+        origin = teacher.model, teacher.revision, teacher.trust_remote_code
+        rows = num_embeddings(*origin)
+        has_its_rows = tokenizer is not None and same_vocabulary(tokenizer, old)
+        check_origin(*origin, has_its_rows and rows % student.pad_to_multiple_of == 0)
+    elif tokenizer is not None:
         _check_own_tokenizer(student.model, student.revision, tokenizer)
     is_frozen = any(phase.options.freeze for phase in phases)
     if student.adapters is None and not is_frozen and student.byte_expansion is None:
@@ -71,7 +74,7 @@ def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None) -> No
     from ctd_core.models.language_model import HuggingFaceModel
     from ctd_core.training.optimizer import check_phases
 
-    skeleton = student_skeleton(student, config.teacher)
+    skeleton = student_skeleton(student, teacher)
     if student.byte_expansion is not None and tokenizer is not None:
         check_expandable(skeleton, tokenizer)
     check_phases(HuggingFaceModel(skeleton), phases)

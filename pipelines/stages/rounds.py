@@ -72,7 +72,9 @@ def rounds_of(plan: RunPlan) -> list[Round]:
     ]
 
 
-def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Sequence[Record]) -> OwnTextsPlan:
+def plan_own_texts(
+    plan: RunPlan, options: OnPolicy, item: Round, prompts: Sequence[Record], fragmented_fraction: float
+) -> OwnTextsPlan:
     """What is written and scored in a round: it depends on the run and on the student's step alone.
 
     Args:
@@ -80,6 +82,7 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
         options: its rounds.
         item: the round.
         prompts: of which some are chosen.
+        fragmented_fraction: the share of the rows that is kept (see Prepare).
 
     Returns:
         The set, and a piece of work for each of its shards.
@@ -91,7 +94,7 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
     }  # fmt: skip
     base = plan.training_sets[None]
     content = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
-    drawn = [options.max_new_tokens, options.temperature, options.top_p, options.batch]
+    drawn = [options.max_new_tokens, options.temperature, options.top_p, options.batch, fragmented_fraction]
     stamp = f"own-{fingerprint(OWN_TEXTS_VERSION, SCHEMA_VERSION, base.stamp, content, drawn, seed, item.written_at)}"
     folder = plan.files.within(item.folder)
     starts = range(0, len(chosen), options.batch)
@@ -102,7 +105,6 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
         location=below(folder, stamp),
     )  # fmt: skip
     drawing = (seed * 1009 + item.number) * 1_000_003
-    fragmented = plan.config.prepare.fragmented_fraction
     return OwnTextsPlan(
         dataset,
         [
@@ -110,19 +112,21 @@ def plan_own_texts(plan: RunPlan, options: OnPolicy, item: Round, prompts: Seque
                 chosen[start : start + options.batch],
                 drawing + start,
                 file,
-                SliceTask(corpus, None, fragmented, dataset.location, CorpusSlice(number, file, 0, sys.maxsize)),
+                SliceTask(
+                    corpus, None, fragmented_fraction, dataset.location, CorpusSlice(number, file, 0, sys.maxsize)
+                ),
             )
             for number, (start, file) in enumerate(zip(starts, files, strict=True))
         ],
     )
 
 
-def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Record]:
-    """All prompts of a training: of its file, or beginnings of its corpus.
+def prompts_for(plan: RunPlan, field: str, is_chat: bool) -> Sequence[Record]:
+    """All prompts of a run: of a file, or beginnings of its corpus.
 
     Args:
         plan: the run.
-        options: its rounds.
+        field: the option that asks for them.
         is_chat: whether the student has a chat template.
 
     Returns:
@@ -132,10 +136,10 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
         UsageError: there are no prompts for this student.
         CtdError: they have changed since the run was planned.
     """
-    if options.prompts is not None:
-        found = read_prompts_for(options.prompts, is_chat)
+    if (file := plan.config.prompts_of_own_texts[field]) is not None:
+        found = read_prompts_for(file, is_chat)
         if with_training(plan, plan.config.train).training != plan.training:
-            raise changed_meanwhile(f"train.on_policy.prompts: {options.prompts}")
+            raise changed_meanwhile(f"{field}.prompts: {file}")
         return found
     corpus, found = plan.config.corpus, []
     documents = training_documents(corpus, read_documents(corpus, plan.config.prepare.slice_bytes))
@@ -144,9 +148,9 @@ def prompts_for(plan: RunPlan, options: OnPolicy, is_chat: bool) -> Sequence[Rec
             break
         if not isinstance(document, DocumentError):
             found += prompts_of(document, is_chat)
-    check_corpus_unchanged(plan, called="train.on_policy: the corpus, whose beginnings are the prompts,")
+    check_corpus_unchanged(plan, called=f"{field}: the corpus, whose beginnings are the prompts,")
     if not found:
-        raise no_prompts(is_chat)
+        raise no_prompts(field, is_chat)
     return found
 
 

@@ -12,6 +12,7 @@ from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.generation.sampler import TransformersSampler, Written
 from ctd_core.shards.files import Folder, read_manifest
+from ctd_core.shards.reading import ShardSet
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, latest_checkpoint, steps_done
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
@@ -334,6 +335,39 @@ def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F
     file.unlink()
     with pytest.raises(UsageError, match=r"train\.on_policy\.prompts: .* cannot be read"):
         plan_run(plan.config)
+
+
+def test_all_that_a_student_writes_is_measured_after_prompts_of_a_file(config, tmp_path, monkeypatch):  # noqa: F811
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "The sum"}\n{"prompt": "A difference"}\n')
+    measured = {"texts": 12, "max_new_tokens": 12, "prompts": str(file)}
+    changes = {
+        "prepare": config["prepare"] | {"fragmented_fraction": 0.3},
+        "train": config["train"] | {"steps": 1},
+        "evaluate": config["evaluate"] | {"own_texts": measured},
+    }
+    plan = plan_run(RunConfig.model_validate(config | changes | {"sample": {}}))
+    prepare(plan)
+    on_policy.train_whole(plan)
+    spells_letters(monkeypatch, plan, LetterSampler)
+    own_texts.measure_own_texts(plan, plan.config.evaluate.own_texts, latest_checkpoint(plan.checkpoints))
+    (shards,) = (plan.training / "own-texts").glob("own-*")
+    assert read_manifest(Folder(shards)).counts.documents == 12
+    assert len(ShardSet(str(shards), verify=True)) == 12
+    (texts,) = (plan.training / "own-texts").glob("texts-*/*.jsonl")
+    assert {json.loads(line)["prompt"] for line in texts.read_text().splitlines()} == {"The sum", "A difference"}
+
+
+def test_a_corpus_without_prompts_for_the_student_is_refused_before_training(config, chat_config):  # noqa: F811
+    run = chat_config | {"corpus": config["corpus"]}
+    for field, asked in (
+        ("evaluate.own_texts", {"evaluate": chat_config["evaluate"] | {"own_texts": {}}}),
+        ("train.on_policy", {"train": chat_config["train"] | {"on_policy": {"rounds": 1}}}),
+    ):
+        with pytest.raises(
+            UsageError, match=rf"{field}: the corpus holds no prompts.* Name a file .*: {field}.prompts"
+        ):
+            check_inputs(RunConfig.model_validate(run | asked))
 
 
 def test_a_model_of_texts_learns_its_own_alone(config, monkeypatch):  # noqa: F811

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.metrics import TEACHER_DISTANCE
+from ctd_core.models.model_config import is_byte_expanded
 from ctd_core.shards.files import Folder, read_manifest
-from ctd_core.text.tokenizers import END_OF_TEXT
+from ctd_core.text.tokenizers import END_OF_TEXT, bytes_tokenizer, save_tokenizer
 from pipelines.artifacts.metrics_file import read_metrics
 from pipelines.artifacts.report import Report, SetMetrics, metrics_table
 from pipelines.artifacts.run_plan import plan_run
@@ -93,6 +94,8 @@ def test_a_student_of_bytes_with_expansion_is_trained_measured_exported_and_writ
     ctd("run", "--config", written(config, tmp_path, **changes))
     model = tmp_path / "runs" / "tiny" / "model"
     assert "trust_remote_code=True" in (model / "README.md").read_text()
+    assert is_byte_expanded(str(model))
+    assert not is_byte_expanded(config["teacher"]["model"])
     assert "inputs_embeds=model.get_input_embeddings()(all_ids)[:, -new:]" in (model / "README.md").read_text()
     assert "cross-tokenizer distillation (prefix_kl) for 4 steps" in (model / "README.md").read_text()
     code = (
@@ -152,6 +155,11 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     ctd("run", "--config", file)  # does nothing that is done
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert json.loads((run / "report.json").read_text()) == report
+    ctd("evaluate", "--config", file)  # measures again, and keeps the rest of the report
+    assert json.loads((run / "report.json").read_text()) == report
+    (run / "report.json").write_text('{"of_another_version": 1}')
+    ctd("evaluate", "--config", file)
+    assert json.loads((run / "report.json").read_text())["sets"] == report["sets"]
     shards = {path: time for path, time in done.items() if "model" not in path.parts}
     ctd("prepare", "--config", file, "--set", "prepare.student_window_tokens=64")
     assert len(list(run.glob("prepared/train-*"))) == 2  # other options, another place
@@ -443,6 +451,32 @@ def test_sets_and_problems_of_files_that_are_trained_on_are_told(config, tmp_pat
     assert "is trained on too" not in told(problems=problems)
     config["corpus"]["paths"].append(str(tmp_path / "*.jsonl"))
     assert f"evaluate.problems.own: {asked} is trained on too" in told(problems=problems)
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    for other in (f"file://{file}", os.path.relpath(file), str(link)):
+        seen["seen"]["paths"] = [other]
+        assert f"evaluate.sets.seen: {other} is trained on too" in told(sets=seen)
+    config["corpus"] = {"kind": "general", "held_out_fraction": 0.2}
+    assert "evaluate.sets.seen: general is trained on too" in told(sets=seen | {"seen": {"kind": "general"}})
+
+
+def test_tasks_through_a_chat_template_that_is_not_there_are_refused(config, tmp_path):
+    tasks = {"names": ["arc_easy"], "chat_template": True}
+    file = written(config, tmp_path, evaluate=config["evaluate"] | {"tasks": tasks})
+    with pytest.raises(UsageError, match="chat_template: the teacher has no chat template"):
+        ctd("run", "--config", file, "--dry-run")
+
+
+def test_a_student_of_bytes_with_expansion_is_refused_as_a_teacher_of_other_tokens(config, tmp_path):
+    student = {"tokenizer": {"kind": "bytes"}, "byte_expansion": {"max_bytes": 8}}
+    plan = plan_run(RunConfig.model_validate(config | {"student": student}))
+    ensure_student(plan)
+    teacher = tmp_path / "teacher"
+    shutil.copytree(plan.init, teacher)
+    save_tokenizer(bytes_tokenizer(), teacher)
+    file = written(config | {"teacher": {"model": str(teacher)}}, tmp_path)
+    with pytest.raises(UsageError, match=r"teacher has student.byte_expansion.*name one in student.model"):
+        ctd("run", "--config", file, "--dry-run")
 
 
 def test_a_large_file_that_cannot_be_divided_is_told(config, tmp_path):
