@@ -260,7 +260,8 @@ def _prefix(document: AlignedText, start: int) -> _Prefix:
         header_begin = int(all_ends[header - 1]) if header > 0 else 0
         header_end = int(all_ends[header]) if header >= 0 else 0
         begin_ids, header_ids = all_ids[:begin_tokens], all_ids[header_begin:header_end]
-        if np.array_equal(header_ids[:begin_tokens], begin_ids):  # every header begins so
+        follows = header_ids if header >= 0 or not start else all_ids[int(all_ends[start - 1]) :]
+        if np.array_equal(follows[:begin_tokens], begin_ids):  # every header begins so
             begin_ids = begin_ids[:0]
         ids.append(np.concatenate([begin_ids, header_ids]))
     is_there = header >= 0 or len(ids[0]) or len(ids[1])
@@ -282,7 +283,7 @@ def _window(document: AlignedText, prefix: _Prefix, start: int, stop: int) -> Al
     without_text = np.cumsum(kinds & MARKER == 0) == 0
     if start or without_text.all():
         kinds[without_text] &= ~np.uint8(SCORED)  # the text does not end where its window begins
-    if not (len(prefix.student_ids) and len(prefix.teacher_ids)):
-        kinds[first] &= ~np.uint8(SCORED)  # nothing stands before it on one side
+    for own_ends in ends:
+        kinds[np.concatenate([[0], own_ends[:-1]]) == 0] &= ~np.uint8(SCORED)  # nothing stands before it on one side
     lengths = np.concatenate([np.zeros(first, dtype=np.int32), document.chunk_bytes[start:stop]])
     return AlignedText(document.document_id, ids[0], ids[1], ends[0], ends[1], kinds, lengths)

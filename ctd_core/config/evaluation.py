@@ -37,8 +37,11 @@ class Problems(Options):
     def _has_questions(self) -> "Problems":
         if self.corpus.prompt is None:
             raise ValueError("corpus has to name its fields for questions and answers: prompt and response")
-        if self.corpus.held_out_fraction or self.corpus.sample_fraction != 1 or self.corpus.as_text:
-            raise ValueError("held_out_fraction, sample_fraction and as_text are not for problems")
+        other = ("held_out_fraction", "sample_fraction", "as_text", "deduplicate")
+        if given := [
+            name for name in other if getattr(self.corpus, name) != type(self.corpus).model_fields[name].default
+        ]:
+            raise ValueError(f"{' and '.join(given)} is not for problems")
         return self
 
 

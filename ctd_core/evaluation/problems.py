@@ -40,6 +40,11 @@ def _problems(options: Problems) -> Iterator[tuple[str, str]]:
     for number, document in enumerate(read_documents(options.corpus, SLICE_BYTES), 1):
         if isinstance(document, DocumentError):
             raise UsageError(f"evaluate.problems: {document}")
+        if [turn.role for turn in document.turns] != ["user", "assistant"]:
+            raise UsageError(
+                f"evaluate.problems: number {number}: it has other messages than a question and its answer. Give two "
+                "fields of text."
+            )
         question, answer = (turn.text for turn in document.turns)
         if not question.strip():
             raise UsageError(f"evaluate.problems: number {number}: its question is empty.")

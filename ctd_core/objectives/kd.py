@@ -30,8 +30,9 @@ def kd(options: Kd, online: OnlineTeacher) -> Objective:
     tokens = len(online.student.encoder.token_bytes.by_id)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        known = min(tokens, student.shape[1], teacher.shape[1])  # a teacher may have no rows for added tokens
         student_logprobs, teacher_logprobs = (
-            (logits[:, :tokens] / options.temperature).log_softmax(1) for logits in (student, teacher)
+            (logits[:, :known] / options.temperature).log_softmax(1) for logits in (student, teacher)
         )
         return options.temperature**2 * kl_divergence(student_logprobs, teacher_logprobs)
 

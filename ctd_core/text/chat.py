@@ -221,7 +221,7 @@ def apply_template(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """The messages as chat templates take them."""
-    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} for turn in turns]
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.text} | dict(turn.names) for turn in turns]
     for turn, message in zip(turns, messages, strict=True):
         if turn.tool_calls:
             message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.tool_calls]

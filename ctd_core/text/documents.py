@@ -29,6 +29,7 @@ class Turn:
 
     tool_calls: what its model calls, each with a `name` and `arguments`, which a template writes behind the content.
     is_cut: it would go on, so that the end that templates write is not learned.
+    names: what else it has that a template may write: `name` and `tool_call_id`, with their values.
     """
 
     role: str
@@ -36,6 +37,7 @@ class Turn:
     scored: bool = True
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     is_cut: bool = False
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

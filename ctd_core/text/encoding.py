@@ -89,6 +89,11 @@ class TextEncoder:
             token, stop = token + len(token_ids), byte + (int(ends[-1]) if len(token_ids) else 0)
             results.append(self._checked(text.encode(), spelled[byte:stop], EncodedText(token_ids, ends)))
             byte = stop
+        for number, (text, follows) in enumerate(zip(texts, followed, strict=True)):
+            if follows and text.startswith("  ") and isinstance(results[number], DocumentError):
+                (whole,) = self.encode_batch([text])  # before a space, some tokenizers invent none
+                if isinstance(whole, EncodedText) and not whole.invents_space:
+                    results[number] = whole
         return results
 
     def _checked(self, text_bytes: bytes, spelled: bytes, encoded: EncodedText) -> EncodedText | DocumentError:

@@ -258,6 +258,23 @@ def test_every_window_scores_in_the_role_of_the_assistant(pair, limit):
     assert scored_bytes == aligned.chunk_bytes[aligned.chunk_kinds & SCORED > 0].sum()
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_no_window_begins_twice_or_scores_what_nothing_stands_before(pair):
+    turns = [Turn("user", "How far is the moon?", False), Turn("assistant", "About 384,400 km.")] * 4
+    sides = [prepared_chat(family) for family in pair]
+    (aligned,) = align_documents(*sides, [Document("d", tuple(turns))])
+    for limit in range(30, 130, 3):
+        windows = cut_windows(aligned, limit, limit)
+        for window in windows if isinstance(windows, list) else []:
+            for side, ids, ends in (
+                (sides[0], window.student_ids, window.student_chunk_ends),
+                (sides[1], window.teacher_ids, window.teacher_chunk_ends),
+            ):
+                assert ids[:2].tolist() != [side.encoder.tokenizer.bos_token_id] * 2
+                begins = np.concatenate([[0], ends[:-1]])
+                assert begins[window.chunk_kinds & SCORED > 0].min(initial=1) > 0
+
+
 VICUNA = (
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
     "{% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"

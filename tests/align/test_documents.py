@@ -90,7 +90,7 @@ def test_one_to_one_are_single_tokens_of_the_same_bytes_and_no_others(student, t
     promises()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "byte-level BPE with a leading space", "Unigram with a leading space"])
 @given(st.text("ab c,", min_size=1, max_size=8), st.text("ab c,", min_size=1, max_size=8))
 def test_a_text_that_goes_on_with_a_space_has_that_space_once(kind, prompt, response):
     document = Document("d", (Marker("begin", scored=False), Text(prompt, False), Text(" " + response), Marker("end")))

@@ -100,6 +100,12 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path):
             read_problems(of_file(tmp_path, lines))
     for answer in ("28", "-28", "$1,000.50", "so\n#### 28 ", "28."):
         assert len(read_problems(of_file(tmp_path, [{"question": "?", "answer": answer}]))) == 1
+    asked = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1?"}]
+    with pytest.raises(UsageError, match="number 1: it has other messages than a question and its answer"):
+        read_problems(of_file(tmp_path, [{"question": asked, "answer": "2"}]))
+    with pytest.raises(ValueError, match="deduplicate is not for problems"):
+        Problems.model_validate({"corpus": {"kind": "jsonl", "paths": ["x"], "prompt": "q", "response": "a",
+                                            "deduplicate": True}})  # fmt: skip
     with pytest.raises(UsageError, match="number 1: its question is empty"):
         read_problems(of_file(tmp_path, [{"question": " ", "answer": "1"}]))
     tokenizer = TOTAL["byte-level BPE, 600"]()

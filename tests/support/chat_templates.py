@@ -61,6 +61,11 @@ QWEN3 = (
     "{% if loop.last %}{% set content = '<think>\n\n</think>\n\n' + content %}{% endif %}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
 )
+# Nothing begins a text, and nothing stands before an answer.
+BARE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+    "{% else %}{{ '[INST]' + m['content'] + '[/INST]' }}{% endif %}{% endfor %}"
+)
 # No special token at all.
 PLAIN = "{% for m in messages %}{{ m['role'] | upper + ': ' + m['content'] + '\n' }}{% endfor %}"
 
@@ -75,6 +80,7 @@ TEMPLATES: dict[str, tuple[str, list[str]]] = {
     "Phi-3": (PHI3, ["<|endoftext|>", "<|user|>*", "<|assistant|>*", "<|system|>*", "<|end|>*"]),
     "DeepSeek": (DEEPSEEK, ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]),
     "Qwen3": (QWEN3, ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]),
+    "bare": (BARE, ["</s>", "[INST]", "[/INST]"]),
     "plain": (PLAIN, []),
 }
 KINDS = {
@@ -87,6 +93,7 @@ KINDS = {
     "Phi-3": "SentencePiece BPE with a leading space",
     "DeepSeek": "byte-level BPE with a leading space",
     "Qwen3": "byte-level BPE with NFC",
+    "bare": "byte-level BPE, 300",
     "plain": "bytes",
 }
 
@@ -98,9 +105,9 @@ def chat_tokenizer(family):
     tokenizer = TOTAL[KINDS[family]]()
     tokens = [AddedToken(name.rstrip("*"), rstrip=name.endswith("*"), normalized=False, special=True) for name in names]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
-    if names and family not in ("ChatML", "SmolLM2", "Qwen3"):
-        tokenizer.bos_token = names[0].rstrip("*")
-    if family in ("Mistral v1", "Mistral v3"):
+    if names and family not in ("ChatML", "Qwen3", "bare"):
+        tokenizer.bos_token = names[0].rstrip("*")  # SmolLM2's begins every message too
+    if family in ("Mistral v1", "Mistral v3", "bare"):
         tokenizer.eos_token = "</s>"
     elif family == "Phi-3":
         tokenizer.eos_token = "<|endoftext|>"

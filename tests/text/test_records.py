@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -99,6 +100,7 @@ def test_a_text_may_lie_within_another_field():
         ([{"role": "usr", "content": "Hi"}], "a role that is not known"),
         ([{"role": "user", "content": "Hi"}], "a conversation without an assistant's message"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a message that is not text"),
+        ([{"role": "assistant", "content": [{"type": "reasoning", "text": "so"}]}], "a message that is not text"),
         ([{"role": "assistant", "content": "", "tool_calls": [{}]}], "a tool call without a name"),
         ([{"role": "assistant", "content": "", "tool_calls": "f"}], "tool calls that are no list"),
         ([{"role": "assistant", "content": "", "function_call": {"name": "f"}}], "a message with function_call"),
@@ -124,6 +126,60 @@ def test_a_conversation_with_definitions_of_tools_is_dropped_and_an_empty_list_i
         found = [document for part in plan_slices(corpus, 1000) for document in read_slice(corpus, part)]
         assert [isinstance(document, DocumentError) for document in found] == [True, False, False]
         assert found[0].reason == "definitions of tools"
+
+
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ({"system": "Be brief."}, "a system prompt beside the messages"),
+        ({"functions": '[{"name": "f"}]'}, "definitions of tools"),
+        ({"chat_template_kwargs": {"custom_instructions": "Be brief."}}, "options of a chat template"),
+        ({"system": " ", "tools": "[]", "chat_template_kwargs": {"custom_instructions": "", "xml_tools": []}}, None),
+    ],
+)
+def test_what_some_templates_write_beside_messages_drops_them(beside, reason, tmp_path):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    parquet.write_table(pa.Table.from_pylist([beside | {"messages": messages}]), tmp_path / "c.parquet")
+    corpus = Parquet(kind="parquet", paths=[str(tmp_path / "c.parquet")], messages="messages")
+    (found,) = (document for part in plan_slices(corpus, 1000) for document in read_slice(corpus, part))
+    assert getattr(found, "reason", None) == reason
+
+
+def test_a_messages_names_go_to_the_templates():
+    record = {"messages": [*MESSAGES, {"role": "tool", "content": "4", "name": "add", "tool_call_id": "x", "n": 1}]}
+    *_, turn = document_of(record, lines(messages="messages"), "here").turns
+    assert turn == Turn("tool", "4", scored=False, names=(("name", "add"), ("tool_call_id", "x")))
+
+
+def test_calls_in_tables_have_the_arguments_that_they_were_written_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    given = [{"city": "Paris", "on": {"day": 3}}, {"query": "x", "on": {"month": 4}}]
+    calls = [[{"name": "f", "arguments": arguments}] for arguments in given]
+    rows = [{"messages": [{"role": "assistant", "content": "", "tool_calls": listed}]} for listed in calls]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "set").mkdir()
+    shutil.copy(tmp_path / "c.parquet", tmp_path / "set")
+    saved = {"kind": "dataset", "messages": "messages", "split": "train"}
+    for corpus in (
+        Parquet(kind="parquet", paths=[str(tmp_path / "c.parquet")], messages="messages"),
+        HubDataset(**saved, name=str(tmp_path / "saved")),
+        HubDataset(**saved, name=str(tmp_path / "set"), streaming=True, max_documents=2),
+    ):
+        documents = [document for part in plan_slices(corpus, 10_000) for document in read_slice(corpus, part)]
+        assert [dict(document.turns[0].tool_calls[0])["arguments"] for document in documents] == given
+
+
+def test_a_binary_column_may_be_streamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, raw in (("text", "größer".encode()), ("other", b"\xff")):
+        (tmp_path / name).mkdir()
+        parquet.write_table(pa.table({"text": pa.array([raw], pa.binary())}), tmp_path / name / "train.parquet")
+    options = {"kind": "dataset", "streaming": True, "max_documents": 1}
+    corpus = HubDataset(**options, name=str(tmp_path / "text"))
+    assert [document.text for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)] == ["größer"]
+    with pytest.raises(UsageError, match="holds bytes, and no text"):
+        list(plan_slices(HubDataset(**options, name=str(tmp_path / "other")), 60))
 
 
 def test_tool_calls_are_read_with_their_arguments_as_json_or_not():

@@ -23,6 +23,7 @@ from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
 logger = logging.getLogger(__name__)
+STREAMED_VERSION = 2  # of what is kept of a row: since 2, fields without a value are not
 PROBED_ROWS = 100  # by which a row's bytes are estimated
 
 
@@ -79,7 +80,7 @@ def _written(corpus: HubDataset) -> JsonLines:
     names = {"kind", "name", "configuration", "revision", "split", "max_documents", "max_text_bytes"}
     # a directory may change, and another project may have one of the same name
     files = [(str(path.resolve()), *size_and_time(str(path))) for path in files_of(corpus)]
-    stamp = fingerprint(corpus.model_dump(mode="json", include=names), corpus.columns, files)
+    stamp = fingerprint(STREAMED_VERSION, corpus.model_dump(mode="json", include=names), corpus.columns, files)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "ctd-streamed" / f"{stamp}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
@@ -95,12 +96,22 @@ def _first_lines(corpus: HubDataset) -> Iterator[str]:
     text_bytes = 0
     for number, row in enumerate(_dataset(corpus)):
         columns = columns_of(corpus, list(row), corpus.name)
-        line = json.dumps({column: row[column] for column in columns}) + "\n"
+        line = json.dumps({column: row[column] for column in columns}, default=_decoded) + "\n"
         text_bytes += len(line)
         is_over = corpus.max_text_bytes is not None and text_bytes > corpus.max_text_bytes and number
         if number == corpus.max_documents or is_over:
             return
         yield line
+
+
+def _decoded(value: Any) -> str:
+    """The text of a binary column's value."""
+    try:
+        return bytes(value).decode()
+    except (TypeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"corpus: a column that is read holds {type(value).__name__}, and no text ({error})."
+        ) from error
 
 
 def _dataset(corpus: HubDataset) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ctd_core.config.text import OwnTexts, Records
+from ctd_core.config.text import JsonLines, OwnTexts, Records
 from ctd_core.errors import DocumentError, UsageError
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 
@@ -40,10 +40,10 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
             )
     try:
         if corpus.messages is not None:
-            if _value(record, TOOLS):
+            if beside := next((name for name in WRITTEN_BESIDE if _holds_anything(_value(record, name))), None):
                 raise _Unreadable(
-                    "definitions of tools",
-                    f"{TOOLS!r} is not read, and calls would be learned without it. Take it out to have that",
+                    WRITTEN_BESIDE[beside],
+                    f"{beside!r} is not read, and messages would be learned without it. Take it out to have that",
                 )
             turns = _turns(values[0], corpus)
         elif corpus.as_text:
@@ -83,7 +83,15 @@ def own_text_of(record: Any, path: str) -> Document | DocumentError:
     return Document(path, (*asked, Turn("assistant", answer, is_cut=not has_ended)))
 
 
-TOOLS = "tools"  # the field of a conversation's record that some templates write
+# Fields of a conversation's record that some templates write.
+WRITTEN_BESIDE = {
+    "tools": "definitions of tools",
+    "functions": "definitions of tools",
+    "system": "a system prompt beside the messages",
+    "chat_template_kwargs": "options of a chat template",
+}
+TEXT_PARTS = ("text", "input_text", "output_text")  # types of a part of a message's content
+NAMES = ("name", "tool_call_id")  # of a message, beside its role and content
 
 
 def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "") -> list[str]:
@@ -107,7 +115,8 @@ def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "
             raise UsageError(f"{corpus.columns_option}: {source} has several columns {column!r}. Name another.")
         if column not in known:
             raise UsageError(f"{corpus.columns_option}: {source} has no {column!r}; there is {', '.join(known)}.{hint}")
-    return [*columns, TOOLS] if corpus.messages is not None and TOOLS in known else columns
+    beside = [name for name in WRITTEN_BESIDE if name in known] if corpus.messages is not None else []
+    return list(dict.fromkeys([*columns, *beside]))
 
 
 class _Unreadable(Exception):
@@ -163,12 +172,17 @@ def _turn(message: Any, corpus: Records) -> Turn:
     listed = message.get("tool_calls") or []
     if not isinstance(listed, list | tuple):
         raise _Unreadable("tool calls that are no list", f"{listed!r:.80}")
-    calls = tuple(_tool_call(call) for call in listed)
+    has_own_fields = isinstance(corpus, JsonLines)  # in a table each struct has the fields of all
+    calls = tuple(_tool_call(call if has_own_fields else without_nulls(call)) for call in listed)
+    names = tuple((name, value) for name in NAMES if isinstance(value := message.get(name), str))
     content = message.get("content", message.get("value"))
     if content is None and calls:
         content = ""
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        parts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type", "text") in TEXT_PARTS else part
+            for part in content
+        ]
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) < len(parts):
             raise _Unreadable("a message that is not text", f"a part of {written}'s content is no text")
@@ -176,7 +190,23 @@ def _turn(message: Any, corpus: Records) -> Turn:
     if not isinstance(content, str):
         raise _Unreadable("a message without a content", f"{message!r:.80}")
     is_learned = (corpus.train_on == "all" or role == "assistant") and message.get("weight") != 0
-    return Turn(role, content, is_learned, calls)
+    return Turn(role, content, is_learned, calls, names=names)
+
+
+def without_nulls(value: Any) -> Any:
+    """`value` without the keys of mappings within it that have no value."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _holds_anything(value: Any) -> bool:
+    """Whether there is more than empty mappings, lists and texts, as which data sets write that there is nothing."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_anything, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_anything, value))
+    return value.strip() not in ("", "[]", "{}", "null") if isinstance(value, str) else bool(value)
 
 
 def _tool_call(call: Any) -> dict[str, Any]:
