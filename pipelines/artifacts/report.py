@@ -4,9 +4,9 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pydantic import Field, ValidationError
-from rich.markup import escape
 
 from ctd_core.config.base import Record
 from ctd_core.evaluation.figures import TaskFigures
@@ -202,14 +202,15 @@ def print_report(plan: RunPlan, report: Report) -> None:
     if report.tasks:
         print_table(tasks_table(report.tasks))
     console = wide_console(sys.stdout)
+    say = partial(console.print, markup=False, emoji=False, highlight=False)
     for sample in report.samples:
-        console.print(f"\n[bold]{escape(sample.prompt)}[/bold]", highlight=False)
+        say(f"\n{sample.prompt}", style="bold")
         for who, text in (("teacher", sample.teacher), ("student", sample.student)):
             verb = "answers" if sample.answered.get(who) else "continues"
-            console.print(f"  {who} {verb}: {escape(text.strip())}", highlight=False)
+            say(f"  {who} {verb}: {text.strip()}")
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in report.seconds.items())
-    console.print(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
-    console.print(f"seconds: {seconds}")
-    console.print(f"model: {plan.model}\nreport: {plan.report}\npage: {plan.report.with_suffix('.html')}")
+    say(f"parameters: teacher {report.teacher_parameters:,}, student {report.student_parameters:,}")
+    say(f"seconds: {seconds}")
+    say(f"model: {plan.model}\nreport: {plan.report}\npage: {plan.report.with_suffix('.html')}")
     if plan.files.store is not None:
-        console.print(f"both are in {plan.files.store} too")
+        say(f"both are in {plan.files.store} too")

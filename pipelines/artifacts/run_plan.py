@@ -289,18 +289,23 @@ def _training_name(config: RunConfig, datasets: Mapping[str, DatasetPlan], init:
     options = config.train.result_values()
     autocast = config.train.autocast  # losses in bfloat16 are others
     options["autocast"] = autocast != "off" if config.train.use_gpu else autocast == "fastest" and "on CPUs"
-    if config.train.on_policy is not None and (prompts := config.train.on_policy.prompts) is not None:
-        options["prompts"] = hashlib.sha256(_prompts_of(prompts)).hexdigest()
+    if (prompts := prompts_fingerprint(config, "train.on_policy")) is not None:
+        options["prompts"] = prompts
     names = [None, *config.extra_teachers]
     shares = [config.corpus.shares] if isinstance(config.corpus, Mixture) else []
     return f"train-{fingerprint(options, [datasets[_train_set(name)].stamp for name in names], init.name, *shares)}"
 
 
-def _prompts_of(file: str) -> bytes:
+def prompts_fingerprint(config: RunConfig, field: str) -> str | None:
+    """That of the file of prompts after which the student writes for `field`; None where there is none.
+
+    Raises UsageError where it cannot be read.
+    """
+    file = config.prompts_of_own_texts.get(field)
     try:
-        return Path(file).read_bytes()
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        raise UsageError(f"train.on_policy.prompts: {file} cannot be read ({error.strerror}).") from error
+        raise UsageError(f"{field}.prompts: {file} cannot be read ({error.strerror}).") from error
 
 
 def _plan_datasets(

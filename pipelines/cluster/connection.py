@@ -19,6 +19,8 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
 from pipelines.cluster.ray_internals import groups_of_their_own, is_worker_process
 
+JOINING = threading.Lock()  # a thread may make texts while the main one trains
+
 
 def connect(
     cpus: float, gpus: float, fields: str, others: Mapping[str, float] | None = None, dashboard: bool = False
@@ -68,8 +70,12 @@ def is_driver() -> bool:
 
 
 def _join(dashboard: bool) -> None:
-    if ray.is_initialized():
-        return
+    with JOINING:
+        if not ray.is_initialized():
+            _start(dashboard)
+
+
+def _start(dashboard: bool) -> None:
     options: dict[str, Any] = {"address": "local", "include_dashboard": dashboard} if is_local() else {}
     options |= {"runtime_env": {"worker_process_setup_hook": "pipelines.cluster.worker_setup.name_cluster"}}
     try:

@@ -23,7 +23,7 @@ from ctd_core.storage.locations import delete_folder, names_in
 from pipelines.artifacts.checkpoints import trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
-from pipelines.artifacts.run_plan import RunPlan, plan_run, variant
+from pipelines.artifacts.run_plan import RunPlan, plan_run, prompts_fingerprint, variant
 from pipelines.cluster.connection import connect, reraised_errors
 from pipelines.comparison.summary import Cost, Row, SeedResult, as_table, plot, row_of
 from pipelines.display.plots import require_matplotlib
@@ -78,6 +78,8 @@ def compare(file: Path, overrides: list[str]) -> tuple[list[Row], Path]:
     for (name, _), plan in trials.items():
         if plan.config.train.num_workers:
             raise UsageError(f"{file}: {name}: trials train in one process each. Leave train.num_workers at 0.")
+    if len({plan.config.prompts_of_own_texts.get("evaluate.own_texts") for plan in trials.values()}) > 1:
+        raise UsageError(f"{file}: variants would write after different prompts. Name evaluate.own_texts.prompts.")
     check_inputs(base.config)
     _check_variants(base.config, {name: trials[name, comparison.seeds[0]] for name in comparison.variants}, file)
     lines = (f"{name}: {line}" for (name, _), plan in trials.items() for line in drawn_left_out(plan.config))
@@ -114,7 +116,7 @@ def _check_variants(base: RunConfig, variants: dict[str, RunPlan], file: Path) -
 
 def _run(trials: dict[tuple[str, int], RunPlan], cpus: int, gpus: float) -> dict[tuple[str, int], SeedResult]:
     """The results by variant and seed; as many trials at once as there are resources for."""
-    files = {key: _trial_file(plan) for key, plan in trials.items()}
+    files = {key: trial_file(plan) for key, plan in trials.items()}
     for key, file in files.items():
         trials[key].files.fetch(file)
     done = {
@@ -183,8 +185,8 @@ def _trial_alone(plan: RunPlan) -> str:
         tasks.append(measure_own_texts(plan, evaluated.own_texts, checkpoint))
     report = measure(plan).model_copy(update={"tasks": tasks})
     trial = SeedResult(report=report, cost=Cost.model_validate_json(cost.read_text()))
-    write_atomic(_trial_file(plan), trial.model_dump_json())
-    plan.files.upload(_trial_file(plan))
+    write_atomic(trial_file(plan), trial.model_dump_json())
+    plan.files.upload(trial_file(plan))
     return trial.model_dump_json()
 
 
@@ -194,8 +196,10 @@ def _is_ours(plan: RunPlan) -> bool:
     return not there or COMPARED in there or COST in there
 
 
-def _trial_file(plan: RunPlan) -> Path:
+def trial_file(plan: RunPlan) -> Path:
+    """What a trial came to, by all that it was asked."""
     evaluated = plan.config.evaluate
     asked: list[object] = [task.stamp() for task in tasks_in(evaluated)]
-    asked += [] if evaluated.own_texts is None else [evaluated.own_texts.model_dump()]
+    if evaluated.own_texts is not None:
+        asked += [evaluated.own_texts.model_dump(), prompts_fingerprint(plan.config, "evaluate.own_texts")]
     return plan.training / f"trial-{fingerprint(plan.evaluation, asked) if asked else plan.evaluation}.json"

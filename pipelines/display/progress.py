@@ -53,12 +53,12 @@ def progress(title: str, total: int) -> Iterator[Reporter]:
         yield Reporter(title, total, None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         yield Reporter(title, total, bar)
@@ -82,6 +82,6 @@ def show_log() -> None:
 
 def _print_line(line: str) -> None:
     if console.is_terminal:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False, emoji=False)  # a line may hold [/INST], or :end:
     else:
         print(line, file=sys.stderr, flush=True)

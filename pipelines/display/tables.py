@@ -6,6 +6,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDTH_OF_FILES = 240  # characters, where nobody's window limits it
 
@@ -27,12 +28,13 @@ def wide_console(stream: TextIO) -> Console:
 
 
 def print_table(table: TextTable, stream: TextIO | None = None) -> None:
-    """Print a table to `stream`, standard output by default."""
-    shown = Table(title=table.title or None, caption=table.caption or None, show_header=any(table.columns))
+    """Print a table, as its text is, to `stream`, standard output by default."""
+    title, caption = (Text(line) if line else None for line in (table.title, table.caption))
+    shown = Table(title=title, caption=caption, show_header=any(table.columns))
     for number, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if number < table.text_columns else "right")
+        shown.add_column(Text(column), justify="left" if number < table.text_columns else "right")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     wide_console(stream or sys.stdout).print(shown)
 
 

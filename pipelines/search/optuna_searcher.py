@@ -25,8 +25,10 @@ class OptunaSearcher(Searcher):
         self._running: dict[str, Any] = {}
         self.choices: dict[str, dict[str, float]] = {}
         direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
-        self._study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=seed))
-        for trial in (trial for trial in past if trial.state != "running"):
+        ended = [trial for trial in past if trial.state != "running"]
+        sampler = optuna.samplers.TPESampler(seed=seed + len(ended))  # and not what it drew for these again
+        self._study = optuna.create_study(direction=direction, sampler=sampler)
+        for trial in ended:
             self._study.enqueue_trial(dict(trial.choices))
             asked, _ = self._ask()
             value = trial.lines[-1].get(metric) if trial.lines and trial.state == "ended" else None

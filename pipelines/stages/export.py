@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.utils.hub import cached_file
 
 from ctd_core.models.export import export_model
 from ctd_core.models.model_config import is_byte_expanded
 from ctd_core.storage.atomic import atomic_directory, write_atomic
+from ctd_core.storage.locations import open_to_read
 from pipelines.artifacts.checkpoints import name_of, steps_done, trained_checkpoint
 from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.report import RESULTS, Report, measured_checkpoint, metrics_table, read_report, tasks_table
@@ -58,9 +60,17 @@ def refresh_card(plan: RunPlan, report: Report) -> None:
 
 
 def is_exported(plan: RunPlan, report: Report) -> bool:
-    """Whether the exported model is the one that `report` measured, with its figures on the card."""
+    """Whether the exported model, here and in the store, is the one that `report` measured, with its figures on the
+    card.
+    """
     card = plan.model / "README.md"
-    return card.is_file() and _source(report.run) in card.read_text(encoding="utf-8")
+    if not card.is_file() or not plan.files.has(plan.model):
+        return False
+    cards = []
+    for place in dict.fromkeys((str(card), plan.files.within(card))):  # another machine may have exported another one
+        with open_to_read(place) as stream:
+            cards.append(stream.read().decode())
+    return all(_source(report.run) in text for text in cards)
 
 
 def _source(run: str) -> str:
@@ -133,13 +143,15 @@ def without_paths(values: Any) -> Any:
 
 
 def _licence(base: str) -> str | None:
-    """The licence that the card of a local model names, None where there is none."""
-    card = Path(base) / "README.md"
-    if not card.is_file():
+    """The licence that the card of a model, in a directory or on the hub, names; None where none is known."""
+    try:
+        card = cached_file(base, "README.md", _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):  # the hub does not answer, or this is no model's name
         return None
-    match = re.match(
-        r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", card.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    if card is None:
+        return None
+    text = Path(card).read_text(encoding="utf-8", errors="replace")
+    match = re.match(r"---\n.*?^license: *([\w.+-]+) *$.*?^---$", text, re.DOTALL | re.MULTILINE)
     return match[1] if match else None
 
 

@@ -57,6 +57,10 @@ print(json.dumps(found))
 """
 
 
+# What an export may be made of: of an earlier one, files that the new one lacks would be loaded with it.
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.py", "*.model"]
+
+
 def check_export(plan: RunPlan) -> Path:
     """Export the student, and check it in a Python without this project.
 
@@ -161,13 +165,16 @@ def push(directory: Path, repository: str, is_public: bool) -> str:
     card = (directory / "README.md").read_text(encoding="utf-8")
     if is_public and "\nlicense:" not in card.split("\n---\n")[0]:
         raise UsageError(
-            f"{directory / 'README.md'}: the card names no licence, since the base model's is not known here. Write "
-            "`license: …` between its first lines, then push it again."
+            f"{directory / 'README.md'}: the card names no licence, since the base model's is not known. Write "
+            "`license: …` between the first lines of that model's README.md (of a hub id, in a copy of it, which the "
+            "run then names), or push without --public."
         )
     api = HfApi()
     try:
         api.create_repo(repository, private=not is_public, exist_ok=True)
-        commit = api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload the student")
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=directory, commit_message="Upload the student", delete_patterns=MODEL_FILES
+        )
     except HFValidationError as error:
         raise UsageError(f"--push {repository}: write ORG/NAME ({first_line(error)}).") from error
     except (HfHubHTTPError, OSError, ValueError) as error:

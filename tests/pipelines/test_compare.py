@@ -8,8 +8,11 @@ import time
 import pytest
 import yaml
 
+from ctd_core.config.run import RunConfig
 from ctd_core.errors import CtdError, UsageError
 from pipelines.artifacts.metrics_file import read_metrics
+from pipelines.artifacts.run_plan import plan_run
+from pipelines.comparison.compare import trial_file
 from pipelines.comparison.summary import Row, as_table, plot
 from tests.pipelines.test_run import config, ctd, inputs, written  # noqa: F401  # fixtures
 
@@ -100,6 +103,22 @@ def test_a_comparison_that_is_none_is_refused(comparison, change, message):
     comparison.write_text(yaml.safe_dump(yaml.safe_load(comparison.read_text()) | change))
     with pytest.raises(UsageError, match=message):
         ctd("compare", "--config", comparison)
+
+
+def test_variants_write_after_the_same_prompts_and_others_are_another_trial(comparison, config, tmp_path):  # noqa: F811
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "The sum"}\n')
+    values = yaml.safe_load(comparison.read_text())
+    rounds = {"train.on_policy": {"rounds": 1, "texts": 2, "prompts": str(prompts)}}
+    comparison.write_text(yaml.safe_dump(values | {"variants": values["variants"] | {"own": rounds}}))
+    with pytest.raises(UsageError, match="write after different prompts"):
+        ctd("compare", "--config", comparison, "--set", "evaluate.own_texts={}")
+    own = {"own_texts": {"prompts": str(prompts)}}
+    names = set()
+    for text in ("The sum", "The sum", "A difference"):
+        prompts.write_text(json.dumps({"prompt": text}) + "\n")
+        names.add(trial_file(plan_run(RunConfig.model_validate(config | {"evaluate": config["evaluate"] | own}))).name)
+    assert len(names) == 2
 
 
 def test_of_two_comparisons_at_once_neither_takes_the_others_training_away(comparison, tmp_path):

@@ -1,5 +1,8 @@
 """Clusters: whose Ray it is; cluster.yaml as Ray itself checks it, without a cloud, and the RayJob beside it."""
 
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,22 @@ def test_a_ray_of_ones_own_has_no_more_than_this_machine_and_workers_leave_that_
         assert not ray.get(ray.remote(ask_for_much).remote())  # on a cluster that may grow
     finally:
         stop_local_ray()
+
+
+def test_two_threads_that_need_ray_start_one(monkeypatch):
+    started = []
+
+    def init(**options):
+        time.sleep(0.2)
+        started.append(options)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: connect(1, 0, "a test"), range(2)))
+    assert len(started) == 1
 
 
 def test_an_error_of_an_actor_has_the_words_of_its_cause_alone():

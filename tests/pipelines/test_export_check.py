@@ -1,6 +1,7 @@
 """`ctd export --check` and `--push`."""
 
 import json
+from fnmatch import fnmatch
 
 import pytest
 from huggingface_hub import HfApi
@@ -82,6 +83,8 @@ def test_a_student_is_sent_with_its_card_and_to_the_public_with_a_licence_alone(
     assert push(exported, "org/name", is_public) == "https://hub/commit"
     assert calls[0] == ("org/name", {"private": not is_public, "exist_ok": True})
     assert calls[1]["folder_path"] == exported
+    named = {file.name for file in exported.iterdir()} - {"README.md"}
+    assert all(any(fnmatch(name, pattern) for pattern in calls[1]["delete_patterns"]) for name in named)
 
 
 def test_what_the_hub_refuses_is_an_error_with_the_way_out(exported, monkeypatch):

@@ -1,12 +1,17 @@
 """What is shown of slices that are not finished."""
 
+import logging
 import time
+from io import StringIO
 
 import pytest
 import ray
+from rich.console import Console
 
 from pipelines.cluster.tally import Tally, reporting
-from pipelines.display.progress import Reporter
+from pipelines.display import progress as shown_progress
+from pipelines.display.progress import Reporter, progress, show_log
+from pipelines.display.tables import TextTable, print_table
 from pipelines.stages.prepare_progress import SliceProgress, watched
 
 
@@ -22,6 +27,19 @@ def reported():
             self.calls.append((done, words, share))
 
     return Kept()
+
+
+def test_lines_and_tables_are_shown_as_they_are(monkeypatch):
+    """And not read as rich's markup: `[/INST]` is a token, and `[old]` a folder."""
+    text, lines, table = "such as [/INST] in /data/[old]/x :end:", StringIO(), StringIO()
+    monkeypatch.setattr(shown_progress, "console", Console(file=lines, force_terminal=True, width=240))
+    with progress("prepare [/INST]", 2) as reporter:
+        reporter.update(1, text)
+        show_log()
+        logging.getLogger("pipelines").info(text)
+    assert lines.getvalue().count(text) >= 2
+    print_table(TextTable(["[/INST]"], [[text]], "alm [debiased]", "[/b]"), table)
+    assert all(part in table.getvalue() for part in ("[/INST]", text, "alm [debiased]", "[/b]"))
 
 
 def test_of_work_that_begins_again_no_negative_time_is_left(capsys, monkeypatch):

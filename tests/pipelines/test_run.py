@@ -28,6 +28,7 @@ from pipelines.artifacts.run_plan import plan_run
 from pipelines.cli import app
 from pipelines.display.progress import progress
 from pipelines.stages import evaluate, measure
+from pipelines.stages.export import is_exported
 from pipelines.stages.prepare import prepare
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tokenizer import ensure_tokenizer
@@ -42,6 +43,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     llama(600).save_pretrained(folder / "teacher")
     train_tokenizer(TEXTS, 600).save_pretrained(folder / "teacher")
+    (folder / "teacher" / "README.md").write_bytes("---\nlicense: mit\n---\nIn Latin-1: größer".encode("latin-1"))
     lines = [json.dumps({"text": text}) for text in texts(120)]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     return folder
@@ -145,6 +147,7 @@ def test_a_run_prepares_trains_measures_and_exports(config, tmp_path):
     assert str(tmp_path) not in card  # nothing of this machine
     assert Path(config["teacher"]["model"]).name in card
     assert "pipeline_tag: text-generation" in card
+    assert "license: mit" in card
     assert "held-out" in card
     trained = load_file(only(run, "train-*/step_00000004/tensors-00000.safetensors"))
     for name, parameter in AutoModelForCausalLM.from_pretrained(run / "model").named_parameters():
@@ -620,6 +623,19 @@ def test_a_full_disk_in_prepare_is_told_and_what_is_finished_is_kept(config, tmp
     subprocess.run(command, check=True, capture_output=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_what_another_machine_exported_is_not_taken_for_this_one(config, tmp_path):
+    plan = plan_run(RunConfig.model_validate(config | {"output": f"file://{tmp_path / 'store'}"}))
+    report = Report(run="train-1/step_1/2", sets={}, gap_closed=None, teacher_parameters=1, student_parameters=1)
+    plan.model.mkdir(parents=True)
+    card = plan.model / "README.md"
+    card.write_text(f"Exported from `{report.run}`.")
+    assert not is_exported(plan, report)  # not in the store yet
+    plan.files.upload(plan.model)
+    assert is_exported(plan, report)
+    (tmp_path / "store" / "tiny" / "model" / "README.md").write_text("Exported from `train-3/step_1/2`.")
+    assert not is_exported(plan, report)
 
 
 def test_the_type_of_a_training_s_sums_is_in_its_name(config):

@@ -270,6 +270,19 @@ def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_one
     assert [trial.value for trial in again._study.get_trials()][:3] == [1.0, 1 / 3, 1 / 4]
 
 
+def test_a_resumed_search_by_optuna_does_not_begin_with_the_same_settings_again():
+    space = {"train.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
+    options = Search(recipe="small", space=space, searcher="optuna", seed=3)
+    parsed, past = {path: parse_space(value, path) for path, value in space.items()}, []
+    for stop in range(2):
+        searcher = optuna_searcher(options, parsed, "distance", past)
+        for number in range(4):
+            name = f"trial {stop} {number}"
+            values, line = searcher.suggest(name)["values"], {"step": 4.0, "distance": 1.0}
+            past.append(TrialRecord(values=values, choices=searcher.choices[name], state="ended", lines=[line]))
+    assert len({trial.values["train.learning_rate"] for trial in past}) == 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
