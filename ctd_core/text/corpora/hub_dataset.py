@@ -18,7 +18,7 @@ from ctd_core.errors import DocumentError, UsageError
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import size_and_time
 from ctd_core.text.corpora import json_lines
-from ctd_core.text.corpora.records import columns_of, document_of
+from ctd_core.text.corpora.records import columns_of, document_of, without_nulls
 from ctd_core.text.corpora.slices import CorpusSlice
 from ctd_core.text.documents import Document
 
@@ -96,7 +96,7 @@ def _first_lines(corpus: HubDataset) -> Iterator[str]:
     text_bytes = 0
     for number, row in enumerate(_dataset(corpus)):
         columns = columns_of(corpus, list(row), corpus.name)
-        line = json.dumps({column: row[column] for column in columns}, default=_decoded) + "\n"
+        line = json.dumps(without_nulls({column: row[column] for column in columns}), default=_decoded) + "\n"
         text_bytes += len(line)
         is_over = corpus.max_text_bytes is not None and text_bytes > corpus.max_text_bytes and number
         if number == corpus.max_documents or is_over:
