@@ -13,6 +13,7 @@ class Interrupt:
         if name == "typer":  # in the middle of the imports
             os.kill(os.getpid(), signal.{signal})
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it, and so would this
 sys.meta_path.insert(0, Interrupt())
 from pipelines.__main__ import main
 main()
