@@ -105,8 +105,7 @@ def train_every_row(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def check_head(model: PreTrainedModel, name: str) -> None:
     """Raises CtdError where a model's logits are no numbers, or not those of `head_of`: it does something more."""
-    rows_finite = model.get_input_embeddings().weight.isfinite().all(1).nonzero()[:4, 0]
-    ids = rows_finite[None]
+    ids = model.get_input_embeddings().weight.isfinite().all(1).nonzero()[:4, 0][None]  # of rows that are numbers
     own = model(input_ids=ids, use_cache=False).logits.float()
     if not own.isfinite().any():
         raise CtdError(
