@@ -63,7 +63,9 @@ class Records(Corpus):
 
     field: str = Field(default="text", description="the name of the text; data.text for one within another")
     messages: str | None = Field(
-        default=None, description="in place of a text: the name of a list of messages, each with role and content"
+        default=None,
+        description="in place of a text: the name of a list of messages, each with role and content; a field `system` "
+        "of the same record is their first",
     )
     prompt: str | None = Field(default=None, description="in place of a text: the name of what a user wrote …")
     response: str | None = Field(default=None, description="… and of the assistant's answer")

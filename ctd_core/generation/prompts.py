@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
+from ctd_core.text.corpora.records import SYSTEM, WRITTEN_BESIDE, first_beside
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.stops import stops_of
@@ -45,6 +46,9 @@ def read_prompts(file: Path) -> list[Record]:
             raise UsageError(f"{file}:line {number}: the prompt is empty.")
         if not is_unicode(json.dumps(given, ensure_ascii=False)):
             raise UsageError(f"{file}:line {number}: half a surrogate pair is no text. Write the prompt as UTF-8.")
+        if beside := first_beside(record, (SYSTEM, *WRITTEN_BESIDE)):
+            way = "Write it as the first of `messages`" if beside == SYSTEM else "Take it out to have that"
+            raise UsageError(f"{file}:line {number}: {beside!r} is not read, and it would be asked without. {way}.")
         if GENERATED in record:
             raise UsageError(f"{file}:line {number}: {GENERATED!r} is where the answer would stand. Name it otherwise.")
         records.append(record)

@@ -169,6 +169,8 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
     [
         ({"question": "?"}, r"prompts\.jsonl:line 2: no `prompt` \(a text or messages\) and no `messages`"),
         ({"prompt": ""}, r"prompts\.jsonl:line 2: no `prompt`"),
+        ({"prompt": "?", "system": "!"}, "line 2: 'system' is not read.* Write it as the first of `messages`"),
+        ({"prompt": "?", "tools": [{}, {"name": "f"}]}, "line 2: 'tools' is not read.* Take it out"),
         ({"prompt": " \n"}, r"prompts\.jsonl:line 2: the prompt is empty"),
         ({"prompt": "half \ud83d"}, r"prompts\.jsonl:line 2: half a surrogate pair"),
         (

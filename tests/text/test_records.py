@@ -131,7 +131,7 @@ def test_a_conversation_with_definitions_of_tools_is_dropped_and_an_empty_list_i
 @pytest.mark.parametrize(
     ("beside", "reason"),
     [
-        ({"system": "Be brief."}, "a system prompt beside the messages"),
+        ({"system": ["Be brief."]}, "no text in the field 'system'"),
         ({"functions": '[{"name": "f"}]'}, "definitions of tools"),
         ({"chat_template_kwargs": {"custom_instructions": "Be brief."}}, "options of a chat template"),
         ({"system": " ", "tools": "[]", "chat_template_kwargs": {"custom_instructions": "", "xml_tools": []}}, None),
@@ -143,6 +143,18 @@ def test_what_some_templates_write_beside_messages_drops_them(beside, reason, tm
     corpus = Parquet(kind="parquet", paths=[str(tmp_path / "c.parquet")], messages="messages")
     (found,) = (document for part in plan_slices(corpus, 1000) for document in read_slice(corpus, part))
     assert getattr(found, "reason", None) == reason
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+def test_a_system_prompt_beside_messages_is_the_first_of_them(train_on, tmp_path):
+    begun = [{"role": "system", "content": "Be long."}, *MESSAGES]
+    records = [{"system": "Be brief.", "messages": MESSAGES}, {"system": "Be brief.", "messages": begun}]
+    parquet.write_table(pa.Table.from_pylist(records), tmp_path / "c.parquet")
+    corpus = Parquet(kind="parquet", paths=[str(tmp_path / "c.parquet")], messages="messages", train_on=train_on)
+    read, twice = (document for part in plan_slices(corpus, 1000) for document in read_slice(corpus, part))
+    told = {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]}
+    assert read.turns == document_of(told, lines(messages="messages", train_on=train_on), "here").turns
+    assert twice.reason == "two system prompts"
 
 
 def test_a_messages_names_go_to_the_templates():

@@ -1,7 +1,7 @@
 """The document in a record: its text, or its conversation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,12 +40,14 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
             )
     try:
         if corpus.messages is not None:
-            if beside := next((name for name in WRITTEN_BESIDE if _holds_anything(_value(record, name))), None):
+            if beside := first_beside(record, WRITTEN_BESIDE):
                 raise _Unreadable(
                     WRITTEN_BESIDE[beside],
                     f"{beside!r} is not read, and messages would be learned without it. Take it out to have that",
                 )
-            turns = _turns(values[0], corpus)
+            turns = [*_system_turn(record, corpus), *_turns(values[0], corpus)]
+            if [turn.role for turn in turns[:2]] == ["system", "system"]:
+                raise _Unreadable("two system prompts", f"one in {SYSTEM!r}, and one in the messages. Take one out")
         elif corpus.as_text:
             prompt, response = (_text(value, name) for name, value in zip(corpus.columns, values, strict=True))
             learned = corpus.train_on == "all"
@@ -83,11 +85,11 @@ def own_text_of(record: Any, path: str) -> Document | DocumentError:
     return Document(path, (*asked, Turn("assistant", answer, is_cut=not has_ended)))
 
 
-# Fields of a conversation's record that some templates write.
+SYSTEM = "system"  # the field of a conversation's record that holds what is to be its first message
+# Other fields of it that some templates write.
 WRITTEN_BESIDE = {
     "tools": "definitions of tools",
     "functions": "definitions of tools",
-    "system": "a system prompt beside the messages",
     "chat_template_kwargs": "options of a chat template",
 }
 TEXT_PARTS = ("text", "input_text", "output_text")  # types of a part of a message's content
@@ -115,8 +117,13 @@ def columns_of(corpus: Records, known: Sequence[str], source: str, hint: str = "
             raise UsageError(f"{corpus.columns_option}: {source} has several columns {column!r}. Name another.")
         if column not in known:
             raise UsageError(f"{corpus.columns_option}: {source} has no {column!r}; there is {', '.join(known)}.{hint}")
-    beside = [name for name in WRITTEN_BESIDE if name in known] if corpus.messages is not None else []
+    beside = [name for name in (SYSTEM, *WRITTEN_BESIDE) if name in known] if corpus.messages is not None else []
     return list(dict.fromkeys([*columns, *beside]))
+
+
+def first_beside(record: object, names: Iterable[str]) -> str | None:
+    """The first of a record's fields of `names` with more than what data sets write for nothing; None without any."""
+    return next((name for name in names if _holds_anything(_value(record, name))), None)
 
 
 class _Unreadable(Exception):
@@ -157,6 +164,13 @@ def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
         roles = ", ".join(dict.fromkeys(turn.role for turn in turns))
         raise _Unreadable("a conversation without an assistant's message", f"there is nothing to learn from {roles}")
     return turns
+
+
+def _system_turn(record: object, corpus: Records) -> list[Turn]:
+    """What stands in the field beside the messages."""
+    if first_beside(record, [SYSTEM]) is None:
+        return []
+    return [Turn("system", _text(_value(record, SYSTEM), SYSTEM), scored=corpus.train_on == "all")]
 
 
 def _turn(message: Any, corpus: Records) -> Turn:
