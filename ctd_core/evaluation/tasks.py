@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError, first_line
 from ctd_core.evaluation.figures import TaskFigures
+from ctd_core.text.chat import template_of_one_day
 
 BOOTSTRAP_ROUNDS = 1000  # for standard errors of figures that are no mean
 
@@ -100,7 +101,7 @@ class TaskHarness:
         if options.chat_template and not tokenizer.chat_template:
             raise UsageError(f"evaluate.tasks.chat_template: {name} has no chat template. Ask without.")
         try:
-            asked = harness_model(model, tokenizer, options.batch_size, on_batch)
+            asked = harness_model(model, tokenizer, options.batch_size, on_batch, is_chat=options.chat_template)
             results = simple_evaluate(
                 model=asked,
                 tasks=[task],
@@ -140,8 +141,9 @@ def harness_model(
     tokenizer: PreTrainedTokenizerFast,
     batch_size: int,
     on_batch: Callable[[float], None] = lambda share: None,
+    is_chat: bool = False,
 ) -> Any:
-    """The model as the harness takes one."""
+    """The model as the harness takes one. With `is_chat` nothing stands before what its chat template writes."""
     from lm_eval.models.huggingface import HFLM
 
     class CountingModel(HFLM):  # type: ignore[misc]  # the package has no types
@@ -182,8 +184,13 @@ def harness_model(
     complete = copy.deepcopy(tokenizer)  # the harness reads these two, and would add a token to pad with
     complete.eos_token = complete.eos_token or complete.bos_token or complete.convert_ids_to_tokens(0)
     complete.pad_token = complete.pad_token or complete.eos_token
+    if is_chat:
+        complete.chat_template = template_of_one_day(complete)
     begin = complete.bos_token_id if complete.bos_token_id is not None else complete.eos_token_id
-    return CountingModel(pretrained=model, tokenizer=complete, batch_size=batch_size, prefix_token_id=begin)
+    adds_begin = False if is_chat else None  # None: as the tokenizer does
+    return CountingModel(
+        pretrained=model, tokenizer=complete, batch_size=batch_size, prefix_token_id=begin, add_bos_token=adds_begin
+    )
 
 
 def _figures(results: dict[str, Any], task: str, name: str) -> TaskFigures:

@@ -12,7 +12,7 @@ import numpy as np
 from ctd_core.generation.prompts import GENERATED
 from ctd_core.text.documents import Document, Text
 
-PROMPT_CHARACTERS = 200  # of a text, up to the end of a word
+PROMPT_CHARACTERS = 200  # of a text, no more than half of it, up to the end of a word
 
 Record = dict[str, Any]
 
@@ -21,7 +21,7 @@ def prompts_of(document: Document, is_chat: bool) -> list[Record]:
     """The prompts in a document, as `messages`, or as a text `prompt`; none where a document of the other kind is."""
     turns = document.turns
     if turns and is_chat:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        messages = [{"role": turn.role, "content": turn.text} | dict(turn.names) for turn in turns]
         return [
             {"messages": messages[:number]}
             for number, turn in enumerate(turns)
@@ -33,8 +33,10 @@ def prompts_of(document: Document, is_chat: bool) -> list[Record]:
     first = next(segment for segment in document.segments if isinstance(segment, Text))
     if not first.scored:
         return [{"prompt": first.text}]
-    cut = text.rfind(" ", 0, PROMPT_CHARACTERS)
-    return [{"prompt": text[:cut] if cut > 0 and len(text) > PROMPT_CHARACTERS else text[: PROMPT_CHARACTERS // 2]}]
+    limit = min(PROMPT_CHARACTERS, len(text) // 2)
+    cut = text.rfind(" ", 0, limit + 1)
+    prompt = text[: cut if cut > 0 else limit]
+    return [{"prompt": prompt}] if prompt.strip() else []
 
 
 def choose_prompts(prompts: Sequence[Record], count: int, seed: int, round_number: int) -> list[Record]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError, first_line
-from ctd_core.generation.sampler import Sampler, Sampling
+from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
+from ctd_core.models.model_config import positions_of
 from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
-from ctd_core.text.corpora.records import SYSTEM, WRITTEN_BESIDE, first_beside
+from ctd_core.text.corpora.records import ROLES, SYSTEM, WRITTEN_BESIDE, first_beside
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.stops import stops_of
@@ -42,6 +43,8 @@ def read_prompts(file: Path) -> list[Record]:
             raise UsageError(
                 f"{file}:line {number}: no `prompt` (a text or messages) and no `messages`, each with a role."
             )
+        if given and _are_messages(given) and ROLES.get(given[-1]["role"].lower()) == "assistant":
+            raise UsageError(f"{file}:line {number}: the last message is an answer. Leave it out to have another.")
         if isinstance(given, str) and not given.strip():
             raise UsageError(f"{file}:line {number}: the prompt is empty.")
         if not is_unicode(json.dumps(given, ensure_ascii=False)):
@@ -66,6 +69,12 @@ def named_token(record: Record, names: re.Pattern[str]) -> str | None:
     """The first of `names`, of special tokens, in a prompt: models read it as the token, and shards hold it as text."""
     found = names.search(json.dumps(prompt_of(record), ensure_ascii=False))
     return found[0] if found else None
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The ids that a text can be written with: neither special tokens nor rows of an output matrix beyond all."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer.get_vocab().values()) - special
 
 
 def _are_messages(given: Any) -> bool:
@@ -136,12 +145,12 @@ class Answerer(PromptEncoder):
         max_positions: int | None,
     ) -> None:
         super().__init__(tokenizer, name, options, max_positions)
-        self._sampler, self._stops = sampler, stops_of(tokenizer, name)
-        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._sampler, self._stops = sampler, stops_of(tokenizer, name) | set(sampler.stops)
+        self._text_tokens = text_tokens(tokenizer)
 
     def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
         """The records with what was `generated`: its `text`, whether it `ended` by itself, its number of `tokens`, how
-        many before the end are `special_tokens`, which the text leaves out, and all tokens' summed `logprob`.
+        many before the end are `special_tokens` or none, which the text leaves out, and all tokens' summed `logprob`.
         """
         written = self._sampler.write(prompts, self._stops, self._options, seed)
         return [
@@ -151,16 +160,29 @@ class Answerer(PromptEncoder):
 
     def _generated(self, prompt: Sequence[int], ids: list[int], logprobs: list[float]) -> Record:
         ended = bool(ids) and ids[-1] in self._stops
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        kept = ids[:-1] if ended else ids
+        text = self._tokenizer.decode(kept, skip_special_tokens=True)
         if not self._tokenizer.chat_template:  # by themselves, some tokenizers' tokens lose the space before them
             before, whole = (
-                self._tokenizer.decode(part, skip_special_tokens=True) for part in (list(prompt), [*prompt, *ids])
+                self._tokenizer.decode(part, skip_special_tokens=True) for part in (list(prompt), [*prompt, *kept])
             )
             text = whole.removeprefix(before) if whole.startswith(before) else text
         return {
             "text": text,
             "ended": ended,
             "tokens": len(ids),
-            "special_tokens": sum(token in self._special for token in ids) - (ended and ids[-1] in self._special),
+            "special_tokens": sum(token not in self._text_tokens for token in kept),
             "logprob": round(sum(logprobs), 4),
         }
+
+
+def continue_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, prompts: Sequence[str], max_new_tokens: int
+) -> list[str]:
+    """What a model that is called `name` writes after each prompt, greedily, one after another."""
+    options = Sampling(max_new_tokens, temperature=0)
+    answerer = Answerer(TransformersSampler(model), tokenizer, name, options, positions_of(model))
+    records = [{"prompt": prompt} for prompt in prompts]
+    ids = [answerer.encode(record, f"the prompt {record['prompt']!r:.40}") for record in records]
+    answers = [answerer.answer([record], [prompt], seed=0)[0] for record, prompt in zip(records, ids, strict=True)]
+    return [answer[GENERATED]["text"] for answer in answers]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from ctd_core.models.model_config import end_tokens
+
 CANDIDATES = 1024
 
 
@@ -37,7 +39,13 @@ class Written(NamedTuple):
 
 
 class Sampler(Protocol):
-    """A model that writes. Another engine (a server, say) implements this and no more."""
+    """A model that writes. Another engine (a server, say) implements this and no more.
+
+    stops: the tokens that its own settings end a text at.
+    """
+
+    @property
+    def stops(self) -> Collection[int]: ...
 
     def write(
         self, prompts: Sequence[Sequence[int]], stops: Collection[int], options: Sampling, seed: int
@@ -53,6 +61,11 @@ class TransformersSampler:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+
+    @property
+    def stops(self) -> Collection[int]:
+        """Of the model's generation config."""
+        return end_tokens(self._model.generation_config)
 
     @torch.no_grad()
     def write(

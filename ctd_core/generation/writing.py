@@ -4,15 +4,18 @@ An instruction-tuned model that is given nothing but the header of a user's mess
 it (Magpie, arXiv 2406.08464).
 """
 
+import sys
+from itertools import compress
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError
+from ctd_core.generation.prompts import text_tokens
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import apply_template
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
-from ctd_core.text.stops import first_header, stops_of
+from ctd_core.text.stops import around_question, stops_of
 
 Record = dict[str, Any]
 
@@ -25,25 +28,47 @@ class Writer:
         tokenizer: its tokenizer.
         name: what messages call it.
         options: how it draws.
+        max_positions: how many tokens it reads; None where that is not known.
 
     Raises:
-        UsageError: it has neither a chat template nor a token that begins a text.
+        UsageError: it has neither a chat template nor a token that begins a text, or no room for as much.
     """
 
-    def __init__(self, sampler: Sampler, tokenizer: PreTrainedTokenizerFast, name: str, options: Sampling) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        tokenizer: PreTrainedTokenizerFast,
+        name: str,
+        options: Sampling,
+        max_positions: int | None,
+    ) -> None:
         self._sampler, self._tokenizer, self._options = sampler, tokenizer, options
         self._begin = list(prepare_tokenizer(tokenizer, name, None, None).markers["begin"])
-        self._stops = stops_of(tokenizer, name)
+        self._stops = self._stops_of_question = stops_of(tokenizer, name) | set(sampler.stops)
+        self._after_question = ""
+        self._text_tokens = text_tokens(tokenizer)
         self.is_chat = tokenizer.chat_template is not None
         if self.is_chat:
-            self._begin = first_header(tokenizer, name)
+            self._begin, after, ids = around_question(tokenizer, name)
+            if ids and ids[0] in tokenizer.added_tokens_decoder:
+                self._stops_of_question = self._stops | {ids[0]}
+            else:  # plain text, which the model writes, and then the answer
+                self._after_question = after
         if not self._begin:
             raise UsageError(f"{name}: no token begins a text, so there is nothing to write after. Take another model.")
+        new = options.max_new_tokens
+        self._most = sys.maxsize if max_positions is None else max_positions - new
+        if len(self._begin) > self._most:
+            raise UsageError(
+                f"--max-new-tokens {new}: {name} reads {max_positions} tokens at most, and {len(self._begin)} stand "
+                "before a text."
+            )
 
     def write(self, count: int, seed: int) -> list[Record]:
         """`count` documents, as records with `messages`, or with `text`.
 
-        Less where nothing was written, and where a message did not end: learned from, it would teach to stop anywhere.
+        Less where nothing was written, where a message did not end (learned from, it would teach to stop anywhere) or
+        holds special tokens, and where a question leaves its answer no room.
 
         Args:
             count: how many are written at once.
@@ -52,20 +77,27 @@ class Writer:
         Returns:
             A record each.
         """
-        first = self._texts([self._begin] * count, 2 * seed)
+        questions = self._texts([self._begin] * count, self._stops_of_question, 2 * seed)
         if not self.is_chat:
-            return [{"text": text} for text in first if text]
-        asked = [[{"role": "user", "content": text}] for text in first if text]
-        if not asked:
-            return []
+            return [{"text": text} for text in questions if text]
+        if self._after_question:
+            questions = [text.partition(self._after_question)[0].strip() for text in questions]
+        asked = [[{"role": "user", "content": text}] for text in questions if text]
         prompts = [
             apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"] for messages in asked
         ]
-        answers = self._texts(prompts, 2 * seed + 1)
+        has_room = [len(prompt) <= self._most for prompt in prompts]
+        asked, prompts = list(compress(asked, has_room)), list(compress(prompts, has_room))
+        answers = self._texts(prompts, self._stops, 2 * seed + 1) if prompts else []
         pairs = zip(asked, answers, strict=True)
         return [{"messages": [*messages, {"role": "assistant", "content": text}]} for messages, text in pairs if text]
 
-    def _texts(self, prompts: list[list[int]], seed: int) -> list[str]:
-        written = self._sampler.write(prompts, self._stops, self._options, seed)
-        ended = [ids if ids and (ids[-1] in self._stops or not self.is_chat) else [] for ids, _ in written]
-        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in ended]
+    def _texts(self, prompts: list[list[int]], stops: set[int], seed: int) -> list[str]:
+        """What is written after each prompt, nothing where it cannot be taken."""
+        texts = []
+        for ids, _ in self._sampler.write(prompts, stops, self._options, seed):
+            has_ended = bool(ids) and ids[-1] in stops
+            kept = ids[:-1] if has_ended else ids
+            is_taken = (has_ended or not self.is_chat) and self._text_tokens.issuperset(kept)
+            texts.append(self._tokenizer.decode(kept).strip() if is_taken else "")
+        return texts

@@ -4,6 +4,7 @@ Section 5.2 of arXiv 2503.20083.
 """
 
 import copy
+import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Average, Dtype
 from ctd_core.errors import UsageError
 from ctd_core.models.loading import load_model
+from ctd_core.models.model_config import end_tokens, positions_of
+from ctd_core.text.prepared_tokenizer import check_embedding
 from ctd_core.text.tokenizers import load_tokenizer
 
 LENGTH = "max_position_embeddings"
@@ -45,10 +48,14 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             that what one thinks unlikely is unlikely.
 
     Raises:
-        UsageError: no members, or weights that are not theirs.
+        UsageError: no members, one without a cache of keys and values, or weights that are not theirs.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # as its members do
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # what the config of the first says is its own
 
     def __init__(
         self,
@@ -58,20 +65,24 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> None:
         if len(members) < 2:
             raise UsageError("an ensemble has two members or more")
+        for member in members:
+            if "past_key_values" not in inspect.signature(member.forward).parameters:
+                raise UsageError(f"{type(member).__name__} keeps another cache, and cannot be in an ensemble")
         shares = [1.0] * len(members) if weights is None else list(weights)
         if len(shares) != len(members) or not all(0 < share < math.inf for share in shares):
             raise UsageError(f"weights: {len(members)} members need as many numbers above 0, not {shares}")
         config = copy.deepcopy(members[0].config)
         rows = [member.get_output_embeddings().weight.shape[0] for member in members]
         config.get_text_config().vocab_size = min(rows)
-        lengths = [getattr(member.config.get_text_config(), LENGTH, None) for member in members]
-        if getattr(config.get_text_config(), LENGTH, None) is not None:
-            setattr(config.get_text_config(), LENGTH, min(length for length in lengths if length is not None))
+        if lengths := [length for member in members if (length := positions_of(member)) is not None]:
+            setattr(config.get_text_config(), LENGTH, min(lengths))
         super().__init__(config)
         self.members: Any = nn.ModuleList(members)
         self.average = average
         self.register_buffer("shares", torch.tensor(shares, device=members[0].device) / sum(shares), persistent=False)
         self.generation_config = copy.deepcopy(members[0].generation_config)
+        ends = {token: None for member in members for token in end_tokens(member.generation_config)}
+        self.generation_config.eos_token_id = list(ends) or None
         self.eval()
 
     def forward(
@@ -148,6 +159,8 @@ def load_ensemble(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The models in directories or of hub ids as one, with their tokenizer, on the CPU; one is itself.
 
+    Where one of them has a chat template, its tokenizer is the one.
+
     Args:
         names: one or more.
         average: what is averaged.
@@ -158,12 +171,18 @@ def load_ensemble(
         Model and tokenizer.
 
     Raises:
-        UsageError: there is no such model, or their tokenizers or chat templates differ.
+        UsageError: there is no such model, their tokenizers or chat templates differ, or one has not all tokens.
     """
     tokenizers = [load_tokenizer(name, None) for name in names]
     check_one_tokenizer(tokenizers, names)
     models = [load_model(name, dtype=dtype) for name in names]
-    return models[0] if len(models) == 1 else Ensemble(models, weights, average), tokenizers[0]
+    tokenizer = next((given for given in tokenizers if given.chat_template), tokenizers[0])
+    if len(models) == 1:
+        return models[0], tokenizer
+    for model, name in zip(models, names, strict=True):
+        if missing := check_embedding(tokenizer, name, model.get_input_embeddings().num_embeddings):
+            raise UsageError(f"{name} has no embeddings for {', '.join(missing)}, so it cannot be in an ensemble.")
+    return Ensemble(models, weights, average), tokenizer
 
 
 def check_one_tokenizer(tokenizers: Sequence[PreTrainedTokenizerFast], names: Sequence[str]) -> None:
@@ -178,8 +197,8 @@ def check_one_tokenizer(tokenizers: Sequence[PreTrainedTokenizerFast], names: Se
                 f"{names[0]} and {name} have different tokenizers, so their predictions cannot be averaged.{shown} "
                 "Move both to one tokenizer first (ctd run), with the same student.chat."
             )
-    templates = {tokenizer.chat_template: name for tokenizer, name in zip(tokenizers, names, strict=True)}
-    templates.pop(None, None)
+    asked = zip(tokenizers, names, strict=True)
+    templates = {tokenizer.get_chat_template(): name for tokenizer, name in asked if tokenizer.chat_template}
     if len(templates) > 1:
         raise UsageError(
             f"{' and '.join(templates.values())} have different chat templates, so they cannot be asked the same. Move "

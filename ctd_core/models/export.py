@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import CtdError, DocumentError
 from ctd_core.models.language_model import LanguageModel
+from ctd_core.models.model_config import end_tokens
 from ctd_core.text.sentencepiece_file import sentencepiece_file
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import save_tokenizer
@@ -36,7 +37,7 @@ def export_model(
     for name, tensor in model.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CtdError(f"{name} holds numbers that are not finite, so the model is not exported. Train it again.")
-    _stop_at_ends(model, tokenizer)
+    stop_at_ends(model.module, tokenizer)
     _leave_unused_code_out(model)
     model.save(directory)
     save_tokenizer(tokenizer, directory)
@@ -52,17 +53,16 @@ def export_model(
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _stop_at_ends(model: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def stop_at_ends(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     """Let `generate` stop where a text ends, or an answer: a base model that learned to chat knows of none of these."""
-    config: Any = getattr(model.module, "generation_config", None)
+    config: Any = getattr(model, "generation_config", None)
     if config is None:
         return
     try:
         stops = stops_of(tokenizer, "the student's tokenizer")
     except DocumentError:  # a template that refuses a plain exchange
         return
-    given = config.eos_token_id
-    known = [] if given is None else [given] if isinstance(given, int) else list(given)
+    known = end_tokens(config)
     if missing := sorted(stops - set(known)):
         config.eos_token_id = [*known, *missing]
 
@@ -72,21 +72,3 @@ def _leave_unused_code_out(model: LanguageModel) -> None:
     config: Any = getattr(model.module, "config", None)
     if type(model.module).__module__.startswith("transformers.") and hasattr(config, "auto_map"):
         del config.auto_map
-
-
-@torch.no_grad()
-def continue_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], max_new_tokens: int
-) -> list[str]:
-    """What a model writes after each prompt, greedily: its answer where the tokenizer has a chat template."""
-    continuations = []
-    for prompt in prompts:
-        if tokenizer.chat_template:
-            inputs = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        else:
-            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        written = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        continuations.append(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    return continuations

@@ -10,7 +10,7 @@ from ctd_core.errors import UsageError, first_line
 from ctd_core.storage.locations import is_missing_path
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 EXPANSION_BASE = "expansion_base"  # in the config of a student that models.byte_expansion has the code of
 
@@ -98,6 +98,12 @@ def positions_of(model: "PreTrainedModel") -> int | None:
     """The most tokens that a loaded model reads, None where its config names no such number."""
     found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return found
+
+
+def end_tokens(config: "GenerationConfig | None") -> list[int]:
+    """The ids at which a generation config ends a text."""
+    given: int | list[int] | None = getattr(config, "eos_token_id", None)
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
 def _text_value(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:

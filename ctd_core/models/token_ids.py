@@ -14,6 +14,11 @@ IDS = re.compile(
     r"|forced_(bos|eos|decoder)_.*ids?|sequence_bias|eos_ids|eoi_token.*|boi_token.*"
 )
 ROLES = ("bos", "eos", "pad")
+# Of a generation config: under another tokenizer, as many tokens are another text.
+COUNTS_OF_TOKENS = (
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "length_penalty",
+)  # fmt: skip
 
 
 def renumber(
@@ -54,6 +59,16 @@ def renumber(
         if getattr(config, f"{role}_token_id", None) is None:
             setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
     return lost
+
+
+def forget_counts(config: GenerationConfig) -> list[str]:
+    """Take out of `config`, in place, what counts tokens; in words, what that was."""
+    usual = GenerationConfig()
+    changed = [name for name in COUNTS_OF_TOKENS if getattr(config, name, None) != getattr(usual, name, None)]
+    told = [f"{name}: {getattr(config, name)}" for name in changed]
+    for name in changed:
+        setattr(config, name, getattr(usual, name, None))
+    return told
 
 
 def ids_with_student(student: PreparedTokenizer, teacher: PreparedTokenizer) -> dict[int, int]:

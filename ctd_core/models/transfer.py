@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ctd_core.errors import DocumentError
 from ctd_core.models.loading import train_every_row
 from ctd_core.models.model_config import check_transferable
-from ctd_core.models.token_ids import ids_with_student, renumber
+from ctd_core.models.token_ids import forget_counts, ids_with_student, renumber
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding, same_vocabulary
 from ctd_core.text.token_bytes import ids_by_bytes
 
@@ -54,7 +54,8 @@ def transfer_model(
     check_embedding(teacher_tokenizer.encoder.tokenizer, teacher_tokenizer.encoder.name, len(old_input))
     sources, size = _rows(student_tokenizer, teacher_tokenizer, len(old_input))
     size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-    has_its_rows = size == len(old_input) and same_vocabulary(student_tokenizer, teacher_tokenizer)
+    is_same = same_vocabulary(student_tokenizer, teacher_tokenizer)
+    has_its_rows = is_same and size == len(old_input)
     check_transferable(teacher.config.get_text_config().to_dict(), type(teacher).__name__, has_its_rows)
     is_tied = old_output.weight is old_input
     tied = is_tied and not untie
@@ -67,6 +68,8 @@ def transfer_model(
     lost = renumber(config, student_tokenizer, new_ids, "config")
     if generation_config is not None:
         lost += renumber(generation_config, student_tokenizer, new_ids, "generation_config")
+        if not is_same and (counts := forget_counts(generation_config)):
+            logger.warning("generation_config: what counts the teacher's tokens is taken out: %s", ", ".join(counts))
     if lost:
         logger.warning("token ids without a token in the student's tokenizer are taken out: %s", "; ".join(lost))
     student = type(teacher)._from_config(config, dtype=teacher.dtype)

@@ -215,8 +215,12 @@ class ChatTemplate:
 
 def apply_template(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Any], **options: Any) -> Any:
     """As `tokenizer.apply_chat_template`, on one day: what is learned, and resumed, does not depend on today's date."""
-    template = TODAY.sub(lambda call: repr(THE_DAY.strftime(call[2])), tokenizer.get_chat_template())
-    return tokenizer.apply_chat_template(messages, chat_template=template, **options)
+    return tokenizer.apply_chat_template(messages, chat_template=template_of_one_day(tokenizer), **options)
+
+
+def template_of_one_day(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat template of a tokenizer that has one, with THE_DAY in place of today."""
+    return TODAY.sub(lambda call: repr(THE_DAY.strftime(call[2])), tokenizer.get_chat_template())
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

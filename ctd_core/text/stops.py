@@ -21,10 +21,13 @@ def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
     return stops
 
 
-def first_header(tokenizer: PreTrainedTokenizerFast, name: str) -> list[int]:
-    """What a chat template writes before the first message of a user."""
-    user, _ = ChatTemplate(tokenizer, name).write(EXCHANGE)
-    return _encode(tokenizer, user.header)
+def around_question(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[list[int], str, list[int]]:
+    """What a chat template writes before the first message of a user, in tokens, and what it writes between this and
+    the answer, as text and in tokens, without white space at its ends.
+    """
+    user, assistant = ChatTemplate(tokenizer, name).write(EXCHANGE)
+    between = (user.end + assistant.header).strip()
+    return _encode(tokenizer, user.header), between, _encode(tokenizer, between)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -7,10 +7,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.config.base import fingerprint
-from ctd_core.config.models import Average, Dtype
+from ctd_core.config.models import Average, Dtype, Teacher
 from ctd_core.models.ensemble import load_ensemble
+from ctd_core.models.export import stop_at_ends
 from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.loading import CPU, load_model
+from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.checkpoints import name_of
@@ -45,15 +47,18 @@ class NamedModel:
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
     weights: str | None = None  # the fingerprint of its files, where it is known
+    teacher: Teacher | None = None  # the options of a run, where it is its teacher
 
     def stamp(self) -> str:
-        """Of its files."""
-        return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype)
+        """Of its files, and the tokens that are named for it."""
+        given = self.teacher
+        named = [] if given is None else [token for token in (given.begin_token, given.end_token) if token is not None]
+        return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype, *named)
 
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on `device`."""
         model = load_model(self.location, self.revision, self.dtype, self.trust_remote_code, device)
-        return model, load_tokenizer(self.location, self.revision)
+        return model, load_tokenizer(self.location, self.revision) if self.teacher is None else written_by(self.teacher)
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,24 @@ class RunStudent:
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on `device`."""
         prepared = self.prepared or student_tokenizer(self.plan)
-        return load_student(self.plan, prepared, self.checkpoint).model.to(device), prepared.exported
+        model = load_student(self.plan, prepared, self.checkpoint).model
+        stop_at_ends(model, prepared.exported)  # as it is exported
+        return model.to(device), prepared.exported
+
+
+def written_by(teacher: Teacher) -> PreTrainedTokenizerFast:
+    """A teacher's tokenizer, which writes the tokens that are named to begin and to end a text."""
+    if teacher.begin_token is None and teacher.end_token is None:
+        return load_tokenizer(teacher.model, teacher.revision)
+    return build_teacher_tokenizer(teacher).exported
 
 
 def teacher_of(plan: RunPlan) -> NamedModel:
     """The main teacher of a run."""
     teacher, weights = plan.config.teacher, plan.training_sets[None].teacher_weights
-    return NamedModel(TEACHER, teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, weights)
+    return NamedModel(
+        TEACHER, teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, weights, teacher
+    )
 
 
 def student_before(plan: RunPlan) -> RunStudent:

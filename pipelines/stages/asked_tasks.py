@@ -17,6 +17,8 @@ from ctd_core.evaluation.tasks import TaskHarness, harness_version
 from ctd_core.text.corpora import corpus_files, plan_slices
 from ctd_core.text.corpora.content import content_fingerprint
 
+ASKING_VERSION = 2  # of how models are asked: since 2, nothing stands before what a chat template writes
+
 
 class AskedTask(Protocol):
     """What a model can be asked. name: what results call it."""
@@ -56,7 +58,7 @@ class HarnessTask:
         own = None
         if self.options.include_path is not None:
             own = _own_files(self.options.include_path), _harness(self.options.model_dump_json()).content(self.name)
-        return fingerprint(harness_version(), own, how)
+        return fingerprint(ASKING_VERSION, harness_version(), own, how)
 
     def check(self) -> None:
         """Raise UsageError where the harness is not installed, or has no such task."""
@@ -84,7 +86,7 @@ class ProblemSet:
         """Of the options and the content of the files."""
         corpus = self.options.corpus
         content = content_fingerprint(corpus_files(corpus), plan_slices(corpus, SLICE_BYTES))
-        return fingerprint(self.options.result_values(), content)
+        return fingerprint(ASKING_VERSION, self.options.result_values(), content)
 
     def check(self) -> None:
         """Raise UsageError where there are no problems, or one cannot be read."""

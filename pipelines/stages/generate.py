@@ -83,14 +83,14 @@ def generate(
     kept = append_batches(output, settings, documents, batch, begin, actors)
     field = "messages: messages" if load_tokenizer(models[0], None).chat_template else "field: text"
     logger.info(
-        "generate: %d of %d are in %s; the others were empty, or longer than %d tokens. "
+        "generate: %d of %d are in %s; the others were empty, held special tokens, or did not end within %d tokens. "
         "Use it as corpus: {kind: jsonl, paths: [%s], %s}",
         kept, documents, output, options.max_new_tokens, output, field,
     )  # fmt: skip
 
 
 def _documents(models: Sequence[str], options: Sampling, seed: int, average: Average) -> Batches:
-    writer = Writer(*_sampler(models, average), options)
+    writer = Writer(*_sampler(models, average), options, _max_positions(models))
     return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
 
 

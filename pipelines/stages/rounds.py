@@ -18,13 +18,15 @@ from ctd_core.generation.prompts import prompt_of, read_prompts
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below
 from ctd_core.text.corpora import CorpusSlice, read_documents
+from ctd_core.text.corpora.records import messages_of_prompt
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_meanwhile, check_corpus_unchanged, with_training
 from pipelines.stages.preflight_training import no_prompts
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
-OWN_TEXTS_VERSION = 2  # of what is learned of a text: since 2, what was cut is, up to its last word
+OWN_TEXTS_VERSION = 3  # of what is asked and learned: since 2, of what was cut all but its last word; since 3, all that
+# ends a text by the model's own config ends it
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,12 @@ def prompts_for(plan: RunPlan, field: str, is_chat: bool) -> Sequence[Record]:
 
 def read_prompts_for(file: str, is_chat: bool) -> list[Record]:
     """Prompts of a file for a student with or without a chat template; raises UsageError where it cannot be asked."""
-    found = [_as_prompt(record, is_chat) for record in read_prompts(Path(file))]
+    found = []
+    for number, record in enumerate(read_prompts(Path(file)), 1):
+        try:
+            found.append(_as_prompt(record, is_chat))
+        except UsageError as error:
+            raise UsageError(f"{file}: prompt {number}: {error}.") from error
     if not is_chat and any("messages" in record for record in found):
         raise UsageError(f"{file}: messages, and the student has no chat template. Give a `prompt`.")
     return found
@@ -166,5 +173,5 @@ def _as_prompt(record: Record, is_chat: bool) -> Record:
     """A record of a file of prompts, without what else it holds."""
     given = prompt_of(record)
     if not isinstance(given, str):
-        return {"messages": given}
+        return {"messages": messages_of_prompt(given)}
     return {"messages": [{"role": "user", "content": given}]} if is_chat else {"prompt": given}

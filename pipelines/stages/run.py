@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from ctd_core.config.evaluation import Sample
-from ctd_core.models.export import continue_text
+from ctd_core.generation.prompts import continue_text
 from ctd_core.models.loading import load_model
 from ctd_core.shards.manifest import Manifest
 from ctd_core.text.tokenizers import load_tokenizer
@@ -16,6 +18,7 @@ from pipelines.artifacts.report import RESULTS, Continuation, Report, read_repor
 from pipelines.artifacts.report_page import write_page
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.cluster.connection import stop_local_ray
+from pipelines.stages.asked_models import written_by
 from pipelines.stages.evaluate import add_tasks, asks_anything, measure
 from pipelines.stages.export import is_exported, write_model
 from pipelines.stages.on_policy import train_whole
@@ -86,12 +89,14 @@ def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
     options, teacher = plan.config.sample, plan.config.teacher
     if not options.prompts:
         return []
-    asked = [(prompt, options.max_new_tokens) for prompt in options.prompts]
-    if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == asked:
+    wanted = [(prompt, options.max_new_tokens) for prompt in options.prompts]
+    if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == wanted:
         return earlier
     trust = teacher.trust_remote_code, plan.config.student.trust_remote_code or teacher.trust_remote_code
-    teacher_texts, teacher_answers = _continuations(teacher.model, teacher.revision, trust[0], options)
-    student_texts, student_answers = _continuations(str(plan.model), None, trust[1], options)
+    asked = load_model(teacher.model, teacher.revision, trust_remote_code=trust[0]), written_by(teacher)
+    teacher_texts, teacher_answers = _continuations(asked, "the teacher", options)
+    asked = load_model(str(plan.model), trust_remote_code=trust[1]), load_tokenizer(str(plan.model))
+    student_texts, student_answers = _continuations(asked, "the student", options)
     texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
     return [
         Continuation(
@@ -105,9 +110,10 @@ def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
     ]
 
 
-def _continuations(name: str, revision: str | None, trust_remote_code: bool, options: Sample) -> tuple[list[str], bool]:
-    """What the model writes after each prompt, and whether prompts were messages to it."""
-    model = load_model(name, revision, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(name, revision)
-    texts = continue_text(model, tokenizer, options.prompts, options.max_new_tokens)
+def _continuations(
+    asked: tuple[PreTrainedModel, PreTrainedTokenizerFast], name: str, options: Sample
+) -> tuple[list[str], bool]:
+    """What a model writes after each prompt, and whether prompts were messages to it."""
+    model, tokenizer = asked
+    texts = continue_text(model, tokenizer, name, options.prompts, options.max_new_tokens)
     return texts, bool(tokenizer.chat_template)

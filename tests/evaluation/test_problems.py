@@ -47,6 +47,7 @@ class Recites:
     """Writes what it was given, whatever the prompt."""
 
     texts: tuple[tuple[str, bool], ...] = ()
+    stops = ()
 
     def __init__(self, model):
         self._tokenizer = TOTAL["byte-level BPE, 600"]()

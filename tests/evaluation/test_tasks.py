@@ -5,11 +5,15 @@ import importlib.metadata
 import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
+from tokenizers import processors
 
 from ctd_core.config.evaluation import Tasks
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.tasks import TaskHarness, harness_model
 from ctd_core.models.scorer import Asked, ScoringRequest, TransformersScorer
+from ctd_core.text.chat import apply_template, with_chat_of
+from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 from tests.support.models import llama, logprobs_of
 from tests.support.task_files import write_tasks
 from tests.support.tokenizers import TEXTS, TOTAL
@@ -36,6 +40,27 @@ def test_the_harness_gives_the_log_likelihoods_that_targets_are_made_of(name):
         (scores,) = scorer.score([ScoringRequest(ids, NONE, NONE, NONE, NONE, NONE)], Asked())
         begin = len(tokenizer(context)["input_ids"])
         assert scores.token_logprobs[begin:].sum() == pytest.approx(logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(TEMPLATES))
+def test_through_a_chat_template_the_harness_asks_what_was_learned(family):
+    given = chat_tokenizer(family)
+    if "bos_token" not in TEMPLATES[family][0]:  # its student writes a token before texts
+        given = with_chat_of(TOTAL["byte-level BPE, 600"](), given)
+        given.chat_template = '{{ strftime_now("%d %b %Y") }}' + given.chat_template
+        (begin,) = given.convert_tokens_to_ids(["<|endoftext|>"])
+        given.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=["<|endoftext|>", "$A"],
+            pair=["<|endoftext|>", "$A", "$B"],
+            special_tokens=[("<|endoftext|>", begin)],
+        )
+    tokenizer = prepare_tokenizer(given, family, None, None).exported
+    messages = [{"role": "user", "content": "2 + 2?"}]
+    ids = apply_template(tokenizer, messages, add_generation_prompt=True)["input_ids"]
+    asked = harness_model(llama(len(tokenizer)), tokenizer, batch_size=2, is_chat=True)
+    text = asked.apply_chat_template(messages)
+    assert asked.tok_encode(text) == ids
+    assert asked.tok_batch_encode([text])[0][0].tolist() == ids
 
 
 def test_figures_of_choices_and_of_what_is_written_come_with_their_standard_errors(tmp_path):

@@ -12,9 +12,11 @@ from tokenizers import decoders, processors
 
 from ctd_core.align.documents import MARKER, SCORED, align_documents
 from ctd_core.errors import DocumentError
+from ctd_core.generation.own_texts import prompts_of
 from ctd_core.generation.prompts import Answerer
 from ctd_core.generation.sampler import Sampling, Written
 from ctd_core.text.corpora.records import own_text_of
+from ctd_core.text.documents import Document, Turn, plain_document
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.token_bytes import decode
 from tests.align.test_conversations import check
@@ -33,8 +35,8 @@ DRAWN = st.lists(st.one_of(st.integers(0, 10**6), st.sampled_from(NAMED)), max_s
 class Draws:
     """A sampler that has drawn these tokens."""
 
-    def __init__(self, ids):
-        self.ids = ids
+    def __init__(self, ids, stops=()):
+        self.ids, self.stops = ids, stops
 
     def write(self, prompts, stops, options, seed):
         end = next((n + 1 for n, token in enumerate(self.ids) if token in stops), len(self.ids))
@@ -124,6 +126,49 @@ def test_the_space_before_what_is_written_stays_where_tokens_alone_would_lose_it
     assert tokenizer.decode(drawn) == "jumps"
     (written,) = asking.answer([{"prompt": "the fox"}], [prompt], seed=0)
     assert written["generated"]["text"] == " jumps"
+
+
+def test_a_text_ends_where_its_models_own_config_says_and_ids_without_a_token_are_counted():
+    tokenizer = chat_tokenizer("Llama 3")
+    end, four = tokenizer.convert_tokens_to_ids("<|eot_id|>"), tokenizer("4", add_special_tokens=False)["input_ids"]
+    assert end != tokenizer.eos_token_id
+    another = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    beyond = len(tokenizer) + 3  # a row that pads the vocabulary
+    for drawn, stops, expected in (
+        ([*four, another, *four], [another], ("4", True, 0)),
+        ([*four, another, *four], (), ("44", False, 1)),
+        ([*four, beyond, end], (), ("4", True, 1)),
+    ):
+        asking = Answerer(Draws(drawn, stops), tokenizer, "the student", Sampling(12), None)
+        (written,) = asking.answer([{}], [[1]], seed=0)
+        found = written["generated"]
+        assert (found["text"], found["ended"], found["special_tokens"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("the quick brown fox jumps over the lazy dog", "the quick brown fox"),  # never all of it
+        ("word " * 100, ("word " * 40).strip()),
+        ("日本語のテキスト", "日本語の"),
+        ("a", None),
+        (" " * 300 + "late", None),
+    ],
+)
+def test_a_prompt_is_the_first_words_of_a_text(text, prompt):
+    found = prompts_of(plain_document("1", text), is_chat=False)
+    assert found == ([] if prompt is None else [{"prompt": prompt}])
+
+
+def test_a_prompt_of_a_conversation_has_the_names_in_its_messages():
+    turns = (Turn("user", "Hi", scored=False, names=(("name", "Ann"),)), Turn("assistant", "Hello"))
+    messages = [{"role": "user", "content": "Hi", "name": "Ann"}]
+    (record,) = prompts_of(Document("1", turns), is_chat=True)
+    assert record == {"messages": messages}
+    document = own_text(chat_tokenizer("ChatML"), record, [], ends=True)
+    assert isinstance(document, DocumentError)
+    generated = {"text": "4", "ended": True, "special_tokens": 0}
+    assert own_text_of({**record, "generated": generated}, "texts:1").turns[0] == turns[0]
 
 
 def test_nothing_is_written_behind_the_end_that_a_tokenizer_puts_there():

@@ -1,11 +1,17 @@
 """What a model writes: where it stops, what padding changes, and what a corpus of it looks like."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import decoders
 
+from ctd_core.errors import UsageError
 from ctd_core.generation.sampler import Sampling, TransformersSampler, Written
 from ctd_core.generation.writing import Writer
-from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from ctd_core.text.chat import ChatTemplate
+from ctd_core.text.documents import Turn
+from tests.support.chat_templates import KINDS, TEMPLATES, chat_tokenizer
 from tests.support.models import EndingSampler, llama
 from tests.support.tokenizers import TOTAL
 
@@ -74,11 +80,53 @@ def test_a_model_with_a_template_writes_conversations():
     for family in TEMPLATES:
         tokenizer = chat_tokenizer(family)
         model = llama(len(tokenizer))
-        records = Writer(EndingSampler(model), tokenizer, family, Sampling(10)).write(6, 0)
+        records = Writer(EndingSampler(model), tokenizer, family, Sampling(10), 512).write(8, 0)
         assert len(records) > 2, family
         for record in records:
             assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
             assert all(message["content"].strip() for message in record["messages"])
+
+
+class FollowsTemplate:
+    """A sampler that knows a question and its answer, and writes what a template writes with and after them."""
+
+    stops = ()
+    question, reply = "What is 2 + 2?", "It is 4."
+
+    def __init__(self, tokenizer, added=""):
+        self.tokenizer, self.added = tokenizer, added
+
+    def write(self, prompts, stops, options, seed):
+        user, assistant = ChatTemplate(self.tokenizer, "t").write([Turn("user", "Q"), Turn("assistant", "A")])
+        answer = self.reply + assistant.end
+        text = self.question + user.end + assistant.header + answer if seed % 2 == 0 else answer
+        ids = self.tokenizer(self.added + text, add_special_tokens=False)["input_ids"]
+        ids = [*ids, self.tokenizer.eos_token_id]
+        end = next(number for number, token in enumerate(ids, 1) if token in stops)
+        self.longest = max(map(len, prompts))
+        return [Written(ids[:end], [-1.0] * end)] * len(prompts)
+
+
+@pytest.mark.parametrize("family", sorted(TEMPLATES))
+def test_a_question_ends_where_a_template_begins_the_answer(family):
+    tokenizer = copy.deepcopy(chat_tokenizer(family))
+    if "SentencePiece" in KINDS[family]:
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.backend_tokenizer.decoder = decoders.Sequence(parts)
+    sampler = FollowsTemplate(tokenizer)
+    expected = [{"role": "user", "content": sampler.question}, {"role": "assistant", "content": sampler.reply}]
+    writer = Writer(sampler, tokenizer, family, Sampling(40), None)
+    assert writer.write(2, 0) == [{"messages": expected}] * 2
+    long = 40 + sampler.longest
+    assert Writer(sampler, tokenizer, family, Sampling(40), long).write(2, 0) == [{"messages": expected}] * 2
+    assert Writer(sampler, tokenizer, family, Sampling(40), long - 1).write(2, 0) == []  # no room for an answer
+    with pytest.raises(UsageError, match="--max-new-tokens 40: t reads 40 tokens at most"):
+        Writer(sampler, tokenizer, "t", Sampling(40), 40)
+
+
+def test_a_message_with_special_tokens_inside_is_left_out():
+    tokenizer = chat_tokenizer("ChatML")
+    assert Writer(FollowsTemplate(tokenizer, "<|im_start|>"), tokenizer, "t", Sampling(40), None).write(2, 0) == []
 
 
 def test_a_conversation_with_a_message_that_does_not_end_is_left_out():
@@ -89,12 +137,12 @@ def test_a_conversation_with_a_message_that_does_not_end_is_left_out():
             written = super().write(prompts, stops, options, seed)
             return [one if number % 2 else Written(one.ids[:-1], one.logprobs) for number, one in enumerate(written)]
 
-    records = Writer(EndingAtTimes(llama(len(tokenizer))), tokenizer, "a model", Sampling(10)).write(8, 0)
+    records = Writer(EndingAtTimes(llama(len(tokenizer))), tokenizer, "a model", Sampling(10), None).write(8, 0)
     assert 0 < len(records) <= 2  # of 8 messages 4 end, and of their answers 2
 
 
 def test_a_model_without_one_writes_texts():
     tokenizer = TOTAL["byte-level BPE, 300"]()
-    records = Writer(TransformersSampler(llama(len(tokenizer))), tokenizer, "a model", Sampling(10)).write(6, 0)
+    records = Writer(TransformersSampler(llama(len(tokenizer))), tokenizer, "a model", Sampling(10), None).write(6, 0)
     assert len(records) > 2
     assert all(set(record) == {"text"} and record["text"] for record in records)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from ctd_core.errors import UsageError
-from ctd_core.models.ensemble import Ensemble, check_one_tokenizer
+from ctd_core.errors import TokenizerError, UsageError
+from ctd_core.models.ensemble import Ensemble, check_one_tokenizer, load_ensemble
+from ctd_core.models.model_config import positions_of
 from tests.models.test_byte_expansion import student_of
 from tests.support.models import gpt2, llama
 from tests.support.tokenizers import TEXTS, TOTAL, train_tokenizer
@@ -95,7 +96,46 @@ def test_what_an_ensemble_cannot_take_is_refused_and_positions_are_heeded():
     assert Ensemble([llama(300), short]).config.max_position_embeddings == 8
 
 
+def test_an_ensemble_ends_where_any_member_does_and_reads_what_all_read():
+    endless, ending = llama(300), gpt2(300)
+    del endless.config.max_position_embeddings
+    endless.generation_config.eos_token_id, ending.generation_config.eos_token_id = None, [7, 9]
+    for pair in ([endless, ending], [ending, endless]):
+        ensemble = Ensemble(pair)
+        assert positions_of(ensemble) == 512
+        assert ensemble.generation_config.eos_token_id == [7, 9]
+
+
+def test_mixtures_of_experts_may_come_first():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = MixtralForCausalLM(
+        MixtralConfig(vocab_size=300, num_key_value_heads=2, num_local_experts=4, eos_token_id=0, **sizes)
+    )
+    ensemble = Ensemble([experts.eval(), llama(300)])
+    written = [
+        ensemble.generate(IDS, max_new_tokens=12, do_sample=False, use_cache=use_cache, pad_token_id=0)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*written)
+
+
+def test_the_members_tokenizer_is_one_with_a_chat_template_and_all_have_its_tokens(tmp_path):
+    for name, rows, template in (("base", 400, None), ("chat", 400, "{{ messages }}"), ("small", 390, None)):
+        tokenizer = train_tokenizer(TEXTS, 400)
+        tokenizer.chat_template = template
+        llama(rows).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    base, chat, small = (str(tmp_path / name) for name in ("base", "chat", "small"))
+    for pair in ([base, chat], [chat, base]):
+        assert load_ensemble(pair)[1].chat_template == "{{ messages }}"
+    with pytest.raises(TokenizerError, match="token ids reach 399, and the model's embedding has 390"):
+        load_ensemble([base, small])
+
+
 def test_what_is_no_ensemble_is_refused():
+    with pytest.raises(UsageError, match="MambaForCausalLM keeps another cache"):
+        Ensemble([MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1)), llama(300)])
     with pytest.raises(UsageError, match="two members or more"):
         Ensemble([llama(300)])
     with pytest.raises(UsageError, match="3 members need as many numbers above 0"):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.export import export_model
@@ -29,6 +30,7 @@ def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog
     config.bad_words_ids = [[letter, letter], [letter, longer[2]]]
     config.begin_suppress_tokens = [longer[3]]
     config.forced_eos_token_id = letter
+    config.repetition_penalty, config.no_repeat_ngram_size, config.temperature = 1.1, 3, 0.7
     teacher.config.image_token_id = longer[4]
     with caplog.at_level(logging.WARNING):
         student = transfer_model(teacher, new, old)
@@ -39,6 +41,13 @@ def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog
     assert found.begin_suppress_tokens is None
     assert found.forced_eos_token_id == ord("a")
     assert student.config.image_token_id is None
+    usual = GenerationConfig()
+    assert (found.repetition_penalty, found.no_repeat_ngram_size) == (
+        usual.repetition_penalty, usual.no_repeat_ngram_size
+    )  # fmt: skip
+    assert found.temperature == 0.7
+    assert "repetition_penalty: 1.1, no_repeat_ngram_size: 3" in caplog.text
+    assert transfer_model(teacher, old, old).generation_config.repetition_penalty == 1.1
     for lost in longer[:5]:
         assert str(lost) in caplog.text
 

@@ -179,6 +179,7 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
         ),
         ({"messages": [[{"role": "user"}]]}, r"prompts\.jsonl:line 2: no `prompt`"),
         ({"prompt": "hi", "generated": "x"}, r"prompts\.jsonl:line 2: 'generated' is where the answer would stand"),
+        ({"messages": [{"role": "assistant", "content": "4"}]}, "line 2: the last message is an answer"),
         ({"messages": [{"role": "user"}]}, r"prompts\.jsonl: prompt 2: the chat template of \S+ refuses it"),
     ],
 )

@@ -23,7 +23,7 @@ from pipelines.stages import asked_models, on_policy, own_texts, train_worker
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.prepare import prepare
 from pipelines.stages.prepare_scoring import SliceScorer
-from pipelines.stages.rounds import rounds_of
+from pipelines.stages.rounds import read_prompts_for, rounds_of
 from pipelines.stages.tokenizer import student_tokenizer
 from tests.pipelines.test_chat import chat_config, chat_inputs  # noqa: F401
 from tests.pipelines.test_run import config, inputs  # noqa: F401
@@ -299,6 +299,29 @@ def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_p
     for plan in plans.values():
         figures = [json.loads((item.folder / "round.json").read_text()) for item in rounds_of(plan)]
         assert [found["written_at"] for found in figures] == [0, 0]  # the second a round before
+
+
+def test_messages_of_a_file_are_read_as_a_corpus_reads_them(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    parts = [{"type": "text", "text": "Hi, "}, {"type": "text", "text": "you"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    asked = {"role": "user", "content": "?"}
+    for messages, expected in (
+        ([{"role": "human", "content": parts, "name": "Ann"}], [{"role": "user", "content": "Hi, you", "name": "Ann"}]),
+        ([{"role": "user", "content": None}], "prompt 1: a message without a content"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "prompt 1: a message that is not text"),
+        ([asked, call, {"role": "tool", "content": "4"}], "prompt 1: a message calls tools"),
+        (
+            [asked, {"role": "assistant", "content": "4", "reasoning": "so"}, asked],
+            "prompt 1: a message with reasoning",
+        ),
+    ):
+        file.write_text(json.dumps({"messages": messages}))
+        if isinstance(expected, str):
+            with pytest.raises(UsageError, match=expected):
+                read_prompts_for(str(file), is_chat=True)
+        else:
+            assert read_prompts_for(str(file), is_chat=True) == [{"messages": expected}]
 
 
 def test_prompts_may_come_from_a_file(config, tmp_path, monkeypatch):  # noqa: F811

@@ -15,6 +15,8 @@ ROLES |= {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "ass
 # What some templates write beside the content: a student that learned without it would not see what the model sees.
 WRITTEN_BY_SOME = ("function_call", "reasoning_content", "reasoning", "thinking")
 
+Record = dict[str, Any]
+
 
 def document_of(record: object, corpus: Records, path: str) -> Document | DocumentError:
     """The document in a record.
@@ -81,8 +83,24 @@ def own_text_of(record: Any, path: str) -> Document | DocumentError:
     if not is_chat:
         end = (Marker(END),) if has_ended else ()
         return Document(path, (Marker(BEGIN, scored=False), Text(record["prompt"], False), Text(answer), *end))
-    asked = [Turn(message["role"], message["content"], scored=False) for message in record["messages"]]
+    asked = [
+        Turn(message["role"], message["content"], scored=False, names=_names(message)) for message in record["messages"]
+    ]
     return Document(path, (*asked, Turn("assistant", answer, is_cut=not has_ended)))
+
+
+def messages_of_prompt(messages: Any) -> list[Record]:
+    """The messages that a student is to answer, each with what a corpus would have of it.
+
+    Raises UsageError where one cannot be read, or calls tools, and where there is nothing to answer.
+    """
+    try:
+        turns = _turns(messages, None, "user")
+    except _Unreadable as error:
+        raise UsageError(f"{error.reason}: {error}") from error
+    if any(turn.tool_calls for turn in turns):
+        raise UsageError("a message calls tools, and what a student writes after one is not learned")
+    return [{"role": turn.role, "content": turn.text} | dict(turn.names) for turn in turns]
 
 
 SYSTEM = "system"  # the field of a conversation's record that holds what is to be its first message
@@ -153,8 +171,8 @@ def _text(value: Any, name: str) -> str:
     raise _Unreadable(f"no text in the field {name!r}", f"it holds a {type(value).__name__}, and no string")
 
 
-def _turns(value: Any, corpus: Records, role: str | None = None) -> list[Turn]:
-    """The messages in `value`; a string is one of `role`."""
+def _turns(value: Any, corpus: Records | None, role: str | None = None) -> list[Turn]:
+    """The messages in `value` of a corpus or, without one, of a prompt; a string is one of `role`."""
     if isinstance(value, str) and role is not None:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
@@ -173,7 +191,7 @@ def _system_turn(record: object, corpus: Records) -> list[Turn]:
     return [Turn("system", _text(_value(record, SYSTEM), SYSTEM), scored=corpus.train_on == "all")]
 
 
-def _turn(message: Any, corpus: Records) -> Turn:
+def _turn(message: Any, corpus: Records | None) -> Turn:
     """A message as `role` and `content`, or as `from` and `value`."""
     written = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
     if not isinstance(written, str):
@@ -186,9 +204,8 @@ def _turn(message: Any, corpus: Records) -> Turn:
     listed = message.get("tool_calls") or []
     if not isinstance(listed, list | tuple):
         raise _Unreadable("tool calls that are no list", f"{listed!r:.80}")
-    has_own_fields = isinstance(corpus, JsonLines)  # in a table each struct has the fields of all
+    has_own_fields = corpus is None or isinstance(corpus, JsonLines)  # in a table each struct has the fields of all
     calls = tuple(_tool_call(call if has_own_fields else without_nulls(call)) for call in listed)
-    names = tuple((name, value) for name in NAMES if isinstance(value := message.get(name), str))
     content = message.get("content", message.get("value"))
     if content is None and calls:
         content = ""
@@ -203,8 +220,13 @@ def _turn(message: Any, corpus: Records) -> Turn:
         content = "".join(texts)
     if not isinstance(content, str):
         raise _Unreadable("a message without a content", f"{message!r:.80}")
-    is_learned = (corpus.train_on == "all" or role == "assistant") and message.get("weight") != 0
-    return Turn(role, content, is_learned, calls, names=names)
+    learns_all = corpus is not None and corpus.train_on == "all"
+    is_learned = (learns_all or role == "assistant") and message.get("weight") != 0
+    return Turn(role, content, is_learned, calls, names=_names(message))
+
+
+def _names(message: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name in NAMES if isinstance(value := message.get(name), str))
 
 
 def without_nulls(value: Any) -> Any:
