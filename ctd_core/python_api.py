@@ -37,6 +37,12 @@ from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.text.tokenizers import load_tokenizer
 from ctd_core.training.loop import Hooks, Metrics
 from ctd_core.training.loop import train as train_loop
+from ctd_core.training.workers import Worker
+
+OF_RUNS = (  # fields of `train`
+    "on_policy", "num_workers", "min_workers", "use_gpu", "worker_resources", "strategy", "evaluate_every",
+    "checkpoint_every", "max_failures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,17 +239,27 @@ def train(student: LogprobModel, rows: RowSource, steps: int, **options: Any) ->
         student: from `make_student`.
         rows: from `score`.
         steps: optimizer steps.
-        **options: other fields of `train` in a run's file, such as objectives, learning_rate or batch_tokens.
+        **options: other fields of `train` in a run's file, such as objectives, learning_rate or batch_tokens. What they
+            freeze learns again afterwards. The student trains where it is, on a GPU after `student.to("cuda")`.
 
     Returns:
         What each step measured.
 
     Raises:
         CtdError: the loss is not finite, or an objective found nothing to compare.
+        UsageError: an option is one of a run alone.
     """
+    if of_runs := [name for name in OF_RUNS if name in options]:
+        raise UsageError(f"{of_runs[0]}: here one student trains where it is, on rows that are there. Take `ctd train`")
     measured: list[Metrics] = []
     hooks = Hooks(measured.append, lambda metrics, write: None, lambda model: {})
-    train_loop(Train.model_validate({"steps": steps, **options}), student, rows, hooks)
+    worker = Worker(device=student.language_model.embeddings.device)
+    learned = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    try:
+        train_loop(Train.model_validate({"steps": steps, **options}), student, rows, hooks, worker=worker)
+    finally:
+        for parameter, learns in learned:
+            parameter.requires_grad_(learns)
     return measured
 
 

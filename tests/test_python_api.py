@@ -44,6 +44,20 @@ def test_texts_are_aligned_scored_learned_from_and_the_student_exported(teacher,
     assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == 300
 
 
+def test_what_a_training_froze_learns_again_and_options_of_runs_are_refused(teacher):
+    ends = ctd_core.prepare_tokenizer("bytes"), ctd_core.prepare_tokenizer(str(teacher))
+    scorer = ctd_core.load_teacher(str(teacher), ends[1])
+    rows = ctd_core.score(scorer, ctd_core.make_rows(*ends, TEXTS), *ends)
+    student = ctd_core.make_student(str(teacher), *ends)
+    ctd_core.train(student, rows, 2, freeze=["layers", "norm"])
+    before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+    ctd_core.train(student, rows, 2)
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in student.named_parameters())
+    for option in ({"on_policy": {"rounds": 1}}, {"use_gpu": True}, {"num_workers": 2}):
+        with pytest.raises(UsageError, match=f"{next(iter(option))}: here one student trains where it is"):
+            ctd_core.train(student, rows, 2, **option)
+
+
 def test_under_its_own_tokenizer_the_student_is_the_teacher(teacher):
     tokenizer = ctd_core.prepare_tokenizer(teacher)
     rows = ctd_core.make_rows(tokenizer, tokenizer, texts(9))

@@ -119,8 +119,10 @@ def build_online_teacher(
     tokenizers = student_tokenizer, build_teacher_tokenizer(teacher)
     if not student.is_its_own_teacher:
         model = load_model(teacher.model, teacher.revision, teacher.dtype, teacher.trust_remote_code, device)
+        model.requires_grad_(False)  # of its output matrix, gradients would be kept
         return OnlineTeacher(hidden_size, HuggingFaceModel(model), *tokenizers, vocabulary_maps)
     original = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    original.requires_grad_(False)
     ends = [end.to(device) for end in (original.get_input_embeddings(), original.get_output_embeddings())]
     own = trained.language_model
     if not isinstance(own, HuggingFaceModel):

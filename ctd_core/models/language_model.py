@@ -68,8 +68,14 @@ class HuggingFaceModel:
 
     def hidden_states(self, input_ids: Tensor, extra_inputs: Mapping[str, Tensor] = NO_INPUTS) -> Tensor:
         """The last hidden states [B, S, H] of `input_ids` [B, S]; `extra_inputs` are passed on by name."""
-        hidden: Tensor = self.module.base_model(input_ids=input_ids, use_cache=False, **extra_inputs).last_hidden_state
+        hidden: Tensor = self._body(input_ids=input_ids, use_cache=False, **extra_inputs).last_hidden_state
         return hidden
+
+    @property
+    def _body(self) -> nn.Module:
+        """What is below the output matrix: some models name no base."""
+        body: nn.Module = self.module.base_model if self.module.base_model is not self.module else self.module.model
+        return body
 
     @property
     def head(self) -> Head:
@@ -90,7 +96,8 @@ class HuggingFaceModel:
     def layers(self) -> nn.ModuleList:
         """The list of as many modules as the config has layers."""
         count = self.module.config.get_text_config().num_hidden_layers
-        for module in self.module.base_model.modules():
+        body = getattr(self._body, "language_model", self._body)  # beside which others are for images
+        for module in body.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return module
         raise UsageError(f"{type(self.module).__name__} has no list of its {count} layers, so they are not known.")

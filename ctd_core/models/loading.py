@@ -1,5 +1,6 @@
 """Loading Hugging Face models, with what their configs claim held against what their weights hold."""
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ctd_core.config.models import Dtype
 from ctd_core.errors import CtdError, UsageError, first_line
@@ -17,6 +18,11 @@ from ctd_core.models.model_config import read_model_config
 
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
+# Of a generation config.
+OF_DRAWING = ["temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
+OF_BEAMS = ["early_stopping", "length_penalty"]
+OF_TOKENS = ["bos_token_id", "eos_token_id", "pad_token_id"]
+logger = logging.getLogger(__name__)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -89,12 +95,45 @@ def _loaded(name: str, revision: str | None, trust_remote_code: bool, **how: Any
             f"{name}: no causal language model could be loaded. Give a directory written by save_pretrained, or a hub "
             f"id. ({first_line(error)})"
         ) from error
+    if forgotten := _forget_unused(model.generation_config):
+        logger.warning(
+            "%s: its generation config asks for what it does not use, and could not be written again. Taken out: %s",
+            name, ", ".join(forgotten),
+        )  # fmt: skip
     if missing := sorted(found["missing_keys"]):
         raise UsageError(
             f"{name}: its files hold no weights for {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}, which "
             "would be random numbers. Give the whole model, with its output matrix, as save_pretrained writes it."
         )
     return model
+
+
+def _forget_unused(config: GenerationConfig | None) -> list[str]:
+    """Take out of a generation config, in place, what `generate` passes over and `save_pretrained` refuses; in words.
+
+    Such are a temperature where nothing is drawn, and stopping rules of beams where there are none.
+    """
+    if config is None or _fits(config):
+        return []
+    unused = ([] if config.do_sample is True else OF_DRAWING) + (OF_BEAMS if config.num_beams in (None, 1) else [])
+    usual, before = GenerationConfig(), config.to_dict()
+    for name in unused:
+        setattr(config, name, getattr(usual, name, None))
+    if (config.pad_token_id or 0) < 0:
+        config.pad_token_id = None
+    if not _fits(config):
+        kept = {name: getattr(config, name) for name in OF_TOKENS}
+        config.__dict__ = GenerationConfig(**kept).__dict__
+    after = config.to_dict()
+    return [f"{name}: {value}" for name, value in before.items() if value != after.get(name)]
+
+
+def _fits(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def train_every_row(model: PreTrainedModel) -> None:

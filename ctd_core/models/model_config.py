@@ -1,6 +1,7 @@
 """The configs of models, read without their weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,21 @@ def max_positions(name: str, revision: str | None = None, trust_remote_code: boo
     """
     found = _text_value(name, revision, trust_remote_code, "max_position_embeddings")
     return None if found is None else int(found)
+
+
+def longest_window(name: str, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """The most tokens of a text beside which a model reads shorter ones as alone; as `max_positions`.
+
+    Of longrope (Phi-3's), one text beyond the original length changes the positions of its whole batch.
+    """
+    values = _config_values(name, revision, trust_remote_code)
+    values = values.get("text_config", values)
+    for rope in (values.get("rope_parameters"), values.get("rope_scaling")):
+        if isinstance(rope, Mapping) and "longrope" in (rope.get("rope_type"), rope.get("type")):
+            for part in (rope, values):
+                if (original := part.get("original_max_position_embeddings")) is not None:
+                    return int(original)
+    return max_positions(name, revision, trust_remote_code)
 
 
 def positions_of(model: "PreTrainedModel") -> int | None:

@@ -31,8 +31,8 @@ def transfer_model(
     Each new embedding is the mean of the old ones that spell its token (FVT): the old one itself where a token of the
     same bytes exists; special tokens take the embedding of the token with their role or name. Under the teacher's own
     vocabulary the student is the teacher, rows that no token uses included. Rows that pad the vocabulary to a multiple
-    of `pad_to_multiple_of` are the mean of all; they stay in the softmax, as they are in the exported model, and the
-    student learns to leave them out. Rows that are not finite are in no mean.
+    of `pad_to_multiple_of` are the mean of all; they stay in the softmax, as they are in the exported model, and
+    objectives of stored targets teach the student to leave them out. Rows that are not finite are in no mean.
 
     Args:
         teacher: a model in evaluation mode; it is not changed.

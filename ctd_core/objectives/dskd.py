@@ -60,14 +60,13 @@ class Dskd(nn.Module):
         teacher_tokens = batch.teacher
         student_before = batch.input_ids.flatten()[batch.positions][batch.target_rows]
         before = teacher_tokens.input_ids.flatten()[teacher_tokens.positions][teacher_tokens.target_rows]
-        student_embeddings, teacher_embeddings = (
-            student.embeddings.detach(),
-            teacher.embeddings.detach(),
-        )
+        student_embeddings, teacher_embeddings = student.embeddings.detach(), teacher.embeddings.detach()
         queries = self.query(torch.cat([student_embeddings[student_before], student_embeddings[batch.target_ids]], 1))
         student_values = self.to_teacher(student.hidden[batch.target_rows])
-        values, keys = teacher.hidden[teacher_tokens.target_rows], teacher_embeddings[teacher_tokens.target_ids]
-        keys_before = teacher_embeddings[before]
+        at = teacher_tokens.target_rows, teacher_tokens.target_ids, before
+        values, keys, keys_before = map(
+            _wide, (teacher.hidden[at[0]], teacher_embeddings[at[1]], teacher_embeddings[at[2]])
+        )
         student_sizes, sizes = (
             torch.bincount(row_of_token(side)[side.target_rows], minlength=len(batch.rows)).tolist()
             for side in (batch, teacher_tokens)
@@ -84,8 +83,11 @@ class Dskd(nn.Module):
         return torch.cat(in_student), torch.cat(in_teacher)
 
 
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _normalised(values: Tensor) -> Tensor:
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
     return values / values.std().clamp(min=1e-6) if values.numel() > 1 else values
 
 

@@ -70,7 +70,7 @@ def token_and_boundary_logprobs(
     with torch.autocast(device, enabled=False):
         results = _FusedLogprobs.apply(
             *(hidden, weight, bias, token_rows, token_ids, begins_pretoken, boundary_rows),
-            *(head.scale, head.cap, keep_bytes, watch),
+            *(head.scale, head.cap, keep_bytes if torch.is_grad_enabled() else 0, watch),
         )  # type: ignore[no-untyped-call]
     token, boundary = results
     return token.new_empty(len(order)).index_copy(0, order, token), boundary

@@ -21,7 +21,7 @@ from ctd_core.training.checks import check_targets, loss_not_finite, norm_not_fi
 from ctd_core.training.learner import Learner
 from ctd_core.training.optimizer import clip
 from ctd_core.training.step import LossNotFinite, StepMetrics, WeightedObjective, accumulate_gradients
-from ctd_core.training.streams import next_batches, row_streams
+from ctd_core.training.streams import Shares, next_batches, row_streams
 from ctd_core.training.workers import ALONE, Worker
 
 EMPTY_STEPS = 20  # a training that has compared nothing for so long ends
@@ -73,7 +73,7 @@ def train(
     worker: Worker = ALONE,
     online: OnlineTeacher | None = None,
     extra_shards: Mapping[str | None, RowSource] | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
 ) -> None:
     """Train `student` in place.
 
@@ -88,8 +88,8 @@ def train(
         online: the teacher on the worker's device; it has to be given where an objective needs it.
         extra_shards: rows of further teachers, by name: a step takes as many micro-batches of each, for the objectives
             that name it.
-        shares: by the label of each source of a mixture its share of the bytes that are learned; without them the
-            sources count as one corpus.
+        shares: by teacher, and by the label of each source of a mixture, its share of the bytes that are learned;
+            without them the sources count as one corpus.
 
     Raises:
         CtdError: with the step and the rows, where the loss is not finite; where no objective finds anything to
@@ -105,7 +105,8 @@ def train(
     learner = Learner(student, options, worker.device, done)
     if start is not None:
         load_checkpoint(start, student, learner.optimizer)
-    streams = row_streams(options, sources, shares, done)
+    of_sources = dict(shares or {})
+    streams = row_streams(options, sources, of_sources, done)
     compared, saved = 0.0, done
     metrics: Metrics = {}
 
@@ -121,9 +122,9 @@ def train(
                 save(step)
             raise Stopped(step) from None
         if new is not None:
-            sources[None] = new.rows
+            sources[None], of_sources[None] = new.rows, new.shares
             check_targets(options, sources)
-            streams = row_streams(options, sources, new.shares, step)
+            streams = row_streams(options, sources, of_sources, step)
         batches = next_batches(options, streams, sources, worker)
         rate = learner.begin_step(step)
         measured, norm = _learn(step, options, learner, batches, sources, objectives, online)

@@ -153,8 +153,10 @@ def _balanced(
         for term, total in zip(terms, sums, strict=True):
             if not torch.isfinite(term) and failure is None:
                 failure = LossNotFinite(term.item(), batch.rows.tolist(), batch.source)
-            for gradient_sum, gradient in zip(total, torch.autograd.grad(term, last, retain_graph=True), strict=True):
-                gradient_sum += gradient
+            gradients = torch.autograd.grad(term, last, retain_graph=True, allow_unused=True)
+            for gradient_sum, gradient in zip(total, gradients, strict=True):
+                if gradient is not None:  # an expert that no token went to
+                    gradient_sum += gradient
     _raise_everywhere(failure, counts.device)
     inverse = []
     for total, count in zip(sums, counts, strict=True):

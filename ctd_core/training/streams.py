@@ -13,13 +13,16 @@ from ctd_core.shards.row_order import MixedRows, Rows, micro_batches, mixed_micr
 from ctd_core.shards.rows import RowSource
 from ctd_core.training.workers import Worker
 
+# By the name of a teacher, where its rows are of a mixture: by the label of each source its share.
+Shares = Mapping[str | None, Mapping[str, float] | None]
+
 
 def row_streams(
-    options: Train, sources: Mapping[str | None, RowSource], shares: Mapping[str, float] | None, done: int
+    options: Train, sources: Mapping[str | None, RowSource], shares: Shares, done: int
 ) -> dict[str | None, Iterator[Rows]]:
     """The row numbers of each teacher's micro-batches, from step `done` on."""
     return {
-        name: islice(_stream(options, shards, shares), done * options.gradient_accumulation, None)
+        name: islice(_stream(options, shards, shares.get(name)), done * options.gradient_accumulation, None)
         for name, shards in sources.items()
     }
 

@@ -58,7 +58,23 @@ def replicated(student: LogprobModel, options: Train) -> LogprobModel | Distribu
     if options.strategy == "fsdp" or not dist.is_initialized():
         return student
     # Gradients lie in what is sent, and not beside it; buffers are the same everywhere, and no worker waits for them.
-    return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(
+        student, gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=_has_unused(student)
+    )
+
+
+def _has_unused(student: LogprobModel) -> bool:
+    """Whether a text may leave out what learns, as it leaves out what is for images, or experts that it does not need.
+
+    DDP would wait for gradients that never come; to look for them takes time at every step.
+    """
+    model, output = student.language_model, student.language_model.head.weight
+    learned = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    inside = [parameter for parameter in learned if parameter is not output or output is model.embeddings]
+    hidden = model.hidden_states(torch.zeros((1, 2), dtype=torch.long, device=output.device), {})
+    if not hidden.requires_grad:
+        return False
+    return None in torch.autograd.grad(hidden.float().sum(), inside, allow_unused=True)
 
 
 def _shard(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:

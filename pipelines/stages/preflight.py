@@ -14,7 +14,7 @@ from ctd_core.config.run import RunConfig, drawn_left_out
 from ctd_core.config.text import Arrow, Corpus, Csv, HeldOut, HubDataset, JsonLines, Mixture
 from ctd_core.config.training import Train
 from ctd_core.errors import CtdError, DocumentError, UsageError
-from ctd_core.models.model_config import max_positions, num_embeddings
+from ctd_core.models.model_config import longest_window, num_embeddings
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.locations import below, delete_file, file_system, is_uri, write_text
 from ctd_core.text.chat import ChatTemplate
@@ -161,11 +161,11 @@ def _check_windows(config: RunConfig) -> None:
     field = "teacher.model, which the student is made from" if student.model is None else "student.model"
     models.append((field, config.origin, prepare.student_window_tokens))
     for field, model, window in models:
-        longest = max_positions(model.model, model.revision, model.trust_remote_code)
+        longest = longest_window(model.model, model.revision, model.trust_remote_code)
         if longest is not None and window > longest:
             raise UsageError(
-                f"{field}: {model.model} reads {longest} tokens at most, and its window in prepare is {window}. Set "
-                "prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
+                f"{field}: {model.model} reads {longest} tokens at most as it reads fewer, and its window in prepare "
+                f"is {window}. Set prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
             )
 
 

@@ -67,7 +67,9 @@ def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None, old: 
     elif tokenizer is not None:
         _check_own_tokenizer(student.model, student.revision, tokenizer)
     is_frozen = any(phase.options.freeze for phase in phases)
-    if student.adapters is None and not is_frozen and student.byte_expansion is None:
+    train = config.train
+    asks_layers = train.activation_checkpointing or train.strategy == "fsdp" or train.weighting != "fixed"
+    if student.adapters is None and not is_frozen and student.byte_expansion is None and not asks_layers:
         return
     from ctd_core.models.building import student_skeleton  # takes seconds
     from ctd_core.models.byte_students import check_expandable
@@ -78,6 +80,8 @@ def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None, old: 
     if student.byte_expansion is not None and tokenizer is not None:
         check_expandable(skeleton, tokenizer)
     check_phases(HuggingFaceModel(skeleton), phases)
+    if asks_layers:
+        _ = HuggingFaceModel(skeleton).layers  # its error is for the user
 
 
 def _check_own_tokenizer(model: str, revision: str | None, chosen: PreparedTokenizer) -> None:

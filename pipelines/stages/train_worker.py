@@ -138,7 +138,7 @@ def run_worker(
         hooks = Hooks(on_step, on_checkpoint, evaluate, ends_after, rows_before)
         train(
             plan.config.train, student, rows.rows, hooks, start, worker, online,
-            extra_shards=sources, shares=rows.shares,
+            extra_shards=sources, shares=dict.fromkeys(sources, plan.shares) | {None: rows.shares},
         )  # fmt: skip
     finally:
         if recorder is not None:

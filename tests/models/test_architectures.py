@@ -59,6 +59,7 @@ SUPPORTED = {
     "helium": {},
     "exaone4": {},
     "ministral": {},
+    "llama4_text": MOE,
 }
 REFUSED = {
     "gemma3n_text": {
@@ -103,6 +104,37 @@ def test_a_student_under_its_teachers_tokenizer_is_its_teacher_and_can_be_export
     torch.testing.assert_close(logits(again), expected)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer("it's 12 (café)")["input_ids"] == other.encoder.tokenizer("it's 12 (café)")["input_ids"]
+
+
+def test_layers_are_those_of_the_text_beside_as_many_of_images():
+    vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=SHAPE, vision_config=vision, mm_tokens_per_image=4)
+    model = AutoModelForCausalLM.from_config(config)
+    assert len(model.model.vision_tower.encoder.layers) == 2
+    assert HuggingFaceModel(model).layers is model.model.language_model.layers
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {}),
+        ({"do_sample": False, "top_k": 5, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"do_sample": True, "temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
+        ({"do_sample": True, "temperature": 0.6, "early_stopping": True}, {"do_sample": True, "temperature": 0.6}),
+        ({"pad_token_id": -1}, {}),
+        ({"output_scores": True, "temperature": 0.5}, {}),
+    ],
+)
+def test_a_generation_config_that_could_not_be_written_again_loses_what_is_not_used(given, kept, tmp_path, caplog):
+    make("llama", False).save_pretrained(tmp_path)
+    ids = {"bos_token_id": 1, "eos_token_id": [2, 3]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ids | given))
+    model = load_model(str(tmp_path))
+    assert {name: getattr(model.generation_config, name) for name in ids | kept} == ids | kept
+    taken = [name for name in given if name not in kept and name != "do_sample"]
+    assert all(f"{name}: {given[name]}" in caplog.text for name in taken)
+    student = transfer_model(model, prepared(OTHER), prepared(OWN))
+    student.save_pretrained(tmp_path / "student")
 
 
 @pytest.mark.parametrize(("is_fast", "expected"), [(False, torch.float32), (True, torch.bfloat16)])

@@ -120,7 +120,13 @@ def test_prompts_which_are_not_learned_count_for_no_share():
         parts[label] = MemoryRows(label, [rows], counts)
     joined = JoinedRows(parts)
     shares = {"asked": 0.25, "plain": 0.75}
-    stream = row_streams(Train(steps=1, batch_tokens=1024), {None: joined}, shares, 0)[None]
+    stream = row_streams(Train(steps=1, batch_tokens=1024), {None: joined}, {None: shares}, 0)[None]
+    both = {None: joined, "extra": joined}
+    streams = row_streams(Train(steps=1, batch_tokens=1024), both, {"extra": shares}, 0)
+    assert [*map(list, islice(streams["extra"], 9))] == [
+        *map(list, islice(row_streams(Train(steps=1, batch_tokens=1024), both, {None: shares}, 0)[None], 9))
+    ]
+    assert [*map(list, islice(streams[None], 9))] != [*map(list, islice(streams["extra"], 9))]
     rows = np.concatenate(list(islice(stream, 300)))
     kinds, sizes = (joined.read(column, rows) for column in ("chunk_kinds", "chunk_bytes"))
     learned = np.array([found[kind & SCORED > 0].sum() for kind, found in zip(kinds, sizes, strict=True)])

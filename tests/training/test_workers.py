@@ -73,6 +73,7 @@ def byte_student():
     """A student of bytes that reads its teacher's tokens too."""
     student, teacher = llama(257, tied=False, dtype=torch.float64), llama(600, dtype=torch.float64)
     model = with_byte_expansion(student, teacher, prepared("bytes"), prepared(TEACHER), 16)
+    model.model.for_images = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))  # no text uses it
     return logprobs_of(model, prepared("bytes").encoder.token_bytes.begins_pretoken)
 
 
