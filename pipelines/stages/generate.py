@@ -46,6 +46,11 @@ class Actors:
     count: int = 0
     gpus: float = 0.0
 
+    @property
+    def use_gpus(self) -> bool:
+        """Whether the model is on GPUs: in this process where there is one."""
+        return self.gpus > 0 if self.count else torch.cuda.is_available()
+
 
 HERE = Actors()
 
@@ -78,8 +83,9 @@ def generate(
     longest = _max_positions(models)
     if longest is not None and options.max_new_tokens >= longest:
         raise UsageError(f"--max-new-tokens {options.max_new_tokens}: the model reads {longest} tokens at most.")
-    settings = _settings(models, batch, options, seed, average)
-    begin = partial(_documents, models, options, seed, average)
+    uses_gpu = actors.use_gpus
+    settings = _settings(models, batch, options, seed, average, uses_gpu)
+    begin = partial(_documents, models, options, seed, average, uses_gpu)
     kept = append_batches(output, settings, documents, batch, begin, actors)
     field = "messages: messages" if load_tokenizer(models[0], None).chat_template else "field: text"
     logger.info(
@@ -89,8 +95,8 @@ def generate(
     )  # fmt: skip
 
 
-def _documents(models: Sequence[str], options: Sampling, seed: int, average: Average) -> Batches:
-    writer = Writer(*_sampler(models, average), options, _max_positions(models))
+def _documents(models: Sequence[str], options: Sampling, seed: int, average: Average, uses_gpu: bool) -> Batches:
+    writer = Writer(*_sampler(models, average, uses_gpu), options, _max_positions(models))
     return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
 
 
@@ -128,16 +134,23 @@ def answer(
             len(named), len(records), named[0],
         )  # fmt: skip
     content = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    settings = _settings(models, batch, options, seed, average) | {"prompts": content}
-    begin = partial(_answers, models, records, str(prompts), options, seed, average)
+    uses_gpu = actors.use_gpus
+    settings = _settings(models, batch, options, seed, average, uses_gpu) | {"prompts": content}
+    begin = partial(_answers, models, records, str(prompts), options, seed, average, uses_gpu)
     append_batches(output, settings, len(records), batch, begin, actors)
     logger.info("generate: %d answers are in %s", len(records), output)
 
 
 def _answers(
-    models: Sequence[str], records: list[Record], source: str, options: Sampling, seed: int, average: Average
+    models: Sequence[str],
+    records: list[Record],
+    source: str,
+    options: Sampling,
+    seed: int,
+    average: Average,
+    uses_gpu: bool,
 ) -> Batches:
-    answerer = Answerer(*_sampler(models, average), options, _max_positions(models))
+    answerer = Answerer(*_sampler(models, average, uses_gpu), options, _max_positions(models))
     encoded = [answerer.encode(record, f"{source}: prompt {number}") for number, record in enumerate(records, 1)]
     return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
 
@@ -147,17 +160,18 @@ def _max_positions(models: Sequence[str]) -> int | None:
     return min((found for model in models if (found := max_positions(model, None, False))), default=None)
 
 
-def _settings(models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average) -> dict[str, object]:
+def _settings(
+    models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average, uses_gpu: bool
+) -> dict[str, object]:
     """All that decides what is written."""
     weights = [weights_fingerprint(model, None) for model in models]
     of_models = {"models": list(models), "weights": weights} | ({"average": average} if len(models) > 1 else {})
-    return of_models | {"batch": batch, "seed": seed, **vars(options)}
+    return of_models | {"batch": batch, "seed": seed, **vars(options)} | ({"gpu": True} if uses_gpu else {})
 
 
-def _sampler(models: Sequence[str], average: Average) -> tuple[Sampler, PreTrainedTokenizerFast, str]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load_ensemble(models, average, "bfloat16" if device.type == "cuda" else "float32")
-    return TransformersSampler(model.to(device)), tokenizer, " + ".join(models)
+def _sampler(models: Sequence[str], average: Average, uses_gpu: bool) -> tuple[Sampler, PreTrainedTokenizerFast, str]:
+    model, tokenizer = load_ensemble(models, average, "bfloat16" if uses_gpu else "float32")
+    return TransformersSampler(model.to("cuda" if uses_gpu else "cpu")), tokenizer, " + ".join(models)
 
 
 def append_batches(
