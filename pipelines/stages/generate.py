@@ -87,7 +87,8 @@ def generate(
     settings = _settings(models, batch, options, seed, average, uses_gpu)
     begin = partial(_documents, models, options, seed, average, uses_gpu)
     kept = append_batches(output, settings, documents, batch, begin, actors)
-    field = "messages: messages" if load_tokenizer(models[0], None).chat_template else "field: text"
+    is_chat = any(load_tokenizer(model).chat_template for model in models)
+    field = "messages: messages" if is_chat else "field: text"
     logger.info(
         "generate: %d of %d are in %s; the others were empty, held special tokens, or did not end within %d tokens. "
         "Use it as corpus: {kind: jsonl, paths: [%s], %s}",

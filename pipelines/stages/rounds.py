@@ -25,8 +25,8 @@ from pipelines.stages.preflight_training import no_prompts
 from pipelines.stages.prepare_tasks import SliceTask
 
 SOURCE_DOCUMENTS = 20_000  # from the first of the corpus come the prompts
-OWN_TEXTS_VERSION = 3  # of what is asked and learned: since 2, of what was cut all but its last word; since 3, all that
-# ends a text by the model's own config ends it
+OWN_TEXTS_VERSION = 3  # of what is written and learned: since 2, all but the last word of what was cut; since 3, texts
+#                        end where the student's generation config says, too
 
 
 @dataclass(frozen=True)
