@@ -19,6 +19,7 @@ class LogprobModel(nn.Module):
         begins_pretoken: [tokens] bool, see TokenBytes.
 
     projections: modules of the objectives that are trained along with the model and are no part of it.
+    reaches_projections: whether they are in the graph of the hidden states, in which DDP may look for what is used.
     mask: [V] bool, the tokens that begin a pretoken; rows that pad the vocabulary are not among them.
     """
 
@@ -29,6 +30,7 @@ class LogprobModel(nn.Module):
         self.mask: Tensor
         self.register_buffer("mask", _vocabulary_mask(begins_pretoken, language_model), persistent=False)
         self.projections = nn.ModuleList()
+        self.reaches_projections = False
 
     def forward(
         self,
@@ -58,7 +60,11 @@ class LogprobModel(nn.Module):
         hidden = self.language_model.hidden_states(input_ids, extra_inputs).flatten(0, 1)[positions]
         head = self.language_model.head
         asked = (token_rows, token_ids, self.mask, boundary_rows)
-        return *token_and_boundary_logprobs(hidden, head, *asked, watch=watch), hidden
+        token, boundary = token_and_boundary_logprobs(hidden, head, *asked, watch=watch)
+        if self.reaches_projections:
+            for parameter in self.projections.parameters():
+                hidden = hidden + parameter.sum() * 0
+        return token, boundary, hidden
 
 
 def _vocabulary_mask(begins_pretoken: npt.NDArray[np.bool_], model: LanguageModel) -> Tensor:

@@ -58,8 +58,9 @@ def replicated(student: LogprobModel, options: Train) -> LogprobModel | Distribu
     if options.strategy == "fsdp" or not dist.is_initialized():
         return student
     # Gradients lie in what is sent, and not beside it; buffers are the same everywhere, and no worker waits for them.
+    student.reaches_projections = has_unused = _has_unused(student)
     return DistributedDataParallel(
-        student, gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=_has_unused(student)
+        student, gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=has_unused
     )
 
 
@@ -68,13 +69,18 @@ def _has_unused(student: LogprobModel) -> bool:
 
     DDP would wait for gradients that never come; to look for them takes time at every step.
     """
-    model, output = student.language_model, student.language_model.head.weight
-    learned = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
-    inside = [parameter for parameter in learned if parameter is not output or output is model.embeddings]
-    hidden = model.hidden_states(torch.zeros((1, 2), dtype=torch.long, device=output.device), {})
+    model, head = student.language_model, student.language_model.head
+    hidden = model.hidden_states(torch.zeros((1, 2), dtype=torch.long, device=head.weight.device), {})
     if not hidden.requires_grad:
         return False
-    return None in torch.autograd.grad(hidden.float().sum(), inside, allow_unused=True)
+    output = [part for part in (head.weight, head.bias) if part is not model.embeddings]
+    inside = [
+        parameter
+        for parameter in model.module.parameters()
+        if parameter.requires_grad and not any(parameter is part for part in output)
+    ]
+    gradients = torch.autograd.grad(hidden.float().sum(), inside, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 def _shard(student: LogprobModel, device: torch.device, narrow: torch.dtype | None) -> None:
