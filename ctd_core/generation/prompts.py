@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError, first_line
 from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
-from ctd_core.models.model_config import positions_of
 from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
 from ctd_core.text.corpora.records import ROLES, SYSTEM, WRITTEN_BESIDE, first_beside
 from ctd_core.text.documents import is_unicode
@@ -49,9 +48,13 @@ def read_prompts(file: Path) -> list[Record]:
             raise UsageError(f"{file}:line {number}: the prompt is empty.")
         if not is_unicode(json.dumps(given, ensure_ascii=False)):
             raise UsageError(f"{file}:line {number}: half a surrogate pair is no text. Write the prompt as UTF-8.")
-        if beside := first_beside(record, (SYSTEM, *WRITTEN_BESIDE)):
-            way = "Write it as the first of `messages`" if beside == SYSTEM else "Take it out to have that"
-            raise UsageError(f"{file}:line {number}: {beside!r} is not read, and it would be asked without. {way}.")
+        has_system = isinstance(record.get(SYSTEM), str)
+        names = [*([SYSTEM] if has_system else []), *(WRITTEN_BESIDE if isinstance(given, list) else [])]
+        if beside := first_beside(record, names):
+            way = "Write it as the first of `messages`, or take" if beside == SYSTEM else "Take"
+            raise UsageError(
+                f"{file}:line {number}: {beside!r} is not read, and it would be asked without. {way} it out."
+            )
         if GENERATED in record:
             raise UsageError(f"{file}:line {number}: {GENERATED!r} is where the answer would stand. Name it otherwise.")
         records.append(record)
@@ -69,6 +72,15 @@ def named_token(record: Record, names: re.Pattern[str]) -> str | None:
     """The first of `names`, of special tokens, in a prompt: models read it as the token, and shards hold it as text."""
     found = names.search(json.dumps(prompt_of(record), ensure_ascii=False))
     return found[0] if found else None
+
+
+def ends_of(sampler: Sampler, tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
+    """The tokens after which a model writes nothing more.
+
+    Of those that its own settings name, as Llama 3's and Qwen's `<|endoftext|>`, added ones: a config that nobody set
+    names an ordinary token.
+    """
+    return stops_of(tokenizer, name) | {token for token in sampler.stops if token in tokenizer.added_tokens_decoder}
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
@@ -145,7 +157,7 @@ class Answerer(PromptEncoder):
         max_positions: int | None,
     ) -> None:
         super().__init__(tokenizer, name, options, max_positions)
-        self._sampler, self._stops = sampler, stops_of(tokenizer, name) | set(sampler.stops)
+        self._sampler, self._stops = sampler, ends_of(sampler, tokenizer, name)
         self._text_tokens = text_tokens(tokenizer)
 
     def answer(self, records: Sequence[Record], prompts: Sequence[Sequence[int]], seed: int) -> list[Record]:
@@ -179,9 +191,9 @@ class Answerer(PromptEncoder):
 def continue_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, prompts: Sequence[str], max_new_tokens: int
 ) -> list[str]:
-    """What a model that is called `name` writes after each prompt, greedily, one after another."""
+    """What a model that is called `name` writes after each prompt, greedily, one after another, however long."""
     options = Sampling(max_new_tokens, temperature=0)
-    answerer = Answerer(TransformersSampler(model), tokenizer, name, options, positions_of(model))
+    answerer = Answerer(TransformersSampler(model), tokenizer, name, options, max_positions=None)
     records = [{"prompt": prompt} for prompt in prompts]
     ids = [answerer.encode(record, f"the prompt {record['prompt']!r:.40}") for record in records]
     answers = [answerer.answer([record], [prompt], seed=0)[0] for record, prompt in zip(records, ids, strict=True)]

@@ -5,17 +5,18 @@ it (Magpie, arXiv 2406.08464).
 """
 
 import sys
+from bisect import bisect_left
 from itertools import compress
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError
-from ctd_core.generation.prompts import text_tokens
+from ctd_core.generation.prompts import ends_of, text_tokens
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import apply_template
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
-from ctd_core.text.stops import around_question, stops_of
+from ctd_core.text.stops import around_question
 
 Record = dict[str, Any]
 
@@ -44,7 +45,7 @@ class Writer:
     ) -> None:
         self._sampler, self._tokenizer, self._options = sampler, tokenizer, options
         self._begin = list(prepare_tokenizer(tokenizer, name, None, None).markers["begin"])
-        self._stops = self._stops_of_question = stops_of(tokenizer, name) | set(sampler.stops)
+        self._stops = self._stops_of_question = ends_of(sampler, tokenizer, name)
         self._after_question = ""
         self._text_tokens = text_tokens(tokenizer)
         self.is_chat = tokenizer.chat_template is not None
@@ -77,11 +78,9 @@ class Writer:
         Returns:
             A record each.
         """
-        questions = self._texts([self._begin] * count, self._stops_of_question, 2 * seed)
+        questions = self._texts([self._begin] * count, self._stops_of_question, 2 * seed, self._after_question)
         if not self.is_chat:
             return [{"text": text} for text in questions if text]
-        if self._after_question:
-            questions = [text.partition(self._after_question)[0].strip() for text in questions]
         asked = [[{"role": "user", "content": text}] for text in questions if text]
         prompts = [
             apply_template(self._tokenizer, messages, add_generation_prompt=True)["input_ids"] for messages in asked
@@ -92,12 +91,19 @@ class Writer:
         pairs = zip(asked, answers, strict=True)
         return [{"messages": [*messages, {"role": "assistant", "content": text}]} for messages, text in pairs if text]
 
-    def _texts(self, prompts: list[list[int]], stops: set[int], seed: int) -> list[str]:
-        """What is written after each prompt, nothing where it cannot be taken."""
+    def _texts(self, prompts: list[list[int]], stops: set[int], seed: int, after: str = "") -> list[str]:
+        """What is written after each prompt, up to the text `after` it; nothing where it cannot be taken."""
         texts = []
         for ids, _ in self._sampler.write(prompts, stops, self._options, seed):
             has_ended = bool(ids) and ids[-1] in stops
             kept = ids[:-1] if has_ended else ids
+            if after and (length := self._length_with(after, kept)) <= len(kept):
+                has_ended, kept = True, kept[:length]
             is_taken = (has_ended or not self.is_chat) and self._text_tokens.issuperset(kept)
-            texts.append(self._tokenizer.decode(kept).strip() if is_taken else "")
+            text = self._tokenizer.decode(kept) if is_taken else ""
+            texts.append((text.partition(after)[0] if after else text).strip())
         return texts
+
+    def _length_with(self, text: str, ids: list[int]) -> int:
+        """How many of the tokens it takes until they have the text; one more than there are where they do not."""
+        return 1 + bisect_left(range(len(ids)), True, key=lambda last: text in self._tokenizer.decode(ids[: last + 1]))

@@ -39,7 +39,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Models of one tokenizer whose next-token distributions are averaged.
 
     Their logits are log-probabilities, [B, S, V] float32, where V is the smallest number of rows of an output matrix:
-    rows beyond it are padding. `generate` keeps a cache for each member.
+    rows beyond it are padding. `generate` keeps a cache for each member, and none where one has another kind of it.
 
     Args:
         members: models on one device, which may be of different architectures.
@@ -48,7 +48,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             that what one thinks unlikely is unlikely.
 
     Raises:
-        UsageError: no members, one without a cache of keys and values, or weights that are not theirs.
+        UsageError: no members, or weights that are not theirs.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # as its members do
@@ -65,9 +65,6 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> None:
         if len(members) < 2:
             raise UsageError("an ensemble has two members or more")
-        for member in members:
-            if "past_key_values" not in inspect.signature(member.forward).parameters:
-                raise UsageError(f"{type(member).__name__} keeps another cache, and cannot be in an ensemble")
         shares = [1.0] * len(members) if weights is None else list(weights)
         if len(shares) != len(members) or not all(0 < share < math.inf for share in shares):
             raise UsageError(f"weights: {len(members)} members need as many numbers above 0, not {shares}")
@@ -142,6 +139,8 @@ class Ensemble(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *arguments: Any, **options: Any
     ) -> None:
+        if not all("past_key_values" in inspect.signature(member.forward).parameters for member in self.members):
+            generation_config.use_cache = model_kwargs["use_cache"] = False  # Mamba's is another one
         if generation_config.use_cache is not False:
             caches = [DynamicCache(config=member.config.get_text_config(decoder=True)) for member in self.members]
             model_kwargs["past_key_values"] = EnsembleCache(caches)
@@ -179,9 +178,14 @@ def load_ensemble(
     tokenizer = next((given for given in tokenizers if given.chat_template), tokenizers[0])
     if len(models) == 1:
         return models[0], tokenizer
-    for model, name in zip(models, names, strict=True):
-        if missing := check_embedding(tokenizer, name, model.get_input_embeddings().num_embeddings):
-            raise UsageError(f"{name} has no embeddings for {', '.join(missing)}, so it cannot be in an ensemble.")
+    missing = [
+        set(check_embedding(tokenizer, name, model.get_input_embeddings().num_embeddings))
+        for model, name in zip(models, names, strict=True)
+    ]
+    missing_everywhere = missing[0].intersection(*missing[1:])
+    for of_one, name in zip(missing, names, strict=True):
+        if some := sorted(of_one - missing_everywhere):
+            raise UsageError(f"{name} has no embeddings for {', '.join(some)}, which others have: it cannot join them.")
     return Ensemble(models, weights, average), tokenizer
 
 

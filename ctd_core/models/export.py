@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from ctd_core.errors import CtdError, DocumentError
+from ctd_core.errors import CtdError
 from ctd_core.models.language_model import LanguageModel
 from ctd_core.models.model_config import end_tokens
 from ctd_core.text.sentencepiece_file import sentencepiece_file
@@ -58,12 +58,8 @@ def stop_at_ends(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
     config: Any = getattr(model, "generation_config", None)
     if config is None:
         return
-    try:
-        stops = stops_of(tokenizer, "the student's tokenizer")
-    except DocumentError:  # a template that refuses a plain exchange
-        return
     known = end_tokens(config)
-    if missing := sorted(stops - set(known)):
+    if missing := sorted(stops_of(tokenizer, "the student's tokenizer") - set(known)):
         config.eos_token_id = [*known, *missing]
 
 

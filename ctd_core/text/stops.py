@@ -1,7 +1,10 @@
 """The tokens that end a text, or a message."""
 
+from contextlib import suppress
+
 from transformers import PreTrainedTokenizerFast
 
+from ctd_core.errors import DocumentError
 from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.documents import Turn
 from ctd_core.text.encoding import complete_backend, encode_ids
@@ -11,13 +14,17 @@ EXCHANGE = (Turn("user", "Hello"), Turn("assistant", "Hello"))
 
 
 def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
-    """The tokens after which nothing more is written: what ends a text, and in a chat template a message."""
+    """The tokens after which nothing more is written: what ends a text, and in a chat template a message.
+
+    A special token ends a message. Without one, or where the template refuses a plain exchange, the end of the text
+    does.
+    """
     stops = set(prepare_tokenizer(tokenizer, name, None, None).markers["end"])
     if tokenizer.chat_template:
-        # a special token ends a message; without one, only the end of the text does
-        ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
-        added = tokenizer.added_tokens_decoder
-        stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
+        with suppress(DocumentError):
+            ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
+            added = tokenizer.added_tokens_decoder
+            stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
     return stops
 
 

@@ -71,14 +71,14 @@ def _has_unused(student: LogprobModel) -> bool:
     """
     model, head = student.language_model, student.language_model.head
     hidden = model.hidden_states(torch.zeros((1, 2), dtype=torch.long, device=head.weight.device), {})
-    if not hidden.requires_grad:
-        return False
     output = [part for part in (head.weight, head.bias) if part is not model.embeddings]
     inside = [
         parameter
         for parameter in model.module.parameters()
         if parameter.requires_grad and not any(parameter is part for part in output)
     ]
+    if not hidden.requires_grad:
+        return bool(inside)
     gradients = torch.autograd.grad(hidden.float().sum(), inside, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 

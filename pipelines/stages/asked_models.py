@@ -51,9 +51,9 @@ class NamedModel:
 
     def stamp(self) -> str:
         """Of its files, and the tokens that are named for it."""
-        given = self.teacher
-        named = [] if given is None else [token for token in (given.begin_token, given.end_token) if token is not None]
-        return fingerprint(self.weights or weights_fingerprint(self.location, self.revision), self.dtype, *named)
+        named = [] if self.teacher is None else [self.teacher.begin_token, self.teacher.end_token]
+        weights = self.weights or weights_fingerprint(self.location, self.revision)
+        return fingerprint(weights, self.dtype, *(named if any(named) else []))
 
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on `device`."""

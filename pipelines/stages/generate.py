@@ -35,6 +35,7 @@ from pipelines.display.progress import progress
 
 logger = logging.getLogger(__name__)
 SEEDS = 1_000_003  # apart, so that no batch of one seed draws as one of another
+WRITING_VERSION = 2  # of what is written: since 2, questions and texts end where models and templates say
 RETRIES = 3  # of a batch whose machine is lost
 Batches = Callable[[int, int], list[Record]]  # from one number on, up to another
 
@@ -90,7 +91,8 @@ def generate(
     is_chat = any(load_tokenizer(model).chat_template for model in models)
     field = "messages: messages" if is_chat else "field: text"
     logger.info(
-        "generate: %d of %d are in %s; the others were empty, held special tokens, or did not end within %d tokens. "
+        "generate: %d of %d are in %s; the others were empty, held special tokens, or did not end within %d tokens "
+        "or what the model reads. "
         "Use it as corpus: {kind: jsonl, paths: [%s], %s}",
         kept, documents, output, options.max_new_tokens, output, field,
     )  # fmt: skip
@@ -167,7 +169,7 @@ def _settings(
     """All that decides what is written."""
     weights = [weights_fingerprint(model, None) for model in models]
     of_models = {"models": list(models), "weights": weights} | ({"average": average} if len(models) > 1 else {})
-    return of_models | {"batch": batch, "seed": seed, **vars(options)} | ({"gpu": True} if uses_gpu else {})
+    return of_models | {"batch": batch, "seed": seed, **vars(options), "gpu": uses_gpu, "version": WRITING_VERSION}
 
 
 def _sampler(models: Sequence[str], average: Average, uses_gpu: bool) -> tuple[Sampler, PreTrainedTokenizerFast, str]:

@@ -164,8 +164,9 @@ def _check_windows(config: RunConfig) -> None:
         longest = longest_window(model.model, model.revision, model.trust_remote_code)
         if longest is not None and window > longest:
             raise UsageError(
-                f"{field}: {model.model} reads {longest} tokens at most as it reads fewer, and its window in prepare "
-                f"is {window}. Set prepare.student_window_tokens and prepare.teacher_window_tokens to fit."
+                f"{field}: {model.model} reads {longest} tokens at most, or with longrope as it reads fewer, and its "
+                f"window in prepare is {window}. Set prepare.student_window_tokens and prepare.teacher_window_tokens "
+                "to fit."
             )
 
 

@@ -137,6 +137,8 @@ def test_a_text_ends_where_its_models_own_config_says_and_ids_without_a_token_ar
     for drawn, stops, expected in (
         ([*four, another, *four], [another], ("4", True, 0)),
         ([*four, another, *four], (), ("44", False, 1)),
+        ([*four, *four], four, ("44", False, 0)),  # of a config that nobody set
+        ([*four, end], [-1], ("4", True, 0)),
         ([*four, beyond, end], (), ("4", True, 1)),
     ):
         asking = Answerer(Draws(drawn, stops), tokenizer, "the student", Sampling(12), None)
@@ -165,8 +167,6 @@ def test_a_prompt_of_a_conversation_has_the_names_in_its_messages():
     messages = [{"role": "user", "content": "Hi", "name": "Ann"}]
     (record,) = prompts_of(Document("1", turns), is_chat=True)
     assert record == {"messages": messages}
-    document = own_text(chat_tokenizer("ChatML"), record, [], ends=True)
-    assert isinstance(document, DocumentError)
     generated = {"text": "4", "ended": True, "special_tokens": 0}
     assert own_text_of({**record, "generated": generated}, "texts:1").turns[0] == turns[0]
 

@@ -102,7 +102,7 @@ class FollowsTemplate:
         text = self.question + user.end + assistant.header + answer if seed % 2 == 0 else answer
         ids = self.tokenizer(self.added + text, add_special_tokens=False)["input_ids"]
         ids = [*ids, self.tokenizer.eos_token_id]
-        end = next(number for number, token in enumerate(ids, 1) if token in stops)
+        end = next(number for number, token in enumerate(ids, 1) if token in stops or number == options.max_new_tokens)
         self.longest = max(map(len, prompts))
         return [Written(ids[:end], [-1.0] * end)] * len(prompts)
 
@@ -117,6 +117,8 @@ def test_a_question_ends_where_a_template_begins_the_answer(family):
     expected = [{"role": "user", "content": sampler.question}, {"role": "assistant", "content": sampler.reply}]
     writer = Writer(sampler, tokenizer, family, Sampling(40), None)
     assert writer.write(2, 0) == [{"messages": expected}] * 2
+    question = len(tokenizer(sampler.question + "[/INST]", add_special_tokens=False)["input_ids"]) + 4
+    assert Writer(sampler, tokenizer, family, Sampling(question), None).write(2, 0) == [{"messages": expected}] * 2
     long = 40 + sampler.longest
     assert Writer(sampler, tokenizer, family, Sampling(40), long).write(2, 0) == [{"messages": expected}] * 2
     assert Writer(sampler, tokenizer, family, Sampling(40), long - 1).write(2, 0) == []  # no room for an answer

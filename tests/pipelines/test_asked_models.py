@@ -37,12 +37,12 @@ def test_a_student_made_from_a_base_model_stops_at_the_end_of_its_answer(chat_co
 def test_a_teacher_is_asked_with_the_tokens_that_it_is_scored_with(config, tmp_path):  # noqa: F811
     tokenizer = saved(tmp_path / "teacher", additional_special_tokens=["<s>", "</s>"])
     stamps, plain = set(), tokenizer("the quick", add_special_tokens=False)["input_ids"]
-    for named in ({}, {"begin_token": "<s>"}, {"begin_token": "<s>", "end_token": "</s>"}):
+    for named in ({}, {"begin_token": "<s>"}, {"end_token": "<s>"}, {"begin_token": "<s>", "end_token": "</s>"}):
         teacher = {"model": str(tmp_path / "teacher")} | named
         asked = teacher_of(plan_run(RunConfig.model_validate(config | {"teacher": teacher})))
         stamps.add(asked.stamp())
         _, found = asked.load()
-        begin = tokenizer.convert_tokens_to_ids("<s>") if named else tokenizer.eos_token_id
+        begin = tokenizer.convert_tokens_to_ids("<s>") if "begin_token" in named else tokenizer.eos_token_id
         assert found("the quick")["input_ids"] == [begin, *plain]
         assert found.eos_token == named.get("end_token", tokenizer.eos_token)
-    assert len(stamps) == 3
+    assert len(stamps) == 4

@@ -89,11 +89,17 @@ def test_a_file_of_other_settings_is_left_alone(model, tmp_path):
     before = (tmp_path / "written.jsonl").read_bytes()
     with pytest.raises(UsageError, match="of other settings"):
         raise generate(model, tmp_path / "written.jsonl", 8, "--seed", "1").exception
+    settings = tmp_path / "written.jsonl.settings.json"
+    here = settings.read_text()
+    settings.write_text(json.dumps(json.loads(here) | {"gpu": True}))  # begun elsewhere, in another type
+    with pytest.raises(UsageError, match="of other settings"):
+        raise generate(model, tmp_path / "written.jsonl", 8).exception
+    settings.write_text(here)
     llama(len(chat_tokenizer("ChatML")), seed=3).save_pretrained(model)  # other weights under the same name
     with pytest.raises(UsageError, match="of other settings"):
         raise generate(model, tmp_path / "written.jsonl", 8).exception
     assert (tmp_path / "written.jsonl").read_bytes() == before
-    assert json.loads((tmp_path / "written.jsonl.settings.json").read_text())["seed"] == 0
+    assert json.loads(settings.read_text())["seed"] == 0
 
 
 def prompts_file(tmp_path, records):
@@ -170,7 +176,10 @@ def test_several_models_write_as_their_ensemble(model, tmp_path):
         ({"question": "?"}, r"prompts\.jsonl:line 2: no `prompt` \(a text or messages\) and no `messages`"),
         ({"prompt": ""}, r"prompts\.jsonl:line 2: no `prompt`"),
         ({"prompt": "?", "system": "!"}, "line 2: 'system' is not read.* Write it as the first of `messages`"),
-        ({"prompt": "?", "tools": [{}, {"name": "f"}]}, "line 2: 'tools' is not read.* Take it out"),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "tools": [{}, {"name": "f"}]},
+            "line 2: 'tools' is not read.* Take it out",
+        ),
         ({"prompt": " \n"}, r"prompts\.jsonl:line 2: the prompt is empty"),
         ({"prompt": "half \ud83d"}, r"prompts\.jsonl:line 2: half a surrogate pair"),
         (

@@ -42,13 +42,15 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
             )
     try:
         if corpus.messages is not None:
+            around = corpus.messages.rpartition(".")[0]  # of messages within another field
+            record = _value(record, around) if around else record
             if beside := first_beside(record, WRITTEN_BESIDE):
                 raise _Unreadable(
                     WRITTEN_BESIDE[beside],
                     f"{beside!r} is not read, and messages would be learned without it. Take it out to have that",
                 )
             turns = [*_system_turn(record, corpus), *_turns(values[0], corpus)]
-            if [turn.role for turn in turns[:2]] == ["system", "system"]:
+            if [turn.role for turn in turns[:2]] in (["system", "system"], ["system", "developer"]):
                 raise _Unreadable("two system prompts", f"one in {SYSTEM!r}, and one in the messages. Take one out")
         elif corpus.as_text:
             prompt, response = (_text(value, name) for name, value in zip(corpus.columns, values, strict=True))
@@ -103,7 +105,7 @@ def messages_of_prompt(messages: Any) -> list[Record]:
     return [{"role": turn.role, "content": turn.text} | dict(turn.names) for turn in turns]
 
 
-SYSTEM = "system"  # the field of a conversation's record that holds what is to be its first message
+SYSTEM = "system"  # the field beside a conversation's messages that holds what is to be the first of them
 # Other fields of it that some templates write.
 WRITTEN_BESIDE = {
     "tools": "definitions of tools",
