@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0  # most tests wait for processes to start
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0  # most tests wait for processes to start
 
 TEACHER := runs/teachers/SmolLM2-135M-Instruct
 TOKENIZERS := runs/tokenizers

@@ -287,11 +287,15 @@ def test_what_has_changed_since_the_run_was_planned_is_refused(config, tmp_path,
 
 def test_on_ray_texts_are_written_beside_training_and_are_the_same(config, tmp_path):  # noqa: F811
     rounds = {"rounds": 2, "texts": 16, "batch": 8, "max_new_tokens": 2, "staleness": 1}
-    plans = {}
+    plans, before = {}, tmp_path / "before"
     for name, workers in (("here", 0), ("ray", 1)):
         train = config["train"] | {"steps": 4, "num_workers": workers, "on_policy": rounds}
         plan = plan_run(RunConfig.model_validate(config | {"name": name, "train": train, "sample": {}}))
-        prepare(plan)
+        if before.exists():
+            shutil.copytree(before, plan.files.directory)
+        else:
+            prepare(plan)
+            shutil.copytree(plan.files.directory, before)
         on_policy.train_whole(plan)
         plans[name] = plan
     assert outcome(plans["ray"])[0] == outcome(plans["here"])[0]

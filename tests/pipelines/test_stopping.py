@@ -26,7 +26,7 @@ def test_all_workers_stop_after_the_same_step():
 
 @pytest.mark.parametrize(("workers", "sent"), [(0, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_training_that_is_asked_to_end_goes_on_from_there(config, tmp_path, workers, sent):  # noqa: F811
-    steps = 200
+    steps = 100
     train = config["train"] | {
         "steps": steps,
         "num_workers": workers,
