@@ -155,11 +155,14 @@ def test_a_system_prompt_beside_messages_is_the_first_of_them(train_on, tmp_path
     told = {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]}
     assert read.turns == document_of(told, lines(messages="messages", train_on=train_on), "here").turns
     assert twice.reason == "two system prompts"
-    nested = [{"data": {"messages": MESSAGES, "system": "Be brief."}}, {"data": {"messages": MESSAGES, "tools": ["f"]}}]
     options = lines(messages="data.messages", train_on=train_on)
-    found, tools = (document_of(record, options, "here") for record in nested)
-    assert found.turns == read.turns
-    assert tools.reason == "definitions of tools"
+    for inside, outside in (({"system": "Be brief."}, {}), ({}, {"system": "Be brief."})):
+        found = document_of({"data": {"messages": MESSAGES} | inside} | outside, options, "here")
+        assert found.turns == read.turns
+    assert document_of({"data.messages": MESSAGES, "system": "Be brief."}, options, "here").turns == read.turns
+    for inside, outside in (({"tools": ["f"]}, {}), ({}, {"tools": ["f"]})):
+        tools = document_of({"data": {"messages": MESSAGES} | inside} | outside, options, "here")
+        assert tools.reason == "definitions of tools"
 
 
 def test_a_messages_names_go_to_the_templates():

@@ -42,14 +42,15 @@ def document_of(record: object, corpus: Records, path: str) -> Document | Docume
             )
     try:
         if corpus.messages is not None:
-            around = corpus.messages.rpartition(".")[0]  # of messages within another field
-            record = _value(record, around) if around else record
-            if beside := first_beside(record, WRITTEN_BESIDE):
+            outer = _value(record, corpus.messages.rpartition(".")[0])  # of messages within another field
+            holders = [outer, record] if isinstance(outer, Mapping) else [record]
+            if beside := next(filter(None, (first_beside(holder, WRITTEN_BESIDE) for holder in holders)), None):
                 raise _Unreadable(
                     WRITTEN_BESIDE[beside],
                     f"{beside!r} is not read, and messages would be learned without it. Take it out to have that",
                 )
-            turns = [*_system_turn(record, corpus), *_turns(values[0], corpus)]
+            system = [turn for holder in holders for turn in _system_turn(holder, corpus)]
+            turns = [*system, *_turns(values[0], corpus)]
             if [turn.role for turn in turns[:2]] in (["system", "system"], ["system", "developer"]):
                 raise _Unreadable("two system prompts", f"one in {SYSTEM!r}, and one in the messages. Take one out")
         elif corpus.as_text:
