@@ -93,10 +93,12 @@ def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
     if [(sample.prompt, sample.max_new_tokens) for sample in earlier] == wanted:
         return earlier
     trust = teacher.trust_remote_code, plan.config.student.trust_remote_code or teacher.trust_remote_code
-    asked = load_model(teacher.model, teacher.revision, trust_remote_code=trust[0]), written_by(teacher)
-    teacher_texts, teacher_answers = _continuations(asked, "the teacher", options)
-    asked = load_model(str(plan.model), trust_remote_code=trust[1]), load_tokenizer(str(plan.model))
-    student_texts, student_answers = _continuations(asked, "the student", options)
+    teacher_texts, teacher_answers = _continuations(
+        load_model(teacher.model, teacher.revision, trust_remote_code=trust[0]), written_by(teacher), "teacher", options
+    )
+    student_texts, student_answers = _continuations(  # the teacher is gone by now
+        load_model(str(plan.model), trust_remote_code=trust[1]), load_tokenizer(str(plan.model)), "student", options
+    )
     texts = zip(options.prompts, teacher_texts, student_texts, strict=True)
     return [
         Continuation(
@@ -111,9 +113,8 @@ def _samples(plan: RunPlan, earlier: list[Continuation]) -> list[Continuation]:
 
 
 def _continuations(
-    asked: tuple[PreTrainedModel, PreTrainedTokenizerFast], name: str, options: Sample
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, options: Sample
 ) -> tuple[list[str], bool]:
     """What a model writes after each prompt, and whether prompts were messages to it."""
-    model, tokenizer = asked
-    texts = continue_text(model, tokenizer, name, options.prompts, options.max_new_tokens)
+    texts = continue_text(model, tokenizer, f"the {name}", options.prompts, options.max_new_tokens)
     return texts, bool(tokenizer.chat_template)
