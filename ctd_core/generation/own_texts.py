@@ -5,16 +5,14 @@ what is not learned of it, or its first words.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ctd_core.generation.prompts import GENERATED
+from ctd_core.text.corpora.records import Record
 from ctd_core.text.documents import Document, Text
 
 PROMPT_CHARACTERS = 200  # of a text, no more than half of it, up to the end of a word
-
-Record = dict[str, Any]
 
 
 def prompts_of(document: Document, is_chat: bool) -> list[Record]:

@@ -9,14 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ctd_core.errors import UsageError, first_line
-from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
+from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler, Written
 from ctd_core.text.chat import TEMPLATE_ERRORS, apply_template
-from ctd_core.text.corpora.records import ROLES, SYSTEM, WRITTEN_BESIDE, first_beside
+from ctd_core.text.corpora.records import ROLES, SYSTEM, WRITTEN_BESIDE, Record, first_beside
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.prepared_tokenizer import written_before_text
 from ctd_core.text.stops import stops_of
 
-Record = dict[str, Any]
 GENERATED = "generated"  # the field of a record for what was written
 
 
@@ -166,13 +165,12 @@ class Answerer(PromptEncoder):
         """
         written = self._sampler.write(prompts, self._stops, self._options, seed)
         return [
-            record | {GENERATED: self._generated(prompt, ids, logprobs)}
-            for record, prompt, (ids, logprobs) in zip(records, prompts, written, strict=True)
+            record | {GENERATED: self._generated(prompt, text)}
+            for record, prompt, text in zip(records, prompts, written, strict=True)
         ]
 
-    def _generated(self, prompt: Sequence[int], ids: list[int], logprobs: list[float]) -> Record:
-        ended = bool(ids) and ids[-1] in self._stops
-        kept = ids[:-1] if ended else ids
+    def _generated(self, prompt: Sequence[int], written: Written) -> Record:
+        kept, has_ended = written.without_end(self._stops)
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
         if not self._tokenizer.chat_template:  # by themselves, some tokenizers' tokens lose the space before them
             before, whole = (
@@ -181,10 +179,10 @@ class Answerer(PromptEncoder):
             text = whole.removeprefix(before) if whole.startswith(before) else text
         return {
             "text": text,
-            "ended": ended,
-            "tokens": len(ids),
+            "ended": has_ended,
+            "tokens": len(written.ids),
             "special_tokens": sum(token not in self._text_tokens for token in kept),
-            "logprob": round(sum(logprobs), 4),
+            "logprob": round(sum(written.logprobs), 4),
         }
 
 

@@ -37,6 +37,11 @@ class Written(NamedTuple):
     ids: list[int]
     logprobs: list[float]
 
+    def without_end(self, stops: Collection[int]) -> tuple[list[int], bool]:
+        """The ids before the token of `stops` that ended it, and whether one did."""
+        has_ended = bool(self.ids) and self.ids[-1] in stops
+        return self.ids[:-1] if has_ended else self.ids, has_ended
+
 
 class Sampler(Protocol):
     """A model that writes. Another engine (a server, say) implements this and no more.

@@ -7,7 +7,6 @@ it (Magpie, arXiv 2406.08464).
 import sys
 from bisect import bisect_left
 from itertools import compress
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -15,10 +14,9 @@ from ctd_core.errors import UsageError
 from ctd_core.generation.prompts import ends_of, text_tokens
 from ctd_core.generation.sampler import Sampler, Sampling
 from ctd_core.text.chat import apply_template
+from ctd_core.text.corpora.records import Record
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.stops import around_question
-
-Record = dict[str, Any]
 
 
 class Writer:
@@ -94,9 +92,8 @@ class Writer:
     def _texts(self, prompts: list[list[int]], stops: set[int], seed: int, after: str = "") -> list[str]:
         """What is written after each prompt, up to the text `after` it; nothing where it cannot be taken."""
         texts = []
-        for ids, _ in self._sampler.write(prompts, stops, self._options, seed):
-            has_ended = bool(ids) and ids[-1] in stops
-            kept = ids[:-1] if has_ended else ids
+        for written in self._sampler.write(prompts, stops, self._options, seed):
+            kept, has_ended = written.without_end(stops)
             if after and (length := self._length_with(after, kept)) <= len(kept):
                 has_ended, kept = True, kept[:length]
             is_taken = (has_ended or not self.is_chat) and self._text_tokens.issuperset(kept)

@@ -63,10 +63,8 @@ class Dskd(nn.Module):
         student_embeddings, teacher_embeddings = student.embeddings.detach(), teacher.embeddings.detach()
         queries = self.query(torch.cat([student_embeddings[student_before], student_embeddings[batch.target_ids]], 1))
         student_values = self.to_teacher(student.hidden[batch.target_rows])
-        at = teacher_tokens.target_rows, teacher_tokens.target_ids, before
-        values, keys, keys_before = map(
-            _wide, (teacher.hidden[at[0]], teacher_embeddings[at[1]], teacher_embeddings[at[2]])
-        )
+        values = _wide(teacher.hidden[teacher_tokens.target_rows])
+        keys, keys_before = (_wide(teacher_embeddings[ids]) for ids in (teacher_tokens.target_ids, before))
         student_sizes, sizes = (
             torch.bincount(row_of_token(side)[side.target_rows], minlength=len(batch.rows)).tolist()
             for side in (batch, teacher_tokens)

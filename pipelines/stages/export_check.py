@@ -14,7 +14,7 @@ import torch
 
 from ctd_core.errors import CtdError, UsageError, first_line
 from ctd_core.models.loading import load_model
-from ctd_core.models.model_config import EXPANSION_BASE
+from ctd_core.models.model_config import EXPANSION_BASE, end_tokens
 from ctd_core.text.stops import stops_of
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.artifacts.locks import stage_lock
@@ -135,8 +135,7 @@ def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any])
         messages = [{"role": "user", "content": TEXTS[0]}]
         if found["chat"] != tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]:
             wrong.append("the chat template writes other tokens")
-    given = model.generation_config.eos_token_id
-    known = {given} if isinstance(given, int) else set(given or ())
+    known = set(end_tokens(model.generation_config))
     missing = stops_of(tokenizer, str(directory)) - known
     if missing and (tokenizer.chat_template or not known):
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(missing)))

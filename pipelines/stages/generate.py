@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctd_core.config.models import Average
 from ctd_core.errors import UsageError
-from ctd_core.generation.prompts import Answerer, Record, named_token, read_prompts
+from ctd_core.generation.prompts import Answerer, named_token, read_prompts
 from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from ctd_core.models.ensemble import load_ensemble
@@ -28,6 +28,7 @@ from ctd_core.models.fingerprints import weights_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.text.chat import names_of_special_tokens
+from ctd_core.text.corpora.records import Record
 from ctd_core.text.documents import is_unicode
 from ctd_core.text.tokenizers import load_tokenizer
 from pipelines.cluster.connection import connect, reraised_errors

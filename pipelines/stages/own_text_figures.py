@@ -9,11 +9,12 @@ import pyarrow as pa
 from ctd_core.align.documents import MARKER, SCORED
 from ctd_core.evaluation.likelihoods import measure_likelihoods
 from ctd_core.evaluation.metrics import metrics_of
-from ctd_core.generation.own_texts import Record, figures_of
+from ctd_core.generation.own_texts import figures_of
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.reading import ShardSet
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.shards.schema import CHUNK_KINDS
+from ctd_core.text.corpora.records import Record
 
 MEASURED_SHARE = 1 / 8  # of a round's rows: on these the distance to the teacher is measured
 MEASURED_ROWS = 8  # at least

@@ -16,7 +16,6 @@ from ctd_core.config.shards import Prepare
 from ctd_core.config.training import OnPolicy
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.evaluation.figures import TaskFigures
-from ctd_core.generation.own_texts import Record
 from ctd_core.generation.prompts import GENERATED, Answerer, named_token
 from ctd_core.generation.sampler import Sampling, TransformersSampler
 from ctd_core.models.logprob_model import LogprobModel
@@ -27,6 +26,7 @@ from ctd_core.shards.reading import ShardSet
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.storage.locations import file_system, open_to_read
 from ctd_core.text.chat import names_of_special_tokens
+from ctd_core.text.corpora.records import Record
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.loop import Stopped
 from pipelines.artifacts.checkpoints import checkpoint_at, checkpoints, steps_done

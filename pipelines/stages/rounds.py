@@ -13,12 +13,12 @@ from ctd_core.config.base import fingerprint
 from ctd_core.config.text import OwnTexts
 from ctd_core.config.training import OnPolicy
 from ctd_core.errors import DocumentError, UsageError
-from ctd_core.generation.own_texts import Record, choose_prompts, prompts_of
+from ctd_core.generation.own_texts import choose_prompts, prompts_of
 from ctd_core.generation.prompts import prompt_of, read_prompts
 from ctd_core.shards.schema import SCHEMA_VERSION
 from ctd_core.storage.locations import below
 from ctd_core.text.corpora import CorpusSlice, read_documents
-from ctd_core.text.corpora.records import messages_of_prompt
+from ctd_core.text.corpora.records import Record, messages_of_prompt
 from ctd_core.text.corpora.slices import training_documents
 from pipelines.artifacts.run_plan import DatasetPlan, RunPlan, changed_meanwhile, check_corpus_unchanged, with_training
 from pipelines.stages.preflight_training import no_prompts
