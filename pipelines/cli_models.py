@@ -69,14 +69,14 @@ def generate(
         raise UsageError(f"--temperature {temperature}: 0, or from {LEAST_TEMPERATURE} to 100")
     if gpus and not actors:
         raise UsageError("--gpus belongs to --actors")
-    options, chosen = Sampling(max_new_tokens, temperature, top_p), read_average(average)
-    copies = stage.Actors(actors, gpus)
+    options, copies = Sampling(max_new_tokens, temperature, top_p), stage.Actors(actors, gpus)
+    job = stage.Job(model, options, batch, seed, read_average(average), copies)
     if prompts is not None:
-        stage.answer(model, prompts, output, batch, options, seed, chosen, copies)
+        stage.answer(job, prompts, output)
     elif not temperature:
         raise UsageError("--temperature 0 writes the same document again and again: give --prompts, or a higher one")
     else:
-        stage.generate(model, output, documents, batch, options, seed, chosen, copies)
+        stage.generate(job, output, documents)
 
 
 def read_average(word: str) -> Average:

@@ -57,134 +57,109 @@ class Actors:
 HERE = Actors()
 
 
-def generate(
-    models: Sequence[str],
-    output: Path,
-    documents: int,
-    batch: int,
-    options: Sampling,
-    seed: int,
-    average: Average,
-    actors: Actors = HERE,
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What writes, and how: all that decides what is written, but for prompts.
+
+    models: directories or hub ids; several write as their ensemble. options: how tokens are drawn. batch: how many are
+    written at once. seed: of the draws. average: what an ensemble averages. actors: which copies write.
+    """
+
+    models: Sequence[str]
+    options: Sampling
+    batch: int
+    seed: int
+    average: Average = "probabilities"
+    actors: Actors = HERE
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens all models read; None where that is not known."""
+        return min((found for model in self.models if (found := max_positions(model, None, False))), default=None)
+
+    def settings(self) -> dict[str, object]:
+        """As they stand beside the file, so that no other job goes on with it."""
+        weights = [weights_fingerprint(model, None) for model in self.models]
+        of_ensemble = {"average": self.average} if len(self.models) > 1 else {}
+        return {
+            "models": list(self.models), "weights": weights, **of_ensemble, "batch": self.batch, "seed": self.seed,
+            **vars(self.options), "gpu": self.actors.use_gpus, "version": WRITING_VERSION,
+        }  # fmt: skip
+
+    def load(self) -> tuple[Sampler, PreTrainedTokenizerFast, str, Sampling, int | None]:
+        """The models, their tokenizer and their name, with the options and how much they read: what a writer takes."""
+        use_gpus = self.actors.use_gpus
+        model, tokenizer = load_ensemble(self.models, self.average, "bfloat16" if use_gpus else "float32")
+        sampler = TransformersSampler(model.to("cuda" if use_gpus else "cpu"))
+        return sampler, tokenizer, " + ".join(self.models), self.options, self.max_positions
+
+    def seed_of(self, number: int) -> int:
+        """The seed of the batch that begins with that number."""
+        return self.seed * SEEDS + number
+
+
+def generate(job: Job, output: Path, documents: int) -> None:
     """Write a corpus as a file of JSON lines; what is there from an earlier, stopped call is kept and gone on with.
 
     Args:
-        models: directories or hub ids; several write as their ensemble.
+        job: what writes.
         output: the file.
         documents: how many, about: where nothing was written, there is no line.
-        batch: how many are written at once.
-        options: how tokens are drawn.
-        seed: of the draws.
-        average: what an ensemble averages.
-        actors: which copies write.
 
     Raises:
         UsageError: there is no such model, the file is of other settings, or another command writes it.
     """
-    longest = _max_positions(models)
-    if longest is not None and options.max_new_tokens >= longest:
-        raise UsageError(f"--max-new-tokens {options.max_new_tokens}: the model reads {longest} tokens at most.")
-    uses_gpu = actors.use_gpus
-    settings = _settings(models, batch, options, seed, average, uses_gpu)
-    begin = partial(_documents, models, options, seed, average, uses_gpu)
-    kept = append_batches(output, settings, documents, batch, begin, actors)
-    is_chat = any(load_tokenizer(model).chat_template for model in models)
+    longest, new_tokens = job.max_positions, job.options.max_new_tokens
+    if longest is not None and new_tokens >= longest:
+        raise UsageError(f"--max-new-tokens {new_tokens}: the model reads {longest} tokens at most.")
+    kept = _append_batches(output, job.settings(), documents, job, partial(_documents, job))
+    is_chat = any(load_tokenizer(model).chat_template for model in job.models)
     field = "messages: messages" if is_chat else "field: text"
     logger.info(
         "generate: %d of %d are in %s; the others were empty, held special tokens, or did not end within %d tokens "
         "or what the model reads. "
         "Use it as corpus: {kind: jsonl, paths: [%s], %s}",
-        kept, documents, output, options.max_new_tokens, output, field,
+        kept, documents, output, new_tokens, output, field,
     )  # fmt: skip
 
 
-def _documents(models: Sequence[str], options: Sampling, seed: int, average: Average, uses_gpu: bool) -> Batches:
-    writer = Writer(*_sampler(models, average, uses_gpu), options, _max_positions(models))
-    return lambda start, stop: writer.write(stop - start, seed * SEEDS + start)
+def _documents(job: Job) -> Batches:
+    writer = Writer(*job.load())
+    return lambda start, stop: writer.write(stop - start, job.seed_of(start))
 
 
-def answer(
-    models: Sequence[str],
-    prompts: Path,
-    output: Path,
-    batch: int,
-    options: Sampling,
-    seed: int,
-    average: Average,
-    actors: Actors = HERE,
-) -> None:
+def answer(job: Job, prompts: Path, output: Path) -> None:
     """Write after each prompt of a file of JSON lines: its record with the answer.
 
     Args:
-        models: directories or hub ids; several write as their ensemble.
+        job: what writes.
         prompts: the file.
         output: the file that is written; one of an earlier, stopped call is gone on with.
-        batch: how many are written at once.
-        options: how tokens are drawn.
-        seed: of the draws.
-        average: what an ensemble averages.
-        actors: which copies write.
 
     Raises:
         UsageError: as `generate`, and where a prompt cannot be read, or is too long.
     """
     records = read_prompts(prompts)
-    names = names_of_special_tokens(load_tokenizer(models[0]))
+    names = names_of_special_tokens(load_tokenizer(job.models[0]))
     if named := [token for record in records if (token := named_token(record, names))]:
         logger.warning(
             "generate: %d of %d prompts hold the name of a special token, such as %s: the model reads it as the token, "
             "and `ctd prepare` takes it for text",
             len(named), len(records), named[0],
         )  # fmt: skip
-    content = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    uses_gpu = actors.use_gpus
-    settings = _settings(models, batch, options, seed, average, uses_gpu) | {"prompts": content}
-    begin = partial(_answers, models, records, str(prompts), options, seed, average, uses_gpu)
-    append_batches(output, settings, len(records), batch, begin, actors)
+    settings = job.settings() | {"prompts": hashlib.sha256(prompts.read_bytes()).hexdigest()}
+    _append_batches(output, settings, len(records), job, partial(_answers, job, records, str(prompts)))
     logger.info("generate: %d answers are in %s", len(records), output)
 
 
-def _answers(
-    models: Sequence[str],
-    records: list[Record],
-    source: str,
-    options: Sampling,
-    seed: int,
-    average: Average,
-    uses_gpu: bool,
-) -> Batches:
-    answerer = Answerer(*_sampler(models, average, uses_gpu), options, _max_positions(models))
+def _answers(job: Job, records: list[Record], source: str) -> Batches:
+    answerer = Answerer(*job.load())
     encoded = [answerer.encode(record, f"{source}: prompt {number}") for number, record in enumerate(records, 1)]
-    return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], seed * SEEDS + start)
+    return lambda start, stop: answerer.answer(records[start:stop], encoded[start:stop], job.seed_of(start))
 
 
-def _max_positions(models: Sequence[str]) -> int | None:
-    """How many tokens all of them read."""
-    return min((found for model in models if (found := max_positions(model, None, False))), default=None)
-
-
-def _settings(
-    models: Sequence[str], batch: int, options: Sampling, seed: int, average: Average, uses_gpu: bool
-) -> dict[str, object]:
-    """All that decides what is written."""
-    weights = [weights_fingerprint(model, None) for model in models]
-    of_models = {"models": list(models), "weights": weights} | ({"average": average} if len(models) > 1 else {})
-    return of_models | {"batch": batch, "seed": seed, **vars(options), "gpu": uses_gpu, "version": WRITING_VERSION}
-
-
-def _sampler(models: Sequence[str], average: Average, uses_gpu: bool) -> tuple[Sampler, PreTrainedTokenizerFast, str]:
-    model, tokenizer = load_ensemble(models, average, "bfloat16" if uses_gpu else "float32")
-    return TransformersSampler(model.to("cuda" if uses_gpu else "cpu")), tokenizer, " + ".join(models)
-
-
-def append_batches(
-    output: Path,
-    settings: dict[str, object],
-    total: int,
-    batch: int,
-    begin: Callable[[], Batches],
-    actors: Actors = HERE,
+def _append_batches(
+    output: Path, settings: dict[str, object], total: int, job: Job, begin: Callable[[], Batches]
 ) -> int:
     """Append the records of all batches that are not there yet to a file of JSON lines.
 
@@ -192,9 +167,8 @@ def append_batches(
         output: the file.
         settings: all that decides what is written; a file of others is refused.
         total: how many records are asked for.
-        batch: how many at once.
+        job: what writes.
         begin: makes the function that writes those from one number up to another.
-        actors: which copies write.
 
     Returns:
         How many lines there are in the end.
@@ -214,8 +188,8 @@ def append_batches(
             if done >= total:
                 logger.info("generate: %s has its %d already", output, total)
             else:
-                bounds = [(start, min(start + batch, total)) for start in range(done, total, batch)]
-                since, written = time.monotonic(), _in_order(begin, bounds, actors)
+                bounds = [(start, min(start + job.batch, total)) for start in range(done, total, job.batch)]
+                since, written = time.monotonic(), _in_order(begin, bounds, job.actors)
                 first = next(written)  # whatever is wrong comes out before there is a file
                 if not done:
                     record(0, 0)
