@@ -12,6 +12,7 @@ from ctd_core.align.spelling_trie import Ids, SpellingTrie, spelling_trie
 from ctd_core.models.transfer import old_tokens
 from ctd_core.text.documents import END
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
+from ctd_core.text.stops import stops_of
 
 Row = Iterable[npt.NDArray[Any]]  # the arguments of prefix_positions but for the first
 
@@ -22,7 +23,7 @@ class PrefixTop:
 
     student_bytes: [V], teacher_bytes: [U], the lengths of either side's tokens in bytes. first_tokens: [U], the first
     student token of each teacher token's spelling, −1 for none. ranks: [U], its place in `trie.order`, −1 for none.
-    end: the teacher's token that ends texts, −1 for none.
+    ends: the teacher's tokens that end texts or turns.
     """
 
     k: int
@@ -32,24 +33,32 @@ class PrefixTop:
     teacher_bytes: Ids
     first_tokens: Ids
     ranks: Ids
-    end: int
+    ends: Ids
 
 
 def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: PreparedTokenizer) -> PrefixTop:
     """k next tokens of `student` under a teacher that has the tokenizer `teacher`: the most probable ones, and `drawn`
     of the others."""
     of_student, of_teacher = (side.encoder.token_bytes.lengths_bytes for side in (student, teacher))
-    spellings = old_tokens(teacher, student)
-    end, own_end = teacher.markers.get(END, ()), student.markers.get(END, ())
+    lengths = of_student.tolist()
+    pairs = zip(old_tokens(teacher, student), of_teacher.tolist(), strict=True)
+    # bytes that the student has no token for are left out there
+    spellings = [spelling if sum(lengths[token] for token in spelling) == size else [] for spelling, size in pairs]
+    end = teacher.markers.get(END, ())
+    turn_ends, own_turn_ends = (stops_of(side.encoder.tokenizer, side.encoder.name) for side in (teacher, student))
+    own_end = [*student.markers.get(END, ())] or sorted(own_turn_ends)[:1]
+    for token in turn_ends:  # where the student has none of its name
+        spellings[token] = spellings[token] or own_end
     if len(end) == 1 and own_end:
-        spellings[end[0]] = [*own_end]  # and no beginning too, for a token that stands for both
+        spellings[end[0]] = own_end  # and no beginning too, for a token that stands for both
     rows = student.encoder.num_embeddings  # a special token may have none
     spellings = [[] if rows is not None and max(spelling, default=-1) >= rows else spelling for spelling in spellings]
     trie = spelling_trie(spellings)
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))
     first_tokens = np.array([spelling[0] if spelling else -1 for spelling in spellings])
-    return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, end[0] if len(end) == 1 else -1)
+    ends = np.array(sorted(turn_ends | {*(end if len(end) == 1 else ())}), dtype=np.int64)
+    return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, ends)
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,9 @@ SAME = (-1, -1)  # no tokens stand for each other
 def end_in(asked: PrefixTop, rows: Iterable[Row]) -> tuple[int, int]:
     """Which token of the student the trie has for the teacher's end, and which stands for it in the rows of a document.
 
-    A teacher may end turns and texts by one token, for which the student has two. Ends that are learned tell which, and
-    where there are none, or an answer is cut, those of other turns do.
+    A teacher may end turns and texts by one token, for which the student has two, and a student turns by another than
+    its teacher. Ends that are learned tell which, and where there are none, or an answer is cut, those of other turns
+    do. A template that writes text before the special token tells nothing.
 
     Args:
         asked: the trie.
@@ -102,19 +112,20 @@ def end_in(asked: PrefixTop, rows: Iterable[Row]) -> tuple[int, int]:
     Returns:
         Both, SAME where they are one or the rows do not tell.
     """
-    scored: set[int] = set()
-    others: set[int] = set()
+    scored: set[tuple[int, int]] = set()
+    others: set[tuple[int, int]] = set()
     for student_ids, teacher_ids, student_ends, teacher_ends, kinds in rows:
         student_begins, teacher_begins = _begins(student_ends), _begins(teacher_ends)
         is_marker = (kinds & MARKER > 0) & (student_ends > student_begins) & (teacher_ends > teacher_begins)
         chunks = np.flatnonzero(is_marker[1:]) + 1  # the first is how texts begin, which may be the same token
-        chunks = chunks[teacher_ids[teacher_begins[chunks]] == asked.end]
-        tokens, is_scored = student_ids[student_begins[chunks]], kinds[chunks] & SCORED > 0
-        scored.update(tokens[is_scored].tolist())
-        others.update(tokens[~is_scored].tolist())
+        tokens, old = student_ids[student_begins[chunks]], teacher_ids[teacher_begins[chunks]]
+        spelled = asked.first_tokens[old]
+        is_end = np.isin(old, asked.ends) & (spelled >= 0) & (asked.student_bytes[tokens] == 0)
+        is_scored = kinds[chunks] & SCORED > 0
+        for found, of_these in ((scored, is_end & is_scored), (others, is_end & ~is_scored)):
+            found.update(zip(spelled[of_these].tolist(), tokens[of_these].tolist(), strict=True))
     ends = scored or others
-    spelled = int(asked.first_tokens[asked.end])
-    return (spelled, ends.pop()) if len(ends) == 1 and spelled >= 0 else SAME
+    return ends.pop() if len(ends) == 1 else SAME
 
 
 def _begins(ends: npt.NDArray[np.int32]) -> Ids:

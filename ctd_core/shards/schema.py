@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ctd_core.align.documents import AlignedText
 
-SCHEMA_VERSION = 15
+SCHEMA_VERSION = 16
 
 STUDENT_IDS, TEACHER_IDS = "student_ids", "teacher_ids"
 STUDENT_CHUNK_ENDS, TEACHER_CHUNK_ENDS = "student_chunk_ends", "teacher_chunk_ends"

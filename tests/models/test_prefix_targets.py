@@ -1,9 +1,12 @@
 """Stored distributions over student tokens: what they are for known pairs of tokenizers."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import ctd_core as ctd
 from ctd_core.align.documents import MARKER, SCORED
@@ -23,12 +26,14 @@ from ctd_core.shards.files import ShardDamaged, check_columns
 from ctd_core.shards.rows import MemoryRows
 from ctd_core.text.documents import BEGIN, END, Document, Marker, Text, Turn, plain_document
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from ctd_core.text.stops import stops_of
 from ctd_core.training.loop import Hooks, train
 from ctd_core.training.step import WeightedObjective, accumulate_gradients
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer, prepared_chat
 from tests.support.models import llama, logprobs_of
 from tests.support.real_tokenizers import REAL
 from tests.support.shard_sets import prepared, texts
-from tests.support.tokenizers import TOTAL, sentencepiece_bpe
+from tests.support.tokenizers import TOTAL, sentencepiece_bpe, wrap
 
 TEACHER = "byte-level BPE, 600"
 
@@ -242,6 +247,52 @@ def test_the_teachers_end_is_that_of_turns_in_all_of_a_conversation_and_that_of_
         ids = [turn_end, *ours.markers["end"]] if row["document"] != "text" else [*ours.markers["end"], turn_end]
         assert ids[0] in row["prefix_ids"]
         assert ids[1] not in row["prefix_ids"]
+
+
+@pytest.mark.parametrize("theirs", TEMPLATES)
+@pytest.mark.parametrize("ours", TEMPLATES)
+def test_students_with_a_template_of_their_own_learn_where_turns_end(ours, theirs):
+    """By a special token on both sides, of whatever name, and by no other token in its place."""
+    student, teacher = prepared_chat(ours), prepared_chat(theirs)
+    rows, _ = build_rows(student, teacher, [CONVERSATION], 400, 400)
+    (row,) = rows.to_pylist()
+    last = np.flatnonzero(np.array(row["chunk_kinds"]) & SCORED)[-1]
+    at = row["student_chunk_ends"][last - 1]
+    ends = row["student_ids"][at], row["teacher_ids"][row["teacher_chunk_ends"][last - 1]]
+    asked = prefix_top(4, 0, student, teacher)
+    told = score_rows(Certain(700, other=ends[1]), rows, 256, Stored(prefix=asked)).to_pylist()[0]
+    counts = np.array(told["prefix_counts"])
+    if "plain" in (ours, theirs):
+        assert not counts[at] or ours == theirs
+        return
+    assert counts[at] == 1
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    for token, start, stop in zip(row["student_ids"], offsets, offsets[1:], strict=False):
+        assert set(told["prefix_ids"][start:stop]) <= {token, ends[0]}
+
+
+def test_a_template_that_writes_a_space_before_the_end_of_a_turn_takes_it_for_no_end():
+    tokenizer = copy.deepcopy(chat_tokenizer("Mistral v1"))
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ eos_token", "+ ' ' + eos_token")
+    student, teacher = prepare_tokenizer(tokenizer, "Llama 2", None, None), prepared_chat("ChatML")
+    (user, _), text = CONVERSATION.segments, "It was in 1969 and in 1972."
+    rows, _ = build_rows(student, teacher, [Document("chat", (user, Turn("assistant", text)))], 400, 400)
+    told = score_rows(Certain(700), rows, 256, Stored(prefix=prefix_top(4, 0, student, teacher)))
+    assert not set(told["prefix_ids"].to_pylist()[0]) & stops_of(student.encoder.tokenizer, "Llama 2")
+
+
+def byte_level(vocabulary, merges):
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return wrap(backend)
+
+
+def test_a_token_that_the_student_cannot_spell_adds_to_no_other():
+    student, teacher = (
+        prepare_tokenizer(byte_level({name: number for number, name in enumerate(names)}, merges), "", None, None)
+        for names, merges in ((["a", "b"], []), (["a", "b", "}", "}a"], [("}", "a")]))
+    )
+    assert prefix_top(4, 0, student, teacher).first_tokens.tolist() == [0, 1, -1, -1]
 
 
 @pytest.mark.parametrize("end", [(Marker(END),), ()])
