@@ -119,7 +119,8 @@ def copied_token(token: AddedToken, content: str, special: bool) -> AddedToken:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write `tokenizer` so that AutoTokenizer gives the same ids from it, in transformers 4.56 and newer.
 
-    Its class is the one that takes tokenizer.json as it is; fields of transformers 5 alone get their older names.
+    Its class is the one that takes tokenizer.json as it is, and no code that the original names; fields of transformers
+    5 alone get their older names.
     """
     tokenizer.save_pretrained(directory)
     file = directory / "tokenizer_config.json"
@@ -127,7 +128,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    for name in ("backend", "is_local", "local_files_only", "name_or_path", "add_bos_token", "add_eos_token"):
+    for name in (
+        "backend", "is_local", "local_files_only", "name_or_path", "add_bos_token", "add_eos_token", "auto_map",
+    ):  # fmt: skip
         config.pop(name, None)
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 

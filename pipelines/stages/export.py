@@ -109,7 +109,7 @@ def _card(plan: RunPlan, checkpoint: str, report: Report | None) -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL"{trust})
+tokenizer = AutoTokenizer.from_pretrained("PATH OR ID OF THIS MODEL")
 model = AutoModelForCausalLM.from_pretrained("PATH OR ID OF THIS MODEL"{trust})
 inputs = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))

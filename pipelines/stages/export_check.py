@@ -37,7 +37,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 directory, trust, texts = sys.argv[1], sys.argv[2] == "True", json.loads(sys.argv[3])
-tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
+tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=trust, dtype=torch.float32)
 found = {"ids": [tokenizer(text)["input_ids"] for text in texts]}
 found["texts"] = [tokenizer.decode(ids) for ids in found["ids"]]
@@ -91,13 +91,14 @@ def check_directory(directory: Path, trust_remote_code: bool = False) -> None:
         CtdError: with all that is different.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    has_code = EXPANSION_BASE in config or (trust_remote_code and "auto_map" in config)
+    is_trusted = trust_remote_code and "auto_map" in config
+    has_code = EXPANSION_BASE in config or is_trusted
     # isolated: neither the directory that it runs in nor PYTHONPATH holds modules for it
     command = [sys.executable, "-I", "-c", ELSEWHERE, str(directory.resolve()), str(has_code), json.dumps(TEXTS)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CtdError(f"{directory}: transformers cannot use it: {done.stderr.strip().splitlines()[-1]}")
-    wrong = list(_differences(directory, json.loads(done.stdout.splitlines()[-1]), config))
+    wrong = list(_differences(directory, json.loads(done.stdout.splitlines()[-1]), config, is_trusted))
     if wrong:
         raise CtdError(f"{directory}: elsewhere it is not the same:\n" + "\n".join(f"  {line}" for line in wrong))
     logger.info("export: plain transformers has the same tokens and logits, and generates the same with a cache")
@@ -112,8 +113,8 @@ def check_directory(directory: Path, trust_remote_code: bool = False) -> None:
         )  # fmt: skip
 
 
-def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    tokenizer, model = load_tokenizer(str(directory)), load_model(str(directory))
+def _differences(directory: Path, found: dict[str, Any], config: dict[str, Any], is_trusted: bool) -> list[str]:
+    tokenizer, model = load_tokenizer(str(directory)), load_model(str(directory), trust_remote_code=is_trusted)
     wrong = []
     for text, ids, spelled, logits in zip(TEXTS, found["ids"], found["texts"], found["logits"], strict=True):
         own = tokenizer(text)["input_ids"]

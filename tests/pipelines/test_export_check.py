@@ -63,6 +63,17 @@ def test_no_code_of_others_runs(exported, tmp_path, monkeypatch):
     assert "auto_map" not in (tmp_path / "again" / "config.json").read_text()
 
 
+def test_a_model_with_code_that_is_trusted_is_the_same_elsewhere(exported):
+    (exported / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    auto = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    change(exported / "config.json", model_type="own", architectures=["OwnModel"], auto_map=auto)
+    check_directory(exported, trust_remote_code=True)
+
+
 def test_a_model_that_transformers_cannot_load_is_an_error_with_its_reason(exported):
     weights = load_file(exported / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:4].clone()

@@ -22,6 +22,7 @@ from ctd_core.config.text import (
 )
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.text.corpora import corpus_files, plan_slices, read_slice
+from ctd_core.text.corpora.files import matching_files
 from ctd_core.text.corpora.slices import hash_fraction, held_out_documents, training_documents
 
 TEXTS = [f"text {n} " + "é" * (n % 7) for n in range(50)]
@@ -189,3 +190,10 @@ def test_two_spellings_of_a_path_are_one_file_and_brackets_in_a_folder_are_its_n
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             corpus_files(JsonLines(kind="jsonl", paths=[path]))
+
+
+def test_files_of_one_path_in_two_stores_are_two_files(monkeypatch):
+    monkeypatch.setattr("ctd_core.text.corpora.files.find_files", lambda pattern: [pattern])
+    monkeypatch.setattr("ctd_core.text.corpora.files.file_system", lambda file: (None, "bucket/a.jsonl"))
+    files = ["s3://bucket/a.jsonl", "gs://bucket/a.jsonl", "s3://bucket/a.jsonl?endpoint_override=localhost"]
+    assert matching_files([*files, files[0]]) == files

@@ -190,6 +190,17 @@ def test_calls_in_tables_have_the_arguments_that_they_were_written_with(tmp_path
         assert [dict(document.turns[0].tool_calls[0])["arguments"] for document in documents] == given
 
 
+def test_what_stands_beside_messages_is_streamed_though_the_column_was_read_for_its_text_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    record = {"system": "Be brief.", "talk": MESSAGES}
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps(record) + "\n")
+    options = {"kind": "dataset", "name": str(tmp_path / "set"), "streaming": True, "max_documents": 1}
+    for corpus in (HubDataset(**options, field="talk"), HubDataset(**options, messages="talk")):
+        (read,) = [document for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)]
+    assert [(turn.role, turn.text) for turn in read.turns][0] == ("system", "Be brief.")
+
+
 def test_a_binary_column_may_be_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, raw in (("text", "größer".encode()), ("other", b"\xff")):

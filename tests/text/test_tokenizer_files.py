@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from ctd_core.errors import TokenizerError
 from ctd_core.text.prepared_tokenizer import check_embedding, prepare_tokenizer
+from ctd_core.text.token_bytes import BYTE_OF_CHARACTER
 from ctd_core.text.tokenizers import load_tokenizer, save_tokenizer, train_tokenizer
 from tests.support.tokenizers import TEXTS
 
@@ -40,6 +41,18 @@ def written(tokenizer, folder, **config):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(ROLES | config))
     return folder
+
+
+def test_an_exported_tokenizer_names_no_code(tmp_path):
+    vocabulary = {name: number for number, name in enumerate([*BYTE_OF_CHARACTER, "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    code = {"AutoTokenizer": ["evil/repository--evil.Slow", "evil/repository--evil.Fast"]}
+    config = {"tokenizer_class": "GPT2Tokenizer", "auto_map": code, **ROLES}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    save_tokenizer(load_tokenizer(str(tmp_path)), tmp_path / "exported")
+    assert not any("evil" in file.read_text() for file in (tmp_path / "exported").iterdir())
 
 
 @pytest.mark.parametrize("name", CLASSES)

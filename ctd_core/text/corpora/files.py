@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.storage.locations import file_system, find_files, is_uri, open_to_read
@@ -26,8 +27,14 @@ def matching_files(patterns: list[str]) -> list[str]:
         if not files:
             raise UsageError(_no_file(pattern))
         found += files
-    by_path = {file_system(file)[1]: file for file in reversed(found)}  # patterns may overlap, and paths be links
-    return [file for file in dict.fromkeys(found) if by_path[file_system(file)[1]] == file]
+    by_place = {_place(file): file for file in reversed(found)}  # patterns may overlap, and paths be links
+    return [file for file in dict.fromkeys(found) if by_place[_place(file)] == file]
+
+
+def _place(file: str) -> tuple[str, ...]:
+    """What is the same for a file however it is named: its path, and of a URI the store."""
+    parts = urlsplit(file) if is_uri(file) else None
+    return file_system(file)[1], *((parts.scheme, parts.query) if parts else ())
 
 
 def _no_file(pattern: str) -> str:

@@ -80,7 +80,8 @@ def _written(corpus: HubDataset) -> JsonLines:
     names = {"kind", "name", "configuration", "revision", "split", "max_documents", "max_text_bytes"}
     # a directory may change, and another project may have one of the same name
     files = [(str(path.resolve()), *size_and_time(str(path))) for path in files_of(corpus)]
-    stamp = fingerprint(STREAMED_VERSION, corpus.model_dump(mode="json", include=names), corpus.columns, files)
+    read = [corpus.columns, corpus.messages is not None]  # beside messages stand a system prompt and tools
+    stamp = fingerprint(STREAMED_VERSION, corpus.model_dump(mode="json", include=names), read, files)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "ctd-streamed" / f"{stamp}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
