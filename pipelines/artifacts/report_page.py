@@ -11,7 +11,7 @@ import yaml
 from ctd_core.errors import first_line
 from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.storage.atomic import write_atomic
-from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
+from pipelines.artifacts.metrics_file import EVALUATION, METRICS_FILE, read_metrics
 from pipelines.artifacts.report import MODELS, ROUNDING, TEACHER, Report, counts_table, metrics_table, tasks_table
 from pipelines.artifacts.round_figures import read_round
 from pipelines.artifacts.run_plan import RunPlan
@@ -172,7 +172,8 @@ def _training(plan: RunPlan, report: Report, steps: Steps) -> str:
             continue
         for name, measured in report.sets.items():
             key = metric_key(name, metric)
-            found = [(line["step"], line[key]) for line in steps if key in line]
+            own = [line for line in steps if key in line and line.get(EVALUATION) == plan.evaluation]
+            found = [(line["step"], line[key]) for line in own]  # earlier ones may be of other sets of this name
             points = [(0, measured.student_before[metric.name]), *found]
             line = [step for step, _ in points], [value for _, value in points]
             references = {TEACHER: measured.teacher[metric.name]}

@@ -325,6 +325,7 @@ def _plan_datasets(
     for name, (teacher_name, documents, held_out) in sets.items():
         teacher = config.teacher if teacher_name is None else config.extra_teachers[teacher_name]
         content = corpus_content if documents is corpus else _content_of(documents, config)
+        keeps_chat = teacher_name is not None and config.student.chat_of == "keep"  # of the run's first teacher
         decides = fingerprint(
             SCHEMA_VERSION,
             tokenizer,
@@ -334,6 +335,7 @@ def _plan_datasets(
             held_out,
             content,
             config.prepare.result_values(),
+            *([_teacher_fingerprint(config.teacher, weights[None])] if keeps_chat else []),
         )
         stamp = f"{name}-{decides}"
         if config.prepare.storage is not None:

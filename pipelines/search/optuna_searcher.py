@@ -1,5 +1,6 @@
 """Optuna's sampler as a searcher of Ray Tune, which can begin with trials that have ended already."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -67,4 +68,5 @@ class OptunaSearcher(Searcher):
 
     def _tell(self, trial: Any, value: float | None) -> None:
         state = optuna.trial.TrialState
-        self._study.tell(trial, value, state=state.FAIL if value is None else state.COMPLETE)
+        failed = value is None or math.isnan(value)  # a correlation may not be defined
+        self._study.tell(trial, None if failed else value, state=state.FAIL if failed else state.COMPLETE)

@@ -8,7 +8,7 @@ import pytest
 from ctd_core.config.run import RunConfig
 from ctd_core.evaluation.figures import TaskFigures
 from pipelines.artifacts import report_page
-from pipelines.artifacts.metrics_file import METRICS_FILE
+from pipelines.artifacts.metrics_file import EVALUATION, METRICS_FILE
 from pipelines.artifacts.report import MODELS, Continuation, Report, SetMetrics
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.comparison.summary import Row, plot
@@ -23,10 +23,17 @@ def plan(config):  # noqa: F811
     plan = plan_run(RunConfig.model_validate(config))
     plan.training.mkdir(parents=True)
     lines = [
-        {"step": step, "loss_0_alm": 1 / step, "learning_rate": 1e-3, "tokens_per_second": 100.0}
+        {
+            "step": step,
+            EVALUATION: plan.evaluation,
+            "loss_0_alm": 1 / step,
+            "learning_rate": 1e-3,
+            "tokens_per_second": 100.0,
+        }
         | ({"held-out_bits_per_byte": 1.2} if step % 100 == 0 else {})
         for step in range(1, 301)
     ]
+    lines[49] |= {EVALUATION: "sets of these names before", "held-out_bits_per_byte": 777.0}
     (plan.training / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return plan
 
@@ -60,6 +67,14 @@ def test_a_page_tells_all_of_a_run_and_runs_nothing(plan):
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=.?http", page.replace("http://www.w3.org", ""))  # one file, nothing is loaded
+
+
+def test_curves_are_of_the_sets_as_they_are_now(plan, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report_page, "curves", lambda panels: drawn.extend(panels) or "")
+    report_page.write_page(plan, REPORT)
+    (panel,) = [panel for panel in drawn if panel.title == "bits per byte on held-out"]
+    assert panel.lines["student"] == ([0, 100, 200, 300], [1.5, 1.2, 1.2, 1.2])
 
 
 def test_without_matplotlib_a_page_has_everything_but_plots(plan, monkeypatch):

@@ -1,6 +1,7 @@
 """Searches: every trial on the same shards, stopped early where it lags, resumed where the search was interrupted."""
 
 import json
+import math
 import pickle
 import random
 import re
@@ -268,6 +269,16 @@ def test_optuna_goes_on_with_what_ended_trials_came_to_and_begins_unfinished_one
     again = optuna_searcher(options, space, "distance", past)
     assert again.suggest("first")["values"] == past[1].values
     assert [trial.value for trial in again._study.get_trials()][:3] == [1.0, 1 / 3, 1 / 4]
+
+
+def test_optuna_takes_a_figure_that_is_not_defined_for_a_failure():
+    options = Search(recipe="small", space=SPACE, searcher="optuna", seed=3)
+    searcher = optuna_searcher(
+        options, {path: parse_space(value, path) for path, value in SPACE.items()}, "correlation"
+    )
+    searcher.suggest("trial")
+    searcher.on_trial_complete("trial", {"step": 4.0, "correlation": math.nan})
+    assert [trial.state.name for trial in searcher._study.get_trials()] == ["FAIL"]
 
 
 def test_a_resumed_search_by_optuna_does_not_begin_with_the_same_settings_again():
