@@ -23,6 +23,18 @@ def weights_fingerprint(name: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
+def loaded_fingerprint(name: str) -> str:
+    """As weights_fingerprint, with the commit that a hub id stands for today: its main branch moves on."""
+    if Path(name).is_dir():
+        return weights_fingerprint(name, None)
+    from transformers.utils.hub import cached_file, extract_commit_hash  # takes seconds
+
+    try:
+        return f"{name}@{extract_commit_hash(cached_file(name, 'config.json'), None)}"
+    except OSError:  # loading it will say so
+        return weights_fingerprint(name, None)
+
+
 def check_unchanged(name: str, revision: str | None, expected: str) -> None:
     """Raises CtdError where the fingerprint of a model that has just been loaded is not the expected one."""
     if weights_fingerprint(name, revision) != expected:

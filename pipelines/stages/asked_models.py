@@ -10,7 +10,7 @@ from ctd_core.config.base import fingerprint
 from ctd_core.config.models import Average, Dtype, Teacher
 from ctd_core.models.ensemble import load_ensemble
 from ctd_core.models.export import stop_at_ends
-from ctd_core.models.fingerprints import weights_fingerprint
+from ctd_core.models.fingerprints import loaded_fingerprint
 from ctd_core.models.loading import CPU, load_model
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
@@ -52,7 +52,7 @@ class NamedModel:
     def stamp(self) -> str:
         """Of its files, and the tokens that are named for it."""
         named = [] if self.teacher is None else [self.teacher.begin_token, self.teacher.end_token]
-        weights = self.weights or weights_fingerprint(self.location, self.revision)
+        weights = self.weights or loaded_fingerprint(self.location)
         return fingerprint(weights, self.dtype, *(named if any(named) else []))
 
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -71,7 +71,7 @@ class NamedEnsemble:
 
     def stamp(self) -> str:
         """Of all their files."""
-        return fingerprint([weights_fingerprint(location, None) for location in self.locations], self.average)
+        return fingerprint([loaded_fingerprint(location) for location in self.locations], self.average)
 
     def load(self, device: torch.device = CPU) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """It with its tokenizer, on `device`."""

@@ -24,7 +24,7 @@ from ctd_core.generation.prompts import Answerer, named_token, read_prompts
 from ctd_core.generation.sampler import Sampler, Sampling, TransformersSampler
 from ctd_core.generation.writing import Writer
 from ctd_core.models.ensemble import load_ensemble
-from ctd_core.models.fingerprints import weights_fingerprint
+from ctd_core.models.fingerprints import loaded_fingerprint
 from ctd_core.models.model_config import max_positions
 from ctd_core.storage.atomic import write_atomic
 from ctd_core.text.chat import names_of_special_tokens
@@ -79,7 +79,7 @@ class Job:
 
     def settings(self) -> dict[str, object]:
         """As they stand beside the file, so that no other job goes on with it."""
-        weights = [weights_fingerprint(model, None) for model in self.models]
+        weights = [loaded_fingerprint(model) for model in self.models]
         of_ensemble = {"average": self.average} if len(self.models) > 1 else {}
         return {
             "models": list(self.models), "weights": weights, **of_ensemble, "batch": self.batch, "seed": self.seed,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ctd_core.errors import CtdError, UsageError
-from ctd_core.models.fingerprints import weights_fingerprint
+from ctd_core.models.fingerprints import loaded_fingerprint, weights_fingerprint
 from ctd_core.models.loading import check_head, load_model
 from ctd_core.models.transfer import old_tokens, transfer_model
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
@@ -157,6 +157,13 @@ def test_scale_and_cap_are_read_from_configs():
         (CohereForCausalLM, cohere), (Gemma2ForCausalLM, gemma), (GraniteForCausalLM, granite),
     ):  # fmt: skip
         check_head(architecture(config).eval(), architecture.__name__)
+
+
+def test_a_hub_id_stands_for_its_commit_of_today(monkeypatch):
+    commits = iter(["a" * 40, "b" * 40])
+    there = "transformers.utils.hub.cached_file"
+    monkeypatch.setattr(there, lambda name, file: f"/cache/models--me--student/snapshots/{next(commits)}/{file}")
+    assert [loaded_fingerprint("me/student") for _ in range(2)] == [f"me/student@{'a' * 40}", f"me/student@{'b' * 40}"]
 
 
 def test_the_fingerprint_of_weights_changes_with_them(tmp_path):
