@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.training.step import FailedElsewhere
-from pipelines.cluster.ray_internals import groups_of_their_own, is_worker_process
+from pipelines.cluster.ray_internals import groups_of_their_own, is_worker_process, resources_of_machine
 
 JOINING = threading.Lock()  # a thread may make texts while the main one trains
 
@@ -31,14 +31,20 @@ def connect(
     once, or has none of `others`, resources by the name that a cluster gives them; one that was joined may grow.
     """
     _join(dashboard)
-    there = ray.cluster_resources()
-    has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
-    if others and is_local():
+    check_machine(cpus, gpus, fields, others)
+
+
+def check_machine(cpus: float, gpus: float, fields: str, others: Mapping[str, float] | None = None) -> None:
+    """Raises UsageError as `connect`, without starting Ray."""
+    if not is_local():
+        return
+    if others:
         raise UsageError(
             f"{', '.join(others)}: this machine has no such resource. Ask for none, or set RAY_ADDRESS to a cluster."
         )
-    lacks = cpus > has[0] or gpus > has[1]
-    if lacks and is_local():
+    there = ray.cluster_resources() if ray.is_initialized() else resources_of_machine()
+    has = [there.get(name, 0.0) for name in ("CPU", "GPU")]
+    if cpus > has[0] or gpus > has[1]:
         raise UsageError(
             f"{fields} ask for {cpus:g} CPUs and {gpus:g} GPUs at once; this machine has {has[0]:g} and {has[1]:g}. "
             "Ask for less, or set RAY_ADDRESS to a cluster."

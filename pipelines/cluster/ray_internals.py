@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from ray._private import services
-from ray._private.utils import detect_fate_sharing_support
+from ray._private import accelerators, services
+from ray._private.utils import detect_fate_sharing_support, get_num_cpus
 from ray._private.worker import WORKER_MODE, global_worker
 
 ENVIRONMENT = {
@@ -43,6 +43,12 @@ def groups_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = start  # type: ignore[misc]
+
+
+def resources_of_machine() -> dict[str, float]:
+    """The CPUs and GPUs that a Ray on this machine would have; there is no public way to ask without starting Ray."""
+    gpus = accelerators.get_accelerator_manager_for_resource("GPU")
+    return {"CPU": get_num_cpus(), "GPU": 0 if gpus is None else gpus.get_current_node_num_accelerators()}
 
 
 def is_worker_process() -> bool:

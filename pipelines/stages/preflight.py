@@ -49,7 +49,7 @@ def check_inputs(config: RunConfig) -> list[str]:
 
 
 def _check(config: RunConfig) -> Iterator[str]:
-    _check_gpus(config)
+    _check_machine(config)
     _check_writable("output", config.output)
     if config.prepare.storage is not None:
         _check_writable("prepare.storage", config.prepare.storage)
@@ -183,20 +183,34 @@ def _check_weights(config: RunConfig) -> None:
             check_weights(model.model, model.revision, model.trust_remote_code)
 
 
-def _check_gpus(config: RunConfig) -> None:
-    wanted = {"prepare.scoring_gpus": bool(config.prepare.scoring_gpus), "train.use_gpu": config.train.use_gpu}
-    fields = [field for field, is_wanted in wanted.items() if is_wanted]
-    if not fields:
-        return
+def _check_machine(config: RunConfig) -> None:
+    """Raises UsageError where a stage asks for what this machine alone could never give, and no cluster is joined."""
     import torch  # takes seconds
 
-    from pipelines.cluster.connection import is_local
+    from pipelines.cluster.connection import check_machine, is_local
 
-    if is_local() and not torch.cuda.is_available():
+    prepare, train, tasks = config.prepare, config.train, config.evaluate.tasks
+    wanted = {"prepare.scoring_gpus": bool(prepare.scoring_gpus), "train.use_gpu": train.use_gpu}
+    fields = [field for field, is_wanted in wanted.items() if is_wanted]
+    if fields and is_local() and not torch.cuda.is_available():
         raise UsageError(
             f"{' and '.join(fields)}: the run asks for GPUs, and torch sees no GPU on this machine. Ask for none, or "
             "set RAY_ADDRESS to a cluster."
         )
+    actors, gpus = prepare.scoring_actors, prepare.scoring_actors * prepare.scoring_gpus
+    if prepare.targets:
+        names = "prepare.scoring_actors and prepare.scoring_gpus"
+        check_machine(1 if gpus else actors, gpus, names, prepare.scoring_resources)
+    if train.num_workers:
+        least = train.min_workers or train.num_workers
+        names = "train.num_workers and train.use_gpu"
+        check_machine(least, least if train.use_gpu else 0, names, train.worker_resources)
+        if (written := train.on_policy) is not None:
+            gpus += written.generation_actors * written.generation_gpus
+            names = "train.on_policy.generation_gpus and prepare.scoring_gpus"
+            check_machine(1, gpus, names, written.generation_resources)
+    if tasks.names or config.evaluate.problems:
+        check_machine(tasks.cpus, tasks.gpus, "evaluate.tasks.cpus and evaluate.tasks.gpus")
 
 
 def _check_writable(field: str, location: str) -> None:

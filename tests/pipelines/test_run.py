@@ -336,6 +336,18 @@ def test_a_student_with_adapters_is_its_own_teacher_and_is_exported_without_them
     assert not any("norm" in name for name in changed)
 
 
+def test_shards_of_a_second_teacher_are_of_the_template_that_the_first_one_gives_the_student(config, inputs, tmp_path):
+    config["train"]["objectives"] = [{"kind": "alm"}, {"kind": "alm", "teacher": "second"}]
+    config["extra_teachers"] = {"second": {"model": str(inputs / "teacher")}}
+    shutil.copytree(inputs / "teacher", tmp_path / "teacher")
+    config["teacher"]["model"] = str(tmp_path / "teacher")
+    stamps = []
+    for template in ("", "{{ messages }}"):
+        (tmp_path / "teacher" / "chat_template.jinja").write_text(template)
+        stamps.append(plan_run(RunConfig.model_validate(config)).training_sets["second"].stamp)
+    assert stamps[0] != stamps[1]
+
+
 def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp_path):
     llama(450, seed=3).save_pretrained(tmp_path / "second")
     train_tokenizer(TEXTS[::2], 450).save_pretrained(tmp_path / "second")
@@ -376,6 +388,9 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
         ("corpus.field=body", r"none of the first 100 documents .*no text in the field 'body'.*there is text"),
         ("train.use_gpu=true", r"train\.use_gpu.*no GPU"),
+        ("train.num_workers=500", r"train\.num_workers and train\.use_gpu ask for 500 CPUs and 0 GPUs at once"),
+        ("prepare.scoring_actors=500", r"prepare\.scoring_actors .* ask for 500 CPUs"),
+        ("evaluate.tasks={names: [x], gpus: 8}", r"evaluate\.tasks\.cpus and .* ask for 1 CPUs and 8 GPUs"),
         ("output=/proc/runs", r"output: /proc/runs: cannot be written"),
         ("train.objectives=[{kind: almm}]", r"Did you mean alm\?"),
         ("evaluate.gap_sett=x", r"Did you mean gap_set\?"),
