@@ -12,7 +12,7 @@ from ctd_core.align.spelling_trie import Ids, SpellingTrie, spelling_trie
 from ctd_core.models.transfer import old_tokens
 from ctd_core.text.documents import END
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
-from ctd_core.text.stops import stops_of
+from ctd_core.text.stops import turn_ends
 
 Row = Iterable[npt.NDArray[Any]]  # the arguments of prefix_positions but for the first
 
@@ -44,10 +44,9 @@ def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: Prepared
     pairs = zip(old_tokens(teacher, student), of_teacher.tolist(), strict=True)
     # bytes that the student has no token for are left out there
     spellings = [spelling if sum(lengths[token] for token in spelling) == size else [] for spelling, size in pairs]
-    end = teacher.markers.get(END, ())
-    turn_ends, own_turn_ends = (stops_of(side.encoder.tokenizer, side.encoder.name) for side in (teacher, student))
-    own_end = [*student.markers.get(END, ())] or sorted(own_turn_ends)[:1]
-    for token in turn_ends:  # where the student has none of its name
+    end, own_end = teacher.markers.get(END, ()), [*student.markers.get(END, ())] or sorted(_turn_ends(student))[:1]
+    ends = _turn_ends(teacher)
+    for token in ends:  # where the student has none of its name
         spellings[token] = spellings[token] or own_end
     if len(end) == 1 and own_end:
         spellings[end[0]] = own_end  # and no beginning too, for a token that stands for both
@@ -57,8 +56,12 @@ def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: Prepared
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))
     first_tokens = np.array([spelling[0] if spelling else -1 for spelling in spellings])
-    ends = np.array(sorted(turn_ends | {*(end if len(end) == 1 else ())}), dtype=np.int64)
-    return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, ends)
+    ends |= {*(end if len(end) == 1 else ())}
+    return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, np.array(sorted(ends), dtype=int))
+
+
+def _turn_ends(tokenizer: PreparedTokenizer) -> set[int]:
+    return turn_ends(tokenizer.encoder.tokenizer, tokenizer.encoder.name)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The tokens that end a text, or a message."""
 
-from contextlib import suppress
-
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.errors import DocumentError
@@ -19,13 +17,22 @@ def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
     A special token ends a message. Without one, or where the template refuses a plain exchange, the end of the text
     does.
     """
-    stops = set(prepare_tokenizer(tokenizer, name, None, None).markers["end"])
-    if tokenizer.chat_template:
-        with suppress(DocumentError):
-            ends = [_encode(tokenizer, part.end) for part in ChatTemplate(tokenizer, name).write(EXCHANGE)]
-            added = tokenizer.added_tokens_decoder
-            stops |= {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
-    return stops
+    return set(prepare_tokenizer(tokenizer, name, None, None).markers["end"]) | turn_ends(tokenizer, name)
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
+    """The special tokens that end a message in its chat template; none without one, or where that refuses a plain
+    exchange.
+    """
+    if not tokenizer.chat_template:
+        return set()
+    try:
+        written = {part.end for part in ChatTemplate(tokenizer, name).write(EXCHANGE)}
+    except DocumentError:
+        return set()
+    added = tokenizer.added_tokens_decoder
+    ends = [_encode(tokenizer, end) for end in written]
+    return {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
 
 
 def around_question(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[list[int], str, list[int]]:

@@ -198,7 +198,7 @@ def test_what_stands_beside_messages_is_streamed_though_the_column_was_read_for_
     options = {"kind": "dataset", "name": str(tmp_path / "set"), "streaming": True, "max_documents": 1}
     for corpus in (HubDataset(**options, field="talk"), HubDataset(**options, messages="talk")):
         (read,) = [document for part in plan_slices(corpus, 60) for document in read_slice(corpus, part)]
-    assert [(turn.role, turn.text) for turn in read.turns][0] == ("system", "Be brief.")
+    assert read.turns[0] == Turn("system", "Be brief.", scored=False)
 
 
 def test_a_binary_column_may_be_streamed(tmp_path, monkeypatch):
