@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctd_core.errors import CtdError
 
-TRANSFER_VERSION = 5  # of what models.transfer calculates: raised where the same inputs give another student
+TRANSFER_VERSION = 6  # of what models.transfer calculates: raised where the same inputs give another student
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".gguf"}
 
 

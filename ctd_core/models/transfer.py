@@ -131,14 +131,15 @@ def old_tokens(student: PreparedTokenizer, teacher: PreparedTokenizer) -> list[l
 def encode_bytes(tokenizer: PreparedTokenizer, spelled: list[bytes]) -> list[list[int]]:
     """Token ids that spell each byte string: by the tokenizer where it is text, else the longest tokens from the left.
 
-    Bytes that no token spells are left out.
+    Behind a line break where it would put a space in front. Bytes that no token spells are left out.
     """
     exact = ids_by_bytes(tokenizer.encoder.token_bytes)
     longest = max(map(len, exact))
-    encodings = tokenizer.encoder.encode_batch([raw.decode(errors="ignore") for raw in spelled])
+    before = "\n" if tokenizer.encoder.invents_space else ""
+    encodings = tokenizer.encoder.encode_batch([before + raw.decode(errors="ignore") for raw in spelled])
     results = []
     for raw, encoding in zip(spelled, encodings, strict=True):
-        ids = [] if isinstance(encoding, DocumentError) else encoding.ids[encoding.byte_ends > 0].tolist()
+        ids = [] if isinstance(encoding, DocumentError) else encoding.ids[encoding.byte_ends > len(before)].tolist()
         if b"".join(tokenizer.encoder.token_bytes.by_id[old_id] or b"" for old_id in ids) != raw:
             ids, at = [], 0
             while at < len(raw):

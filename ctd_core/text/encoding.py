@@ -42,7 +42,8 @@ class TextEncoder:
 
     The names of special tokens are encoded as the text that they are, and drop it where the tokenizer cannot do so
     (Unigram, whose vocabulary holds them); no special token is added.
-    A text with a token beyond `num_embeddings`, the rows of its model's embedding, has no encoding.
+    A text with a token beyond `num_embeddings`, the rows of its model's embedding, has no encoding. invents_space: the
+    tokenizer begins a text with a space of its own.
     Raises TokenizerError, naming the tokenizer by `name`, where it cannot spell its input.
     """
 
@@ -54,7 +55,7 @@ class TextEncoder:
         self.token_bytes = read_token_bytes(tokenizer.backend_tokenizer, name)
         self._backend = complete_backend(tokenizer)
         self._take_names_as_text()
-        self._invents_space = self._find_invented_space()
+        self.invents_space = self._find_invented_space()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -75,7 +76,7 @@ class TextEncoder:
 
         Where a text `continues` another and begins with a space, the space that the tokenizer invents is that one.
         """
-        followed = [False] * len(texts) if continues is None or not self._invents_space else continues
+        followed = [False] * len(texts) if continues is None or not self.invents_space else continues
         ids = self.encode_ids(
             [text.removeprefix(" ") if follows else text for text, follows in zip(texts, followed, strict=True)]
         )
@@ -106,7 +107,7 @@ class TextEncoder:
             )
         if spelled == text_bytes:
             return encoded
-        if self._invents_space and spelled == b" " + text_bytes:
+        if self.invents_space and spelled == b" " + text_bytes:
             return EncodedText(encoded.ids, encoded.byte_ends - 1, invents_space=True)
         return self.misspelled(text_bytes, spelled, encoded.ids)
 

@@ -6,11 +6,12 @@ import torch
 from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.fingerprints import loaded_fingerprint, weights_fingerprint
 from ctd_core.models.loading import check_head, load_model
-from ctd_core.models.transfer import old_tokens, transfer_model
+from ctd_core.models.transfer import encode_bytes, old_tokens, transfer_model
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
 from ctd_core.text.token_bytes import ids_by_bytes
-from ctd_core.text.tokenizers import train_tokenizer
+from ctd_core.text.tokenizers import load_tokenizer, train_tokenizer
 from tests.support.models import gpt2, llama
+from tests.support.real_tokenizers import REAL
 from tests.support.shard_sets import prepared
 from tests.support.tokenizers import TEXTS
 
@@ -164,6 +165,13 @@ def test_a_hub_id_stands_for_its_commit_of_today(monkeypatch):
     there = "transformers.utils.hub.cached_file"
     monkeypatch.setattr(there, lambda name, file: f"/cache/models--me--student/snapshots/{next(commits)}/{file}")
     assert [loaded_fingerprint("me/student") for _ in range(2)] == [f"me/student@{'a' * 40}", f"me/student@{'b' * 40}"]
+
+
+def test_a_piece_of_a_word_is_spelled_as_within_a_word_where_a_tokenizer_puts_a_space_in_front():
+    tokenizer = prepare_tokenizer(load_tokenizer(str(REAL["Mistral v1"])), "Mistral v1", None, None)
+    names, pieces = tokenizer.encoder.tokenizer.convert_ids_to_tokens, [b"chool", b"atural", b" chool", b"\xc3"]
+    spelled = [names(ids) for ids in encode_bytes(tokenizer, pieces)]
+    assert spelled == [["ch", "ool"], ["at", "ural"], ["▁ch", "ool"], ["<0xC3>"]]
 
 
 def test_the_fingerprint_of_weights_changes_with_them(tmp_path):
