@@ -148,7 +148,9 @@ def _align(
     is_content = axis.kinds[segment] == CONTENT
     message = np.where(axis.kinds[segment] >= CONTENT, axis.messages[segment], -1)
     is_scored = np.array([*(turn.scored for turn in turns), False])[message]  # a content with its end
-    is_scored[np.array([*(turn.is_cut for turn in turns), False])[message] & ~is_content] = False
+    # an end is not one where an answer is cut, nor where one side alone writes white space before it
+    no_end = np.array([turn.is_cut for turn in turns]) | (student.contents[:, 1] != teacher.contents[:, 1])
+    is_scored[np.append(no_end, False)[message] & ~is_content] = False
     following = np.ones(len(segment) + 1, dtype=np.bool_)  # white space or no content
     raw = b"".join(turn.text.encode()[start:stop] for turn, start, stop in zip(turns, starts, stops, strict=True))
     following[:-1][is_content] = IS_WHITESPACE[np.frombuffer(raw, dtype=np.uint8)]

@@ -128,6 +128,18 @@ def test_of_an_answer_that_was_cut_all_but_its_end_is_learned(pair):
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
+def test_no_end_is_learned_where_one_side_alone_writes_white_space_before_it(pair):
+    """Its chunk would say that a turn does not end there."""
+    turns = Turn("user", "How far is the moon?", scored=False), Turn("assistant", "About 384,400 km\n")
+    sides = [prepared_chat(family) for family in pair]
+    (aligned,) = align_documents(*sides, [Document("d", turns)])
+    student, teacher = (side.conversations.template.write(turns)[-1].stop for side in sides)
+    is_marker, is_scored = aligned.chunk_kinds & MARKER > 0, aligned.chunk_kinds & SCORED > 0
+    assert (is_marker & is_scored).any() == (student == teacher)
+    assert (~is_marker & is_scored).any()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
 def test_an_ordinary_conversation_is_accepted_by_every_pair(pair):
     document = Document(
         "d",
