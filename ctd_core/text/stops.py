@@ -12,27 +12,27 @@ EXCHANGE = (Turn("user", "Hello"), Turn("assistant", "Hello"))
 
 
 def stops_of(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
-    """The tokens after which nothing more is written: what ends a text, and in a chat template a message.
+    """The tokens after which nothing more is written: what ends a text, and in a chat template an answer.
 
-    A special token ends a message. Without one, or where the template refuses a plain exchange, the end of the text
+    A special token ends an answer. Without one, or where the template refuses a plain exchange, the end of the text
     does.
     """
     return set(prepare_tokenizer(tokenizer, name, None, None).markers["end"]) | turn_ends(tokenizer, name)
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerFast, name: str) -> set[int]:
-    """The special tokens that end a message in its chat template; none without one, or where that refuses a plain
+    """The special token that ends an answer in its chat template; none without one, or where that refuses a plain
     exchange.
     """
     if not tokenizer.chat_template:
         return set()
     try:
-        written = {part.end for part in ChatTemplate(tokenizer, name).write(EXCHANGE)}
+        _, answer = ChatTemplate(tokenizer, name).write(EXCHANGE)
     except DocumentError:
         return set()
     added = tokenizer.added_tokens_decoder
-    ends = [_encode(tokenizer, end) for end in written]
-    return {ids[0] for ids in ends if ids and ids[0] in added and added[ids[0]].special}
+    ids = _encode(tokenizer, answer.end)[:1]
+    return {token for token in ids if token in added and added[token].special}
 
 
 def around_question(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[list[int], str, list[int]]:

@@ -10,6 +10,7 @@ from ctd_core.errors import DocumentError, TokenizerError
 from ctd_core.text.chat import ChatTemplate, with_chat_of
 from ctd_core.text.documents import Turn
 from ctd_core.text.prepared_tokenizer import prepare_tokenizer
+from ctd_core.text.stops import turn_ends
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 from tests.support.tokenizers import TOTAL
 
@@ -110,3 +111,14 @@ def test_a_message_that_names_a_special_token_and_cannot_be_spelled_is_dropped_b
     (error,) = conversations.encode_batch([turns])
     assert isinstance(error, DocumentError)
     assert error.reason == "tokens spell another text"
+
+
+def test_a_text_ends_at_the_end_of_an_answer_and_not_of_other_messages():
+    """As gpt-oss: its thoughts end with <|end|>, and it goes on."""
+    tokenizer = TOTAL["bytes"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|return|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{{ '<|return|>' if m['role'] == 'assistant' else '<|end|>' }}{% endfor %}"
+    )
+    assert turn_ends(tokenizer, "it") == {tokenizer.convert_tokens_to_ids("<|return|>")}
