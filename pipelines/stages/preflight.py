@@ -23,7 +23,7 @@ from ctd_core.text.documents import BEGIN, Document
 from ctd_core.text.normalisation import canonical_form
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, check_embedding
 from ctd_core.text.tool_calls import with_calls_written
-from pipelines.stages.preflight_training import check_prompts, check_training, known_tokenizer
+from pipelines.stages.preflight_training import check_own_answers, check_prompts, check_training, known_tokenizer
 
 logger = logging.getLogger(__name__)
 FIRST_DOCUMENTS = 100
@@ -77,6 +77,7 @@ def _check(config: RunConfig) -> Iterator[str]:
         )
     yield from _check_documents(config, templates)
     check_training(config, prepared, tokenizers["teacher"], is_chat=bool(student.chat_template))
+    check_own_answers(config, student)
     check_prompts(config, {"teacher": tokenizers["teacher"], "student": prepared})
     _check_chat_template(config, {"the teacher": tokenizers["teacher"].encoder.tokenizer, "the student": student})
     if config.evaluate.tasks.names or config.evaluate.problems:

@@ -1,15 +1,18 @@
 """What a training asks of its student, teacher and prompts, looked at before anything is computed. Loads no weights."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from transformers import PreTrainedTokenizerFast
 
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import TrainedTokenizer
-from ctd_core.errors import TokenizerError, UsageError
+from ctd_core.errors import DocumentError, TokenizerError, UsageError
 from ctd_core.models.model_config import check_origin, max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, with_chat
+from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer, same_vocabulary
+from ctd_core.text.stops import EXCHANGE
 from ctd_core.text.tokenizers import bytes_tokenizer, load_tokenizer
 
 
@@ -47,6 +50,32 @@ def check_training(
             read_prompts_for(file, is_chat)
         elif not any(part.is_chat == is_chat for part in config.corpus.parts):
             raise no_prompts(field, is_chat)
+
+
+def check_own_answers(config: RunConfig, student: PreTrainedTokenizerFast) -> None:
+    """Look whether the student's chat template writes an answer behind what the student writes its own behind.
+
+    Args:
+        config: the run's options.
+        student: the student's tokenizer.
+
+    Raises:
+        UsageError: it does not, as those of models that think: own texts would be learned in another context.
+    """
+    fields = list(config.prompts_of_own_texts)
+    if not fields or not student.chat_template:
+        return
+    template = ChatTemplate(student, "the student's tokenizer")
+    with suppress(DocumentError):  # a template that refuses a plain exchange
+        (question, answer), (turn, _) = template.write(EXCHANGE), EXCHANGE
+        written = question.header + turn.text + question.end + answer.header
+        written, prompt = written[: len(written) - answer.lead], template.render([turn], add_generation_prompt=True)
+        if written != prompt:
+            raise UsageError(
+                f"{fields[0]}: the student's chat template writes {written[-40:]!r} before an answer, and asks for one "
+                f"by {prompt[-40:]!r}, so texts of its own would be learned behind another beginning. Take a template "
+                "that has the same in both."
+            )
 
 
 def no_prompts(field: str, is_chat: bool) -> UsageError:

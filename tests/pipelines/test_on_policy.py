@@ -5,6 +5,7 @@ import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,12 +22,14 @@ from pipelines.artifacts.round_figures import ROUND_FILE, read_round
 from pipelines.artifacts.run_plan import plan_run
 from pipelines.stages import asked_models, on_policy, own_texts, train_worker
 from pipelines.stages.preflight import check_inputs
+from pipelines.stages.preflight_training import check_own_answers
 from pipelines.stages.prepare import prepare
 from pipelines.stages.prepare_scoring import SliceScorer
 from pipelines.stages.rounds import read_prompts_for, rounds_of
 from pipelines.stages.tokenizer import student_tokenizer
 from tests.pipelines.test_chat import chat_config, chat_inputs  # noqa: F401
 from tests.pipelines.test_run import config, inputs  # noqa: F401
+from tests.support.chat_templates import chat_tokenizer
 
 NAMING = "In <|endoftext|> the sum"  # it would read that as the token, and learn it as text
 LONG = "on and on " * 3000  # for any student of these tests
@@ -420,3 +423,10 @@ def test_what_has_no_rounds_or_no_prompts_is_refused(make_plan, config):  # noqa
     plan = make_plan("alone")
     with pytest.raises(UsageError, match="a search has no rounds"):
         on_policy.train_student(plan)
+
+
+@pytest.mark.parametrize("family", ["ChatML", "Llama 3", "Mistral v1", "Qwen3"])
+def test_a_template_that_writes_more_before_an_answer_than_it_asks_by_is_refused(family):
+    asked = SimpleNamespace(prompts_of_own_texts={"train.on_policy": None})
+    with pytest.raises(UsageError, match=r"writes '.*<think>") if family == "Qwen3" else nullcontext():
+        check_own_answers(asked, chat_tokenizer(family))
