@@ -109,11 +109,15 @@ def evaluate(
     if model:
         if config is not None or recipe is not None or not is_asked:
             raise UsageError("give --model with --tasks or --problems, and without --config or --recipe")
+        if dry_run:
+            raise UsageError("--dry-run belongs to --config or --recipe")
         from ctd_core.config.evaluation import Evaluate
         from pipelines.artifacts.report import tasks_table
         from pipelines.stages.tasks import ask_named_models
 
         options = read_group(Evaluate, "evaluate", [*asked, *(overrides or [])])
+        if options.sets or options.own_texts is not None:
+            raise UsageError("--model is asked tasks and problems: evaluate.sets and evaluate.own_texts are of a run")
         print_table(tasks_table(ask_named_models(model, options, None if ensemble is None else read_average(ensemble))))
         return
 

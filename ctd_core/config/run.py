@@ -88,6 +88,12 @@ def _evaluation(run: RunConfig) -> Iterator[str]:
     held_out = [name for name, corpus in run.evaluate.sets.items() if isinstance(corpus, HeldOut)]
     if held_out and not run.corpus.held_out_fraction:
         yield f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0"
+    for name, measured in run.evaluate.sets.items():
+        if not isinstance(measured, HeldOut) and measured.held_out_fraction:
+            yield (
+                f"evaluate.sets.{name}.held_out_fraction: what is measured is all of a set's corpus. Documents that "
+                "training leaves out are {kind: held_out}, by the corpus's own held_out_fraction"
+            )
     labels = run.corpus.labels if isinstance(run.corpus, Mixture) else []
     for name, measured in run.evaluate.sets.items():
         if isinstance(measured, HeldOut) and measured.source is not None and measured.source not in labels:
@@ -118,6 +124,8 @@ def _student(run: RunConfig) -> Iterator[str]:
             "student.chat: keep adds special tokens, and student.model has embeddings for its own alone: take adopt, "
             "or leave student.model out"
         )
+    if student.model is None and (student.revision is not None or student.trust_remote_code):
+        yield "student.revision and student.trust_remote_code are of student.model, and none is named"
     online = run.train.online_objectives
     if run.train.strategy == "fsdp" and student.is_its_own_teacher and online:
         yield (

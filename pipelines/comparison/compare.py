@@ -38,6 +38,7 @@ from pipelines.stages.own_texts import measure_own_texts
 from pipelines.stages.preflight import check_inputs
 from pipelines.stages.preflight_training import check_training, known_tokenizer
 from pipelines.stages.prepare import prepare
+from pipelines.stages.rounds import OWN_TEXTS_VERSION
 from pipelines.stages.student import ensure_student
 from pipelines.stages.tasks import ask_here, ask_models
 
@@ -201,5 +202,9 @@ def trial_file(plan: RunPlan) -> Path:
     evaluated = plan.config.evaluate
     asked: list[object] = [task.stamp() for task in tasks_in(evaluated)]
     if evaluated.own_texts is not None:
-        asked += [evaluated.own_texts.model_dump(), prompts_fingerprint(plan.config, "evaluate.own_texts")]
+        asked += [
+            OWN_TEXTS_VERSION,
+            evaluated.own_texts.model_dump(),
+            prompts_fingerprint(plan.config, "evaluate.own_texts"),
+        ]
     return plan.training / f"trial-{fingerprint(plan.evaluation, asked) if asked else plan.evaluation}.json"

@@ -37,9 +37,11 @@ class Search(Options):
     trials: int | None = Field(default=None, ge=1, description="how many; 16 by default, and all of a grid search")
     scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Asha(kind="asha")
     seed: int = 0
-    cpus_per_trial: int = Field(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
-    concurrent: int | None = Field(default=None, ge=1, description="trials at once; as many as fit by default")
-    max_failures: int = Field(default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed")
+    cpus_per_trial: int = resource(default=1, ge=1, description="for a trial in one process: train.num_workers is 0")
+    concurrent: int | None = resource(default=None, ge=1, description="trials at once; as many as fit by default")
+    max_failures: int = resource(
+        default=2, ge=0, description="restarts of a trial, from its checkpoint, before it failed"
+    )
     trackers: list[Literal["mlflow", "wandb"]] = resource(
         default=[], description="report every trial to MLflow (MLFLOW_TRACKING_URI) or Weights & Biases (WANDB_API_KEY)"
     )

@@ -68,7 +68,9 @@ def plan_search(file: Path, overrides: list[str]) -> SearchPlan:
     check_made(options.recipe, run)
     base = _with_evaluations(plan_run(run), file)
     space = {path: parse_space(value, f"{file}: space.{path}") for path, value in options.space.items()}
-    decides = fingerprint(options.result_values(), base.training.name, base.evaluation)
+    decides = fingerprint(
+        options.result_values(), base.training.name, base.evaluation, base.config.train.evaluate_every
+    )
     directory = base.files.directory / f"search-{file.stem}-{decides}"
     metric = _metric(options, base, file)
     trials = _draw(options, space, base, file)

@@ -85,7 +85,7 @@ def ask_here(model: AskedModel, options: Evaluate, files: RunFiles) -> list[Task
     loaded, found = None, []
     for question in _questions([model], options, files):
         if (figures := _read(question)) is None:
-            loaded = loaded or model.load()
+            loaded = loaded or model.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             figures = question.task.ask(*loaded, model.name, lambda share: None)
             _keep(question, figures, files)
         found.append(figures.model_copy(update={"model": model.name}))

@@ -57,6 +57,8 @@ def test_every_recipe_is_a_run(name):
         ("evaluate={sets: {train: {kind: general}}}", "'train' cannot name a set"),
         ("student={tokenizer: {kind: bytes}, model: m, head: untied}", "made from its teacher"),
         ("student={tokenizer: {kind: bytes}, byte_expansion: {}, head: as_teacher}", "leave student.head out"),
+        ("student={tokenizer: {kind: bytes}, revision: v2}", "student.revision .* are of student.model, and none"),
+        ("evaluate={sets: {s: {kind: text, paths: [x], held_out_fraction: 0.1}}}", r"sets\.s\.held_out_fraction: what"),
         ("train.learning_rate=0", r"train.learning_rate: .*greater than 0 \(it is 0\)"),
         ("train.learning_rate=.inf", r"train.learning_rate: .*finite"),
         ("train.seed=-1", r"train.seed: .*greater than or equal to 0"),

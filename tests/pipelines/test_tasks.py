@@ -99,6 +99,10 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_trained(run_file, tm
         ctd("evaluate", "--config", run_file, "--limit", "4")
     with pytest.raises(UsageError, match="--ensemble belongs to several --model"):
         ctd("evaluate", "--model", "x", "--ensemble", "logprobs", "--tasks", "next_number")
+    with pytest.raises(UsageError, match="--dry-run belongs to --config"):
+        ctd("evaluate", "--model", "x", "--tasks", "next_number", "--dry-run")
+    with pytest.raises(UsageError, match="--model is asked tasks and problems"):
+        ctd("evaluate", "--model", "x", "--tasks", "next_number", "--set", "evaluate.own_texts.texts=4")
     with pytest.raises(UsageError, match="give --model with --tasks"):
         ctd("evaluate", "--config", run_file, "--model", "x", "--tasks", "next_number")
     with pytest.raises(UsageError, match="here are options of evaluate alone"):
