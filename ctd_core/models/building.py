@@ -15,6 +15,7 @@ from ctd_core.models.byte_students import with_byte_expansion
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model, may_hold, skeleton
 from ctd_core.models.logprob_model import LogprobModel
+from ctd_core.models.model_config import check_learnable
 from ctd_core.models.online_teacher import OnlineTeacher, as_own_teacher
 from ctd_core.models.prefix_positions import prefix_top
 from ctd_core.models.scorer import Scorer, TransformersScorer
@@ -52,6 +53,7 @@ def build_student(
 ) -> PreTrainedModel:
     """The student before training: a model of its own, or the teacher under the student's tokenizer."""
     if student.model is not None:
+        check_learnable(student.model, student.revision, student.trust_remote_code)
         return load_model(student.model, student.revision, trust_remote_code=student.trust_remote_code)
     original = load_model(teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code)
     tokenizers = student_tokenizer, teacher_tokenizer

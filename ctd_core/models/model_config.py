@@ -1,6 +1,7 @@
 """The configs of models, read without their weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from ctd_core.storage.locations import is_missing_path
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+WIDENED = ("mxfp4", "fp8")  # quantised weights that are widened when they are loaded
+TABLES = re.compile("vocab_size_|ple_layer_ids|num_hash_layers")  # what has rows by token ids
 EXPANSION_BASE = "expansion_base"  # in the config of a student that models.byte_expansion has the code of
 
 
@@ -60,10 +63,16 @@ def check_transferable(values: dict[str, Any], name: str, same_vocabulary: bool)
         same_vocabulary: whether the student has the very rows of the model.
 
     Raises:
-        UsageError: the model has tables of its vocabulary's size beside embeddings and output matrix, or reads bytes
-            before each byte.
+        UsageError: the model has tables of its vocabulary's size beside embeddings and output matrix, its weights are
+            quantised, or it reads bytes before each byte.
     """
-    if further := [key for key, size in values.items() if key.startswith("vocab_size_") and size]:
+    method = (values.get("quantization_config") or {}).get("quant_method")
+    if method is not None and method not in WIDENED:
+        raise UsageError(
+            f"{name} holds weights quantised by {method}, so no student can be made from it: name the model that it "
+            "was quantised from, or another one in student.model."
+        )
+    if further := [key for key, size in values.items() if TABLES.match(key) and size]:
         raise UsageError(
             f"{name} has tables of its vocabulary's size beside embeddings and output matrix ({', '.join(further)}), "
             "so no student can be made from it under another tokenizer: name one in student.model."
@@ -72,6 +81,16 @@ def check_transferable(values: dict[str, Any], name: str, same_vocabulary: bool)
         raise UsageError(
             f"{name} has student.byte_expansion, which fits its own tokenizer alone, so no student can be made from it "
             "under another tokenizer or with pad_to_multiple_of: name one in student.model."
+        )
+
+
+def check_learnable(name: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Raises UsageError where the weights of a student of its own are quantised; raises as read_model_config too."""
+    config = _config_values(name, revision, trust_remote_code).get("quantization_config") or {}
+    if config:
+        raise UsageError(
+            f"student.model: {name} holds weights quantised by {config.get('quant_method')}, which do not learn. Name "
+            "the model that it was quantised from."
         )
 
 
@@ -150,6 +169,11 @@ def _config_values(name: str, revision: str | None, trust_remote_code: bool) -> 
         values: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: no model is there ({first_line(error)}).") from error
+    if values.get("model_type") == "rwkv":
+        raise UsageError(
+            f"{name}: RWKV is not supported: in transformers it changes its weights when it is first used, and reads "
+            "padding as text."
+        )
     if "auto_map" in values and EXPANSION_BASE not in values and not trust_remote_code:
         from transformers import CONFIG_MAPPING
 

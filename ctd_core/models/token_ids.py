@@ -21,6 +21,10 @@ COUNTS_OF_TOKENS = (
 )  # fmt: skip
 
 
+OF_MEDIA = re.compile("image|video|audio|vision|boi|eoi|boa|eoa")
+NO_TOKEN = -1  # an id that no text has
+
+
 def renumber(
     config: PretrainedConfig | GenerationConfig, student: PreparedTokenizer, new_ids: dict[int, int], source: str
 ) -> list[str]:
@@ -54,6 +58,8 @@ def renumber(
             kept = kept[0] if len(kept) == 1 else kept
         elif role in ROLES and name.endswith("_token_id"):
             kept = own if own is not None else kept
+        elif kept is None and isinstance(value, int) and OF_MEDIA.match(name):
+            kept = NO_TOKEN  # models compare them with the ids of a text
         setattr(holder, name, kept)
     for role in ROLES:  # also where the teacher's config has none
         if getattr(config, f"{role}_token_id", None) is None:

@@ -44,6 +44,7 @@ from pipelines.stages.rounds import Round, WritingTask, plan_own_texts, prompts_
 from pipelines.stages.student import load_student
 from pipelines.stages.tokenizer import student_tokenizer
 
+AT_ONCE = 32  # texts of a measuring
 NOTHING = {"text": "", "ended": False, "tokens": 0, "special_tokens": 0, "logprob": 0.0}
 RETRIES = 3  # of a piece of work whose machine is lost
 OWN_FIGURES = {
@@ -284,7 +285,7 @@ def measure_own_texts(plan: RunPlan, options: WrittenTexts, checkpoint: str) -> 
     """
     step = steps_done(checkpoint)
     drawn = OnPolicy(
-        rounds=1, texts=options.texts, batch=options.texts, max_new_tokens=options.max_new_tokens,
+        rounds=1, texts=options.texts, batch=min(options.texts, AT_ONCE), max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
     )  # fmt: skip
     item = Round(0, step, step, step, plan.training / "own-texts")

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from ctd_core.config.run import RunConfig
 from ctd_core.config.text import TrainedTokenizer
 from ctd_core.errors import DocumentError, TokenizerError, UsageError
-from ctd_core.models.model_config import check_origin, max_positions, num_embeddings
+from ctd_core.models.model_config import check_learnable, check_origin, max_positions, num_embeddings
 from ctd_core.models.tokenizers import build_student_tokenizer, with_chat
 from ctd_core.text.chat import ChatTemplate
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer, prepare_tokenizer, same_vocabulary
@@ -93,8 +93,10 @@ def _check_student(config: RunConfig, tokenizer: PreparedTokenizer | None, old: 
         rows = num_embeddings(*origin)
         has_its_rows = tokenizer is not None and same_vocabulary(tokenizer, old)
         check_origin(*origin, has_its_rows and rows % student.pad_to_multiple_of == 0)
-    elif tokenizer is not None:
-        _check_own_tokenizer(student.model, student.revision, tokenizer)
+    else:
+        check_learnable(student.model, student.revision, student.trust_remote_code)
+        if tokenizer is not None:
+            _check_own_tokenizer(student.model, student.revision, tokenizer)
     is_frozen = any(phase.options.freeze for phase in phases)
     train = config.train
     asks_layers = train.activation_checkpointing or train.strategy == "fsdp" or train.weighting != "fixed"

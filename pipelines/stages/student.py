@@ -7,12 +7,14 @@ import torch
 from ctd_core.models.adapters import merge_adapters
 from ctd_core.models.building import build_online_teacher, build_student, load_student_to_train
 from ctd_core.models.fingerprints import check_unchanged
+from ctd_core.models.loading import check_head
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.models.online_teacher import OnlineTeacher
 from ctd_core.models.tokenizers import build_teacher_tokenizer
 from ctd_core.storage.atomic import atomic_directory
 from ctd_core.text.prepared_tokenizer import PreparedTokenizer
 from ctd_core.training.checkpoint import load_weights
+from pipelines.artifacts.locks import stage_lock
 from pipelines.artifacts.run_plan import RunPlan
 from pipelines.stages.tokenizer import student_tokenizer
 
@@ -21,10 +23,14 @@ logger = logging.getLogger(__name__)
 
 def ensure_student(plan: RunPlan) -> None:
     """Write the student as it is before training, where it is not there yet."""
-    plan.files.fetch(plan.init)
-    if plan.init.exists():
-        plan.files.upload(plan.init, overwrite=False)  # where an earlier try was cut short
-        return
+    with stage_lock(plan.files, plan.init.name):  # of two trainings with the same student
+        plan.files.fetch(plan.init)
+        if not plan.init.exists():
+            _make_student(plan)
+        plan.files.upload(plan.init, overwrite=False)  # where an earlier try was cut short too
+
+
+def _make_student(plan: RunPlan) -> None:
     student, teacher = plan.config.student, plan.config.teacher
     if student.model is not None:
         logger.info("train: the student is %s", student.model)
@@ -40,9 +46,9 @@ def ensure_student(plan: RunPlan) -> None:
     model = build_student(student, teacher, *tokenizers)
     origin = teacher if student.model is None else student
     check_unchanged(origin.model or "", origin.revision, plan.origin_weights)
+    check_head(model, plan.init.name)
     with atomic_directory(plan.init) as temporary:
         model.save_pretrained(temporary)
-    plan.files.upload(plan.init)
 
 
 def student_to_train(plan: RunPlan, tokenizer: PreparedTokenizer) -> LogprobModel:

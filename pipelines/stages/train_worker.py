@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ctd_core.errors import Recurring
+from ctd_core.errors import CtdError, Recurring
 from ctd_core.evaluation.metrics import METRICS, metric_key
 from ctd_core.models.logprob_model import LogprobModel
 from ctd_core.shards.joined_rows import JoinedRows
@@ -61,7 +61,10 @@ class Recorder:
                 )
                 logger.info("train: step %d: %s", metrics["step"], headlines)
         if time.monotonic() - self._shared > SHARE_SECONDS:  # who watches from another machine reads the store
-            self.share()
+            try:
+                self.share()
+            except CtdError as error:  # the next one may come through
+                logger.warning("train: the store does not take metrics: %s", error)
 
     def pause(self) -> AbstractContextManager[None]:
         """What is done inside is no part of a step's time."""

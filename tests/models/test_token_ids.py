@@ -11,7 +11,7 @@ from ctd_core.errors import CtdError, UsageError
 from ctd_core.models.export import export_model
 from ctd_core.models.language_model import HuggingFaceModel
 from ctd_core.models.loading import load_model
-from ctd_core.models.model_config import read_model_config
+from ctd_core.models.model_config import check_learnable, check_origin, read_model_config
 from ctd_core.models.transfer import transfer_model
 from tests.support.models import llama
 from tests.support.shard_sets import prepared
@@ -40,7 +40,7 @@ def test_ids_in_configs_become_the_students_or_are_taken_out_and_reported(caplog
     assert found.bad_words_ids == [[ord("a"), ord("a")]]
     assert found.begin_suppress_tokens is None
     assert found.forced_eos_token_id == ord("a")
-    assert student.config.image_token_id is None
+    assert student.config.image_token_id == -1  # models compare it with the ids of a text
     usual = GenerationConfig()
     assert (found.repetition_penalty, found.no_repeat_ngram_size) == (
         usual.repetition_penalty, usual.no_repeat_ngram_size
@@ -91,6 +91,22 @@ def test_code_beside_a_model_is_not_run_unless_it_is_trusted(tmp_path):
         with pytest.raises(UsageError, match="trust_remote_code: true"):
             load(str(tmp_path))
     assert not trace.exists()
+
+
+def test_models_that_no_student_can_come_from_are_told_by_their_configs(tmp_path):
+    def is_written(**values):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+
+    is_written(model_type="rwkv")
+    with pytest.raises(UsageError, match="RWKV is not supported"):
+        read_model_config(str(tmp_path))
+    is_written(model_type="llama", quantization_config={"quant_method": "awq"})
+    with pytest.raises(UsageError, match="weights quantised by awq, so no student"):
+        check_origin(str(tmp_path), None, False, same_vocabulary=True)
+    with pytest.raises(UsageError, match=r"student\.model: .* quantised by awq, which do not learn"):
+        check_learnable(str(tmp_path), None, False)
+    is_written(model_type="llama", quantization_config={"quant_method": "mxfp4"})
+    check_origin(str(tmp_path), None, False, same_vocabulary=False)
 
 
 def test_a_directory_of_adapters_and_a_missing_one_are_told_apart(tmp_path):

@@ -2,11 +2,17 @@
 
 import struct
 import time
+from unittest.mock import Mock
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from ctd_core.config.run import RunConfig
+from ctd_core.errors import CtdError
 from pipelines.artifacts.metrics_file import METRICS_FILE, read_metrics
 from pipelines.artifacts.metrics_log import MetricsLog
+from pipelines.artifacts.run_plan import plan_run
+from pipelines.stages import train_worker
+from tests.pipelines.test_run import config, inputs  # noqa: F401
 
 
 def events(folder):
@@ -58,3 +64,12 @@ def test_what_lies_after_the_checkpoint_is_taken_away_and_measured_again(tmp_pat
     assert [line["step"] for line in read_metrics(tmp_path / METRICS_FILE)] == [1, 2, 3, 4]
     begins = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
     assert begins[-1] == 3  # from there on, TensorBoard forgets what came before
+
+
+def test_a_store_that_does_not_take_a_copy_ends_no_training(config, monkeypatch, caplog):  # noqa: F811
+    recorder = train_worker.Recorder(plan_run(RunConfig.model_validate(config)), 0, None)
+    monkeypatch.setattr(train_worker, "SHARE_SECONDS", -1.0)
+    monkeypatch.setattr(recorder, "share", Mock(side_effect=CtdError("s3://bucket: 503")))
+    recorder.add({"step": 1.0, "loss": 0.5, "tokens": 10.0, "seconds": 1.0})
+    recorder.close()
+    assert "the store does not take metrics: s3://bucket: 503" in caplog.text
