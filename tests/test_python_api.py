@@ -109,7 +109,7 @@ def test_a_tokenizer_takes_over_the_template_of_a_model(tmp_path):
 
 def test_the_example_in_the_readme_runs(teacher, tmp_path, monkeypatch):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    example = textwrap.dedent(readme.split("on texts in memory:")[1].split("A stage that was killed")[0])
+    example = textwrap.dedent(readme.split("on texts in memory:")[1].split("Preparing and training go on")[0])
     example = example.replace("runs/teachers/SmolLM2-135M-Instruct", teacher).replace("steps=100", "steps=2")
     monkeypatch.chdir(tmp_path)
     exec(example, {"texts": texts(20)[4:], "other_texts": texts(20)[:4]})
