@@ -388,7 +388,10 @@ def test_a_second_teacher_of_another_tokenizer_teaches_along(config, inputs, tmp
         ("name=2024-13-45", r"--set name=2024-13-45: not YAML"),
         ("corpus.field=body", r"none of the first 100 documents .*no text in the field 'body'.*there is text"),
         ("train.use_gpu=true", r"train\.use_gpu.*no GPU"),
-        ("train.num_workers=500", r"train\.num_workers and train\.use_gpu ask for 500 CPUs and 0 GPUs at once"),
+        (
+            "train={steps: 4, objectives: [{kind: alm}], num_workers: 500, gradient_accumulation: 500}",
+            r"train\.num_workers and train\.use_gpu ask for 500 CPUs and 0 GPUs at once",
+        ),
         ("prepare.scoring_actors=500", r"prepare\.scoring_actors .* ask for 500 CPUs"),
         ("evaluate.tasks={names: [x], gpus: 8}", r"evaluate\.tasks\.cpus and .* ask for 1 CPUs and 8 GPUs"),
         ("output=/proc/runs", r"output: /proc/runs: cannot be written"),
