@@ -88,16 +88,15 @@ def _evaluation(run: RunConfig) -> Iterator[str]:
     held_out = [name for name, corpus in run.evaluate.sets.items() if isinstance(corpus, HeldOut)]
     if held_out and not run.corpus.held_out_fraction:
         yield f"evaluate.sets.{held_out[0]} is held out of a corpus whose held_out_fraction is 0"
+    labels = run.corpus.labels if isinstance(run.corpus, Mixture) else []
     for name, measured in run.evaluate.sets.items():
+        if isinstance(measured, HeldOut) and measured.source is not None and measured.source not in labels:
+            yield f"evaluate.sets.{name}.source is {measured.source!r}, and the corpus's sources are {labels}"
         if not isinstance(measured, HeldOut) and measured.held_out_fraction:
             yield (
                 f"evaluate.sets.{name}.held_out_fraction: what is measured is all of a set's corpus. Documents that "
                 "training leaves out are {kind: held_out}, by the corpus's own held_out_fraction"
             )
-    labels = run.corpus.labels if isinstance(run.corpus, Mixture) else []
-    for name, measured in run.evaluate.sets.items():
-        if isinstance(measured, HeldOut) and measured.source is not None and measured.source not in labels:
-            yield f"evaluate.sets.{name}.source is {measured.source!r}, and the corpus's sources are {labels}"
     if run.evaluate.sets and not run.prepare.targets:
         yield "evaluate.sets are measured against the teacher, which needs prepare.targets: true"
 

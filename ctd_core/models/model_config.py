@@ -66,7 +66,7 @@ def check_transferable(values: dict[str, Any], name: str, same_vocabulary: bool)
         UsageError: the model has tables of its vocabulary's size beside embeddings and output matrix, its weights are
             quantised, or it reads bytes before each byte.
     """
-    method = (values.get("quantization_config") or {}).get("quant_method")
+    method = _quantised_by(values)
     if method is not None and method not in WIDENED:
         raise UsageError(
             f"{name} holds weights quantised by {method}, so no student can be made from it: name the model that it "
@@ -86,12 +86,18 @@ def check_transferable(values: dict[str, Any], name: str, same_vocabulary: bool)
 
 def check_learnable(name: str, revision: str | None, trust_remote_code: bool) -> None:
     """Raises UsageError where the weights of a student of its own are quantised; raises as read_model_config too."""
-    config = _config_values(name, revision, trust_remote_code).get("quantization_config") or {}
-    if config:
+    method = _quantised_by(_config_values(name, revision, trust_remote_code))
+    if method is not None:
         raise UsageError(
-            f"student.model: {name} holds weights quantised by {config.get('quant_method')}, which do not learn. Name "
-            "the model that it was quantised from."
+            f"student.model: {name} holds weights quantised by {method}, which do not learn. Name the model that it "
+            "was quantised from."
         )
+
+
+def _quantised_by(values: dict[str, Any]) -> str | None:
+    """The method by which the weights of a model are quantised; None where they are not."""
+    config = values.get("quantization_config")
+    return str(config.get("quant_method", "a method without a name")) if config else None
 
 
 def check_origin(name: str, revision: str | None, trust_remote_code: bool, same_vocabulary: bool) -> None:

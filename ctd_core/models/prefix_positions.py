@@ -48,15 +48,15 @@ def prefix_top(k: int, drawn: int, student: PreparedTokenizer, teacher: Prepared
     ends = _turn_ends(teacher)
     for token in ends:  # where the student has none of its name
         spellings[token] = spellings[token] or own_end
-    if len(end) == 1 and own_end:
-        spellings[end[0]] = own_end  # and no beginning too, for a token that stands for both
+    if len(end) == 1:
+        ends.add(end[0])
+        spellings[end[0]] = own_end or spellings[end[0]]  # and no beginning too, for a token that stands for both
     rows = student.encoder.num_embeddings  # a special token may have none
     spellings = [[] if rows is not None and max(spelling, default=-1) >= rows else spelling for spelling in spellings]
     trie = spelling_trie(spellings)
     ranks = np.full(len(spellings), -1)
     ranks[trie.order] = np.arange(len(trie.order))
     first_tokens = np.array([spelling[0] if spelling else -1 for spelling in spellings])
-    ends |= {*(end if len(end) == 1 else ())}
     return PrefixTop(k, drawn, trie, of_student, of_teacher, first_tokens, ranks, np.array(sorted(ends), dtype=int))
 
 

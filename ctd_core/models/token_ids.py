@@ -14,15 +14,13 @@ IDS = re.compile(
     r"|forced_(bos|eos|decoder)_.*ids?|sequence_bias|eos_ids|eoi_token.*|boi_token.*"
 )
 ROLES = ("bos", "eos", "pad")
+OF_MEDIA = re.compile("image|video|audio|vision|boi|eoi|boa|eoa")  # of which models compare texts with each id
+NO_TOKEN = -1  # an id that no text has
 # Of a generation config: under another tokenizer, as many tokens are another text.
 COUNTS_OF_TOKENS = (
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size",
     "exponential_decay_length_penalty", "length_penalty",
 )  # fmt: skip
-
-
-OF_MEDIA = re.compile("image|video|audio|vision|boi|eoi|boa|eoa")
-NO_TOKEN = -1  # an id that no text has
 
 
 def renumber(
@@ -59,7 +57,7 @@ def renumber(
         elif role in ROLES and name.endswith("_token_id"):
             kept = own if own is not None else kept
         elif kept is None and isinstance(value, int) and OF_MEDIA.match(name):
-            kept = NO_TOKEN  # models compare them with the ids of a text
+            kept = NO_TOKEN
         setattr(holder, name, kept)
     for role in ROLES:  # also where the teacher's config has none
         if getattr(config, f"{role}_token_id", None) is None:

@@ -54,9 +54,6 @@ class Actors:
         return self.gpus > 0 if self.count else torch.cuda.is_available()
 
 
-HERE = Actors()
-
-
 @dataclass(frozen=True)
 class Job:
     """What writes, and how: all that decides what is written, but for prompts.
@@ -69,8 +66,8 @@ class Job:
     options: Sampling
     batch: int
     seed: int
-    average: Average = "probabilities"
-    actors: Actors = HERE
+    average: Average
+    actors: Actors
 
     @property
     def max_positions(self) -> int | None:

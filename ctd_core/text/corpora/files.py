@@ -21,14 +21,14 @@ def matching_files(patterns: list[str]) -> list[str]:
     Raises:
         UsageError: a pattern matches none.
     """
-    found: list[str] = []
+    found: dict[tuple[str, ...], str] = {}
     for pattern in patterns:
         files = find_files(pattern)
         if not files:
             raise UsageError(_no_file(pattern))
-        found += files
-    by_place = {_place(file): file for file in reversed(found)}  # patterns may overlap, and paths be links
-    return [file for file in dict.fromkeys(found) if by_place[_place(file)] == file]
+        for file in files:
+            found.setdefault(_place(file), file)  # patterns may overlap, and paths be links
+    return list(found.values())
 
 
 def _place(file: str) -> tuple[str, ...]:
